@@ -1,0 +1,188 @@
+"""From a recipe to a stream of merged tensors, which goes into a live model or a directory.
+
+What does not depend on the genome (Gram matrices, magnitude tables) is
+computed once per `Merger` and kept.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+import xxhash
+from safetensors import safe_open
+
+from evomerge import kernels
+from evomerge.errors import BadInput, CandidateFailure, Fault, nearest
+from evomerge.layout import place
+from evomerge.operators import OPERATORS, Operator
+from evomerge.recipe import Group, Recipe
+from evomerge.sources import Source
+
+
+def plan(recipe: Recipe, file: str = "recipe") -> Operator:
+    """Check a recipe against its method's signature and return the method.
+
+    Raises:
+        BadInput: with every fault.
+    """
+    operator = OPERATORS.get(recipe.method, file, "method")
+    faults = []
+
+    def fault(key: str, wrong: str, mend: str) -> None:
+        faults.append(Fault(file, key, wrong, mend))
+
+    if operator.needs_base and recipe.base is None:
+        fault(
+            "base", f"{operator.name} needs a base", "write the common ancestor's directory or id"
+        )
+    if operator.models and len(recipe.models) != operator.models:
+        wrong = f"{operator.name} merges {operator.models} models, not {len(recipe.models)}"
+        fault("models", wrong, f"list {operator.models}")
+    if operator.draws and recipe.seed is None:
+        fault("seed", f"{operator.name} draws random masks", "write a whole number")
+    for name, value in recipe.options.items():
+        if name not in operator.options:
+            fault(f"options.{name}", "unknown option", nearest(name, operator.options))
+        elif not isinstance(value, bool):
+            fault(f"options.{name}", f"{value!r} is not true or false", "write true or false")
+    for index, group in enumerate(recipe.groups):
+        for name, wrong, mend in _value_faults(group, operator, len(recipe.models)):
+            fault(f"groups.{index}.{name}", wrong, mend)
+    if faults:
+        raise BadInput(*faults)
+    return operator
+
+
+def _value_faults(group: Group, operator: Operator, models: int) -> Iterator[tuple[str, str, str]]:
+    for name, value in group.values.items():
+        if name not in operator.parameter:
+            yield name, f"{operator.name} has no '{name}'", nearest(name, operator.parameter)
+            continue
+        axis = operator.parameter[name].axis
+        if axis.per_model != isinstance(value, tuple) or (axis.per_model and len(value) != models):
+            wanted = f"a list of {models} numbers, one per model" if axis.per_model else "a number"
+            yield name, f"{value!r} is not {wanted}", f"write {wanted}"
+        elif not all(axis.low <= v <= axis.high for v in np.atleast_1d(value)):
+            yield name, f"{value!r} is out of range", f"stay within {axis.low:g} to {axis.high:g}"
+    for parameter in operator.parameters:
+        if parameter.default is None and parameter.name not in group.values:
+            yield parameter.name, "is missing", f"{operator.name} needs it in every group"
+
+
+class Merger:
+    """Merges recipes over one set of opened sources, again and again.
+
+    Weights are read through the operating system's page cache, which the workers of a node
+    share; on a GPU each source is copied to it once.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        hashes: Mapping[str, str],
+        device: torch.device | str = "cpu",
+    ):
+        """
+        Args:
+            sources: every source that a recipe may name, by that name.
+            hashes: their content hashes.
+            device: where tensors are merged.
+        """
+        self.sources, self.hashes, self.device = dict(sources), dict(hashes), torch.device(device)
+        self._files: dict = {}
+        self._on_device: dict[tuple[str, str], torch.Tensor] = {}
+        self._grams: dict[tuple, np.ndarray] = {}
+        self._tables: dict[tuple, kernels.MagnitudeTable] = {}
+
+    def tensor(self, source: str, name: str) -> torch.Tensor:
+        """Return one tensor of a source, in its own dtype, on the merger's device."""
+        if (source, name) in self._on_device:
+            return self._on_device[source, name]
+        file = self.sources[source].tensors[name].file
+        if file not in self._files:
+            self._files[file] = safe_open(file, framework="pt", device="cpu")
+        tensor = self._files[file].get_tensor(name)
+        if self.device.type != "cpu":
+            tensor = self._on_device[source, name] = tensor.to(self.device)
+        return tensor
+
+    def stream(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, merged tensor) in canonical order, in the recipe's dtype.
+
+        Raises:
+            CandidateFailure: a merged tensor is not finite, or no group holds a tensor.
+        """
+        operator = plan(recipe)
+        dtype = getattr(torch, recipe.dtype)
+        for name in self.sources[recipe.sources[0]].tensors:
+            group = group_of(recipe, name)
+            merged = self._merge(recipe, operator, group, name).to(dtype)
+            if not torch.isfinite(merged).all():
+                raise CandidateFailure(f"merged tensor {name} is not finite")
+            yield name, merged
+
+    def _merge(self, recipe: Recipe, operator: Operator, group: Group, name: str) -> torch.Tensor:
+        values = {
+            p.name: np.asarray(group.values[p.name], float)
+            if p.name in group.values
+            else np.full(len(recipe.models) if p.axis.per_model else (), p.default, float)
+            for p in operator.parameters
+        } | dict(recipe.options)
+        named = ((recipe.base,) if operator.needs_base else ()) + recipe.models
+        tensors = [self.tensor(source, name) for source in named]
+        if operator.family == "linear":
+            gram = [self._gram(named, name, tensors)] if operator.needs_gram else []
+            coefficients = operator.function(*gram, **values)
+            return kernels.weighted_sum(tensors, coefficients)
+        how = operator.function(**values)
+        base, *models = tensors
+        thresholds, keys = [], []
+        for i, source in enumerate(recipe.models):
+            if how.thin == "magnitude":
+                tau = kernels.task_vector(base, models[i])
+                table = self._table(recipe.base, source, name, tau)
+                thresholds.append(table.threshold(tau, float(how.density[i])))
+            else:
+                keys.append(mask_key(recipe.seed, self.hashes[source], name))
+        return kernels.masked_sum(base, models, how, thresholds, keys)
+
+    def _gram(self, named: tuple[str, ...], name: str, tensors: list) -> np.ndarray:
+        if (named, name) not in self._grams:
+            self._grams[named, name] = kernels.gram_matrix(tensors)
+        return self._grams[named, name]
+
+    def _table(self, base: str, model: str, name: str, tau: torch.Tensor):
+        if (base, model, name) not in self._tables:
+            self._tables[base, model, name] = kernels.MagnitudeTable(tau)
+        return self._tables[base, model, name]
+
+
+def group_of(recipe: Recipe, name: str) -> Group:
+    """Return the first group of `recipe` that holds the tensor `name`."""
+    where = place(name)
+    for group in recipe.groups:
+        if group.holds(name, where):
+            return group
+    raise CandidateFailure(f"no group of the recipe holds tensor {name}")
+
+
+def mask_key(seed: int, model_hash: str, tensor: str) -> tuple[int, int]:
+    """Return the random generator's key for one model's tensor: two 32-bit words."""
+    digest = hashlib.sha256(f"{seed}/{model_hash}/{tensor}".encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+class Checksum:
+    """XXH3-128 over the names, dtypes, shapes and bytes of a stream of tensors."""
+
+    def __init__(self):
+        self._hash = xxhash.xxh3_128()
+
+    def update(self, name: str, tensor: torch.Tensor) -> None:
+        self._hash.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+        self._hash.update(flat.numpy().data)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()

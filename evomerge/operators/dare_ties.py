@@ -1,0 +1,22 @@
+"""DARE with TIES' sign election."""
+
+from evomerge.operators import Densities, Masked, Scale, Weights, masked_method
+
+
+@masked_method(paper="https://arxiv.org/abs/2311.03099", draws=True)
+def dare_ties(
+    *,
+    weight: Weights,
+    density: Densities = 1.0,
+    scale: Scale = 1.0,
+    rescale: bool = True,
+    normalize: bool = False,
+) -> Masked:
+    """Drop elements of each task vector at random, rescale the rest, elect a sign, add.
+
+    What is kept is divided by the density, as in the paper (mergekit matches the L1 norm).
+    The masks hang on the recipe's seed, the model and the tensor alone.
+    """
+    return Masked(
+        weight, density, "random", rescale=rescale, elect=True, normalize=normalize, scale=scale
+    )

@@ -1,0 +1,294 @@
+"""Sources: Hugging Face model directories, read through their safetensors headers.
+
+Everything here is torch-free. Opening a source reads config.json, the tokenizer's
+vocabulary and the headers; `digest` is the one pass over its weights.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evomerge.errors import BadInput, Fault
+from evomerge.layout import canonical_order, count_layers
+from evomerge.recipe import canonical_json
+
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+_SIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+_INTEGER = {2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# What a config says of its own history, not of the model.
+_CONFIG_NOISE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+# What must be equal for two models to be mergeable although shapes agree.
+_CONFIG_KEYS = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+
+
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint: its safetensors dtype, shape, file and bytes within it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened model directory. `name` is what the user wrote; `tensors` is in canonical order."""
+
+    name: str
+    path: Path
+    config: dict
+    tensors: dict[str, Tensor]
+    vocabulary: dict[str, int] = field(repr=False)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that most of its weights have, as recipes write it."""
+        sizes: dict[str, int] = {}
+        for t in self.tensors.values():
+            sizes[t.dtype] = sizes.get(t.dtype, 0) + t.end - t.begin
+        return DTYPES[max(sizes, key=sizes.get)]
+
+    @property
+    def layers(self) -> int:
+        return count_layers(self.tensors)
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.end - t.begin for t in self.tensors.values())
+
+
+class Digest(NamedTuple):
+    """One pass over the weights: the content's sha256, and the tensors that are not finite."""
+
+    sha256: str
+    not_finite: tuple[str, ...]
+
+
+def locate(name: str, file: str = "evomerge", key: str = "source") -> Path:
+    """Return the local directory of a source, fetching a hub id[@revision] if it is none.
+
+    Raises:
+        BadInput: it is neither a directory nor to be had from the hub.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    repository, _, revision = name.partition("@")
+    looks_local = name.startswith((".", "/", "~")) or repository.count("/") != 1 or " " in name
+    if looks_local:
+        mend = "write a model directory (relative to where evomerge is started) or a hub id"
+        raise BadInput(Fault(file, key, f"there is no directory '{name}'", mend))
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt"]
+        found = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
+    except Exception as error:  # the hub's client raises many kinds; each means: not to be had
+        wrong = f"'{name}' is no directory, and the hub did not give it ({type(error).__name__})"
+        raise BadInput(Fault(file, key, wrong, "check the path or the id[@revision]")) from error
+    return Path(found)
+
+
+def open_source(
+    name: str, *, file: str = "evomerge", key: str = "source", trust_remote_code: bool = False
+) -> Source:
+    """Open a model directory by its headers; loads no weight.
+
+    Raises:
+        BadInput: with every fault of this directory.
+    """
+    path = locate(name, file, key)
+    faults: list[Fault] = []
+
+    def fault(wrong: str, mend: str) -> None:
+        faults.append(Fault(file, key, f"{path}: {wrong}", mend))
+
+    config = _read_json(path / "config.json")
+    if config is None:
+        fault("config.json is missing or not JSON", "write a Hugging Face model directory")
+    elif "auto_map" in config and not trust_remote_code:
+        fault("config.json asks to run code of its own", "set sources.trust_remote_code: true")
+    tensors: dict[str, Tensor] = {}
+    try:
+        for shard in _shards(path):
+            tensors.update(_read_header(shard))
+    except ValueError as error:
+        fault(str(error), "download or save the model again")
+    except FileNotFoundError:
+        pickled = sorted(p.name for pattern in _PICKLES for p in path.glob(pattern))
+        wrong = f"holds pickled weights only ({pickled[0]})" if pickled else "holds no weights"
+        fault(wrong, "save it with save_pretrained, which writes safetensors")
+    for tensor_name, t in tensors.items():
+        if t.dtype not in DTYPES:
+            wrong = f"tensor {tensor_name} has dtype {t.dtype}, which is not merged"
+            fault(wrong, f"save the model as one of {', '.join(DTYPES.values())}")
+            break
+    if faults:
+        raise BadInput(*faults)
+    if config.get("tie_word_embeddings"):
+        tensors.pop("lm_head.weight", None)  # a second copy of the embeddings
+    ordered = {n: tensors[n] for n in canonical_order(tensors)}
+    return Source(name, path, config, ordered, _vocabulary(path))
+
+
+def mismatches(sources: Sequence[Source], file: str, key: str = "sources") -> list[Fault]:
+    """Return why `sources` cannot be merged with one another: the first is the measure."""
+    faults = []
+    first = sources[0]
+    for other in sources[1:]:
+        pair = f"'{other.name}' and '{first.name}'"
+        for k in _CONFIG_KEYS:
+            a, b = first.config.get(k), other.config.get(k)
+            if a != b:
+                wrong = f"{pair} differ in {k}: {b} and {a}"
+                faults.append(Fault(file, key, wrong, "merge models of one architecture"))
+        differ = [
+            n
+            for n in canonical_order(first.tensors | other.tensors)
+            if _shape(first, n) != _shape(other, n)
+        ]
+        if differ:
+            listed = ", ".join(
+                f"{n} ({_shape(other, n) or 'missing'} and {_shape(first, n) or 'missing'})"
+                for n in differ[:3]
+            )
+            wrong = f"{pair} differ in {len(differ)} tensors: {listed}"
+            faults.append(Fault(file, key, wrong, "merge models of one architecture"))
+        if first.vocabulary and other.vocabulary and first.vocabulary != other.vocabulary:
+            tokens = _differing_tokens(first.vocabulary, other.vocabulary)
+            wrong = f"{pair} have different tokenizers: {tokens}"
+            faults.append(Fault(file, key, wrong, "merge models that share one tokenizer"))
+    return faults
+
+
+def _shape(source: Source, name: str) -> tuple[int, ...] | None:
+    return source.tensors[name].shape if name in source.tensors else None
+
+
+def _differing_tokens(a: dict[str, int], b: dict[str, int]) -> str:
+    differ = sorted(
+        (t for t in a.keys() | b.keys() if a.get(t) != b.get(t)),
+        key=lambda t: (min(a.get(t, 1 << 60), b.get(t, 1 << 60)), t),
+    )
+    first = ", ".join(f"{t!r} is {b.get(t, 'absent')} and {a.get(t, 'absent')}" for t in differ[:3])
+    return f"{len(differ)} tokens, first {first}"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _shards(path: Path) -> list[Path]:
+    """Return the files that hold the weights; ValueError or FileNotFoundError if they do not."""
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        listed = _read_json(index)
+        if not isinstance(listed, dict) or not isinstance(listed.get("weight_map"), dict):
+            raise ValueError(f"{index.name} is not an index of shards")
+        shards = sorted(set(listed["weight_map"].values()))
+        if missing := [s for s in shards if not (path / s).exists()]:
+            raise ValueError(f"{len(missing)} of {len(shards)} shards are missing: {missing[0]}")
+        return [path / s for s in shards]
+    if (path / "model.safetensors").exists():
+        return [path / "model.safetensors"]
+    raise FileNotFoundError(path)
+
+
+def _read_header(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors header (8 bytes of length, JSON, then the data); check it adds up."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        length = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))[0]
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            raise ValueError(f"{file.name} is not a whole safetensors file")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError:
+            raise ValueError(f"{file.name} is not a safetensors file") from None
+    tensors, start = {}, 8 + length
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        if start + end > size:
+            raise ValueError(f"{file.name} is cut off within tensor {name}")
+        shape = tuple(entry["shape"])
+        tensors[name] = Tensor(entry["dtype"], shape, file, start + begin, start + end)
+    return tensors
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    """Return token -> id from tokenizer.json (or vocab.json); empty if there is neither."""
+    data = _read_json(path / "tokenizer.json")
+    if isinstance(data, dict):
+        vocabulary = data.get("model", {}).get("vocab") or {}
+        if isinstance(vocabulary, list):  # unigram models list [token, score]
+            vocabulary = {token: i for i, (token, *_) in enumerate(vocabulary)}
+        return vocabulary | {t["content"]: t["id"] for t in data.get("added_tokens", [])}
+    vocabulary = _read_json(path / "vocab.json")
+    return vocabulary if isinstance(vocabulary, dict) else {}
+
+
+def digest(source: Source) -> Digest:
+    """Hash a source's content and look for NaN and infinity, in one pass over its weights.
+
+    Cached in `$XDG_CACHE_HOME/evomerge` by path, size and time of every file. The content
+    is the weights by name, the config less its history, and the tokenizer.
+    """
+    files = sorted({t.file for t in source.tensors.values()})
+    files += [
+        p for p in (source.path / "config.json", source.path / "tokenizer.json") if p.exists()
+    ]
+    stamp = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    name = hashlib.sha256(canonical_json(stamp).encode()).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "evomerge" / "digests"
+    known = _read_json(cache / f"{name}.json")
+    if isinstance(known, dict) and known.get("stamp") == stamp:
+        return Digest(known["sha256"], tuple(known["not_finite"]))
+    found = _digest(source)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        beside = cache / f"{name}.{os.getpid()}.tmp"
+        beside.write_text(json.dumps({"stamp": stamp, **found._asdict()}))
+        beside.replace(cache / f"{name}.json")
+    except OSError:
+        return found  # a home that cannot be written costs the next start a pass, no more
+    return found
+
+
+def _digest(source: Source, chunk: int = 1 << 24) -> Digest:
+    config = {k: v for k, v in source.config.items() if k not in _CONFIG_NOISE}
+    sha = hashlib.sha256(canonical_json(config).encode())
+    sha.update(canonical_json(source.vocabulary).encode())
+    not_finite = []
+    for name, t in source.tensors.items():
+        sha.update(canonical_json([name, t.dtype, t.shape]).encode())
+        exponent, finite = _EXPONENT[t.dtype], True
+        with open(t.file, "rb") as stream:
+            stream.seek(t.begin)
+            left = t.end - t.begin
+            while left:
+                block = stream.read(min(chunk, left))
+                if not block:
+                    wrong = f"{t.file} ends within tensor {name}"
+                    raise BadInput(Fault(str(source.path), "", wrong, "download it again"))
+                left -= len(block)
+                sha.update(block)
+                bits = np.frombuffer(block, _INTEGER[_SIZE[t.dtype]])
+                finite = finite and not ((bits & exponent) == exponent).any()
+        if not finite:
+            not_finite.append(name)
+    return Digest(sha.hexdigest(), tuple(not_finite))

@@ -1,0 +1,44 @@
+"""Search spaces, one file each: named axes over recipes.
+
+A space is a class registered with `@space(kind)`. It is made from the campaign's `space`
+mapping and the sources' shape (`Sources`), and maps genomes, float64 vectors in [0, 1]^d,
+to recipes: `decode(genome) -> Recipe`, `encode(recipe) -> genome`, `start` (where a search
+may begin), `names` (one per gene). Its classmethod `faults` checks the mapping beforehand.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from evomerge.registry import Registry
+
+SPACES = Registry("evomerge.spaces", "search space")
+RESOLUTION = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a space needs to know of the sources: their names, labels and number of layers."""
+
+    base: str | None
+    models: tuple[str, ...]
+    labels: tuple[str, ...]
+    layers: int
+    dtype: str
+    seed: int
+
+
+def space(kind: str) -> Callable:
+    """Register a space class under the `kind` that campaign files write."""
+
+    def decorate(cls: type) -> type:
+        SPACES.add(kind, cls)
+        return cls
+
+    return decorate
+
+
+def quantize(genome: np.ndarray) -> np.ndarray:
+    """Round a genome to multiples of 2^-24 in [0, 1], so that no hash hangs on a last bit."""
+    return np.clip(np.round(np.asarray(genome, np.float64) / RESOLUTION) * RESOLUTION, 0.0, 1.0)

@@ -1,0 +1,324 @@
+"""The parameter space: one merge method's coefficients by layer group and module group."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evomerge.errors import Fault, nearest
+from evomerge.layout import PARTS
+from evomerge.operators import OPERATORS, Operator
+from evomerge.recipe import Group, Recipe
+from evomerge.registry import fits
+from evomerge.spaces import Sources, space
+
+_KEYS = {"kind", "method", "options", "layer_groups", "module_groups", "smooth", "axes", "dtype"}
+_AXIS_KEYS = {"low", "high", "log", "start", "tied"}
+_TIES = ("layers", "modules", "models")
+
+
+@dataclass(frozen=True)
+class Gene:
+    """One coordinate of a genome: where an axis' value holds, and its range."""
+
+    axis: str
+    model: int | None
+    layer: (
+        int | str | None
+    )  # a layer group (a knot if smooth), "outer" for the parts outside, None if tied
+    module: str | None
+    low: float
+    high: float
+    log: bool
+
+    def value(self, unit: float) -> float:
+        """Map [0, 1] to the axis' range, geometrically if `log`."""
+        if self.log:
+            return float(self.low * (self.high / self.low) ** unit)
+        return float(self.low + (self.high - self.low) * unit)
+
+    def unit(self, value: float) -> float:
+        """Invert `value`, clipped to [0, 1]."""
+        if self.log:
+            position = math.log(max(value, 1e-300) / self.low) / math.log(self.high / self.low)
+        else:
+            position = (value - self.low) / (self.high - self.low)
+        return min(1.0, max(0.0, position))
+
+
+@space("parameters")
+class ParametersSpace:
+    """Genomes are the axes' values on a grid of layer groups x module groups (x models).
+
+    Layers are cut into `layer_groups` runs of as equal length as can be; the tensors outside
+    the layers are one more group. With `smooth: true` the groups are knots, spread evenly
+    over depth, between which each layer's values are interpolated linearly. An axis may be
+    `tied` over layers, modules or models; one written as a plain number is fixed.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], sources: Sources):
+        """
+        Args:
+            spec: the campaign's `space` mapping, without faults.
+            sources: the shape of the sources.
+        """
+        self.sources = sources
+        self.operator: Operator = OPERATORS.get(spec["method"])
+        self.options = dict(spec.get("options", {}))
+        self.smooth = bool(spec.get("smooth", False))
+        self.knots = min(spec.get("layer_groups", 1), sources.layers)
+        self.modules: tuple[str | None, ...] = (*spec.get("module_groups", ()), None)
+        self.dtype = spec.get("dtype", sources.dtype)
+        self.axes: dict[str, Any] = dict(spec["axes"])
+        self._cells = [(k, m) for k in range(self.knots) for m in self.modules] + [("outer", None)]
+        self.genes: list[Gene] = []
+        self._index: dict[tuple, int] = {}
+        starts = []
+        for axis, entry in self.axes.items():
+            if not isinstance(entry, Mapping):
+                continue
+            for cell in self._cells:
+                for model in self._models(axis):
+                    key = self._key(axis, cell, model)
+                    if key not in self._index:
+                        self._index[key] = len(self.genes)
+                        gene = Gene(*key, entry["low"], entry["high"], entry.get("log", False))
+                        self.genes.append(gene)
+                        starts.append(self._start(gene, entry))
+        self.start = np.array(starts)
+
+    @property
+    def dimension(self) -> int:
+        return len(self.genes)
+
+    @property
+    def names(self) -> list[str]:
+        """One readable name per gene, e.g. `weight ja layers 0-2 self_attn`."""
+        return [self._name(g) for g in self.genes]
+
+    def decode(self, genome: np.ndarray) -> Recipe:
+        """Return the recipe at `genome`, (dimension,) float64 in [0, 1]."""
+        values = [g.value(float(u)) for g, u in zip(self.genes, genome, strict=True)]
+
+        def at(axis: str, cell: tuple) -> float | tuple[float, ...]:
+            entry = self.axes[axis]
+            per_model = self.operator.parameter[axis].axis.per_model
+            if not isinstance(entry, Mapping):
+                return (float(entry),) * len(self.sources.models) if per_model else float(entry)
+            found = tuple(values[self._index[self._key(axis, cell, m)]] for m in self._models(axis))
+            return found if per_model else found[0]
+
+        cells = {cell: {axis: at(axis, cell) for axis in self.axes} for cell in self._cells}
+        groups = [
+            Group(layers, module, values)
+            for layers, position in self._spans()
+            for module in self.modules
+            for values in [self._between(cells, position, module)]
+        ]
+        groups += [Group(part, None, cells["outer", None]) for part in PARTS]
+        base = self.sources.base if self.operator.needs_base else None
+        seed = self.sources.seed if self.operator.draws else None
+        return Recipe(
+            self.operator.name,
+            self.sources.models,
+            tuple(groups),
+            base,
+            self.dtype,
+            seed,
+            self.options,
+        )
+
+    def encode(self, recipe: Recipe) -> np.ndarray:
+        """Return the genome whose decoding comes closest to `recipe`, clipped to the bounds.
+
+        Exact for a recipe that this space decoded; a knot takes the values of the layer it
+        falls on.
+        """
+        genome = np.empty(self.dimension)
+        for i, gene in enumerate(self.genes):
+            layer = "outer" if gene.layer == "outer" else self._first_layer(gene.layer or 0)
+            value = self._value_in(recipe, gene, layer)
+            genome[i] = gene.unit(value)
+        return genome
+
+    def _value_in(self, recipe: Recipe, gene: Gene, layer: int | str) -> float:
+        for group in recipe.groups:
+            span = group.layers
+            inside = (
+                span is None
+                or (layer == "outer" and span == "embed")
+                or (isinstance(span, tuple) and layer != "outer" and span[0] <= layer < span[1])
+            )
+            if inside and group.modules in (gene.module, None) and gene.axis in group.values:
+                value = group.values[gene.axis]
+                return value[gene.model or 0] if isinstance(value, tuple) else value
+        return self.operator.parameter[gene.axis].default or 0.0
+
+    def _spans(self) -> list[tuple[tuple[int, int], float]]:
+        """Return each run of layers that shares values, with its position among the knots."""
+        layers = self.sources.layers
+        if self.smooth:
+            step = (self.knots - 1) / max(layers - 1, 1)
+            return [((l, l + 1), l * step) for l in range(layers)]
+        edges = [round(k * layers / self.knots) for k in range(self.knots + 1)]
+        return [((edges[k], edges[k + 1]), float(k)) for k in range(self.knots)]
+
+    def _first_layer(self, knot: int) -> int:
+        if self.smooth:
+            return round(knot * (self.sources.layers - 1) / max(self.knots - 1, 1))
+        return self._spans()[knot][0][0]
+
+    def _between(self, cells: dict, position: float, module: str | None) -> dict:
+        """Interpolate the values of the two knots around `position`."""
+        low = min(int(position), self.knots - 1)
+        share = position - low
+        a, b = cells[low, module], cells[min(low + 1, self.knots - 1), module]
+        if share == 0.0:
+            return a
+
+        def mix(x: Any, y: Any) -> Any:
+            if isinstance(x, tuple):
+                return tuple(map(mix, x, y))
+            return (1.0 - share) * x + share * y
+
+        return {axis: mix(a[axis], b[axis]) for axis in a}
+
+    def _models(self, axis: str) -> tuple[int | None, ...]:
+        per_model = self.operator.parameter[axis].axis.per_model
+        return tuple(range(len(self.sources.models))) if per_model else (None,)
+
+    def _key(self, axis: str, cell: tuple, model: int | None) -> tuple:
+        layer, module = cell
+        tied = self.axes[axis].get("tied", ())
+        return (
+            axis,
+            None if "models" in tied else model,
+            None if "layers" in tied else layer,
+            None if "modules" in tied else module,
+        )
+
+    def _start(self, gene: Gene, entry: Mapping) -> float:
+        """Begin at `start`, or weights at one n-th and all else in the middle; off the bounds."""
+        value = entry.get("start")
+        if value is None and gene.axis == "weight":
+            value = 1.0 / len(self.sources.models)
+        return 0.5 if value is None else min(0.95, max(0.05, gene.unit(value)))
+
+    def _name(self, gene: Gene) -> str:
+        model = "" if gene.model is None else f" {self.sources.labels[gene.model]}"
+        if gene.layer is None:
+            where = " all layers"
+        elif gene.layer == "outer":
+            where = " outside the layers"
+        elif self.smooth:
+            where = f" knot {gene.layer}"
+        else:
+            first, last = self._spans()[gene.layer][0]
+            where = f" layers {first}-{last - 1}"
+        return f"{gene.axis}{model}{where}" + (f" {gene.module}" if gene.module else "")
+
+    @classmethod
+    def faults(cls, spec: Mapping[str, Any], models: int, file: str) -> list[Fault]:
+        """Return what is wrong with a campaign's `space` mapping of this kind."""
+        faults: list[Fault] = []
+
+        def fault(key: str, wrong: str, mend: str) -> None:
+            faults.append(Fault(file, f"space.{key}", wrong, mend))
+
+        for key in spec:
+            if key not in _KEYS:
+                fault(str(key), f"unknown key '{key}'", nearest(str(key), _KEYS))
+        groups = spec.get("layer_groups", 1)
+        if not fits(groups, int) or groups < 1:
+            fault("layer_groups", f"{groups!r} is not a whole number of at least 1", "write e.g. 4")
+        modules = spec.get("module_groups", [])
+        if not isinstance(modules, list) or not all(isinstance(m, str) and m for m in modules):
+            fault(
+                "module_groups",
+                f"{modules!r} is not a list of substrings of tensor names",
+                "write e.g. [self_attn, mlp]",
+            )
+        if not isinstance(spec.get("smooth", False), bool):
+            fault("smooth", f"{spec['smooth']!r} is not true or false", "write true or false")
+        methods = OPERATORS.all()
+        method = spec.get("method")
+        if method not in methods:
+            wrong = f"there is no merge method '{method}'" if "method" in spec else "is missing"
+            fault("method", wrong, nearest(str(method), methods))
+            return faults
+        operator = methods[method]
+        if operator.models and models != operator.models:
+            wrong = f"{method} merges {operator.models} models; sources.models has {models}"
+            fault("method", wrong, f"list {operator.models} models or take another method")
+        for name, value in dict(spec.get("options") or {}).items():
+            if name not in operator.options:
+                fault(
+                    f"options.{name}",
+                    f"{method} has no option '{name}'",
+                    nearest(name, operator.options),
+                )
+            elif not isinstance(value, bool):
+                fault(f"options.{name}", f"{value!r} is not true or false", "write true or false")
+        axes = spec.get("axes")
+        if not isinstance(axes, Mapping) or not axes:
+            fault(
+                "axes",
+                "is missing" if axes is None else "is not a mapping of axes",
+                "write e.g. {weight: {low: 0.0, high: 1.5}}",
+            )
+            return faults
+        for name, entry in axes.items():
+            faults += _axis_faults(str(name), entry, operator, file)
+        for p in operator.parameters:
+            if p.default is None and p.name not in axes:
+                fault(f"axes.{p.name}", f"{method} needs it", "write {low: 0.0, high: 1.0}")
+        if not any(isinstance(entry, Mapping) for entry in axes.values()):
+            fault("axes", "nothing is searched", "give an axis {low: ..., high: ...}")
+        return faults
+
+
+def _axis_faults(name: str, entry: Any, operator: Operator, file: str) -> list[Fault]:
+    key = f"space.axes.{name}"
+    if name not in operator.parameter:
+        wrong = f"{operator.name} has no parameter '{name}'"
+        return [Fault(file, key, wrong, nearest(name, operator.parameter))]
+    axis = operator.parameter[name].axis
+    allowed = f"within {axis.low:g} to {axis.high:g}"
+    if not isinstance(entry, Mapping):
+        if not fits(entry, float) or not axis.low <= entry <= axis.high:
+            return [
+                Fault(
+                    file, key, f"{entry!r} is no axis", f"write {{low, high}} or a number {allowed}"
+                )
+            ]
+        return []
+    faults = [
+        Fault(file, f"{key}.{k}", f"unknown key '{k}'", nearest(str(k), _AXIS_KEYS))
+        for k in entry
+        if k not in _AXIS_KEYS
+    ]
+    for k in ("low", "high", *(("start",) if entry.get("start") is not None else ())):
+        if not fits(entry.get(k), float):
+            wrong = "is missing" if k not in entry else f"{entry[k]!r} is not a finite number"
+            faults.append(Fault(file, f"{key}.{k}", wrong, f"write a number {allowed}"))
+        elif not axis.low <= entry[k] <= axis.high:
+            faults.append(
+                Fault(file, f"{key}.{k}", f"{entry[k]} is out of range", f"stay {allowed}")
+            )
+    if not isinstance(entry.get("log", False), bool):
+        faults.append(Fault(file, f"{key}.log", f"{entry['log']!r} is not true or false"))
+    tied = entry.get("tied", [])
+    if not isinstance(tied, list) or not set(map(str, tied)) <= set(_TIES):
+        faults.append(
+            Fault(file, f"{key}.tied", f"{tied!r} will not do", f"list some of {', '.join(_TIES)}")
+        )
+    if faults:
+        return faults
+    if entry["low"] >= entry["high"]:
+        wrong = f"low {entry['low']} is not below high {entry['high']}"
+        faults.append(Fault(file, key, wrong, "swap them, or write one number to fix the axis"))
+    elif entry.get("log") and entry["low"] <= 0:
+        faults.append(Fault(file, f"{key}.log", "a log axis needs low above 0", "raise low"))
+    return faults
