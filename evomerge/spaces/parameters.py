@@ -161,7 +161,7 @@ class ParametersSpace:
         layers = self.sources.layers
         if self.smooth:
             step = (self.knots - 1) / max(layers - 1, 1)
-            return [((l, l + 1), l * step) for l in range(layers)]
+            return [((n, n + 1), n * step) for n in range(layers)]
         edges = [round(k * layers / self.knots) for k in range(self.knots + 1)]
         return [((edges[k], edges[k + 1]), float(k)) for k in range(self.knots)]
 
