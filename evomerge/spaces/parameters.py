@@ -10,7 +10,7 @@ import numpy as np
 from evomerge.errors import Fault, nearest
 from evomerge.layout import PARTS
 from evomerge.operators import OPERATORS, Operator
-from evomerge.recipe import Group, Recipe
+from evomerge.recipe import DTYPES, Group, Recipe
 from evomerge.registry import fits
 from evomerge.spaces import Sources, space
 
@@ -220,7 +220,7 @@ class ParametersSpace:
         return f"{gene.axis}{model}{where}" + (f" {gene.module}" if gene.module else "")
 
     @classmethod
-    def faults(cls, spec: Mapping[str, Any], models: int, file: str) -> list[Fault]:
+    def faults(cls, spec: Mapping[str, Any], models: int, base: bool, file: str) -> list[Fault]:
         """Return what is wrong with a campaign's `space` mapping of this kind."""
         faults: list[Fault] = []
 
@@ -233,6 +233,8 @@ class ParametersSpace:
         groups = spec.get("layer_groups", 1)
         if not fits(groups, int) or groups < 1:
             fault("layer_groups", f"{groups!r} is not a whole number of at least 1", "write e.g. 4")
+        if spec.get("dtype", DTYPES[0]) not in DTYPES:
+            fault("dtype", f"{spec['dtype']!r} is no dtype", f"write one of {', '.join(DTYPES)}")
         modules = spec.get("module_groups", [])
         if not isinstance(modules, list) or not all(isinstance(m, str) and m for m in modules):
             fault(
@@ -252,6 +254,8 @@ class ParametersSpace:
         if operator.models and models != operator.models:
             wrong = f"{method} merges {operator.models} models; sources.models has {models}"
             fault("method", wrong, f"list {operator.models} models or take another method")
+        if operator.needs_base and not base:
+            fault("method", f"{method} needs a base", "write sources.base")
         for name, value in dict(spec.get("options") or {}).items():
             if name not in operator.options:
                 fault(

@@ -1,0 +1,511 @@
+"""The archive: one SQLite file that holds every ask and every tell, in order, with every
+candidate, outcome and item score. It is all that a resume needs.
+
+One process writes (the campaign); any number may read meanwhile. Each method that writes is
+one transaction, so a process killed at any line leaves whole facts or none.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evomerge.errors import EvomergeError
+from evomerge.pareto import Objective, dominates
+from evomerge.recipe import Outcome
+
+# Each entry takes a file from `PRAGMA user_version` = its index to the next; never edit one
+# that has been released.
+MIGRATIONS = (
+    """
+    CREATE TABLE campaign (
+        id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT, plan TEXT, provenance TEXT,
+        state TEXT, reason TEXT
+    );
+    CREATE TABLE starts (
+        id INTEGER PRIMARY KEY, at REAL, seconds REAL, machine TEXT
+    );
+    CREATE TABLE candidates (
+        id INTEGER PRIMARY KEY, recipe_id TEXT, recipe TEXT, genome BLOB, origin TEXT,
+        label TEXT, parents TEXT, ordinal INTEGER, dominated_by INTEGER REFERENCES candidates(id)
+    );
+    CREATE INDEX candidates_recipe_id ON candidates(recipe_id);
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY, kind TEXT, batch INTEGER, n INTEGER,
+        candidate_id INTEGER REFERENCES candidates(id), note TEXT, at REAL
+    );
+    CREATE INDEX events_candidate ON events(candidate_id, kind);
+    CREATE TABLE outcomes (
+        candidate_id INTEGER PRIMARY KEY REFERENCES candidates(id), status TEXT, reason TEXT,
+        value REAL, seconds_merge REAL, seconds_score REAL, items_scored INTEGER,
+        weights_checksum TEXT, worker TEXT, copy_of INTEGER REFERENCES candidates(id)
+    );
+    CREATE INDEX outcomes_value ON outcomes(value);
+    CREATE INDEX outcomes_status ON outcomes(status);
+    CREATE TABLE scores (
+        candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT, mean REAL,
+        stderr REAL, items INTEGER, PRIMARY KEY (candidate_id, objective, split)
+    ) WITHOUT ROWID;
+    CREATE TABLE items (
+        objective TEXT, split TEXT, ordinal INTEGER, doc_hash TEXT,
+        PRIMARY KEY (objective, split, ordinal)
+    ) WITHOUT ROWID;
+    CREATE TABLE item_scores (
+        candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT,
+        encoding TEXT, which BLOB, scores BLOB, PRIMARY KEY (candidate_id, objective, split)
+    );
+    CREATE INDEX candidates_front ON candidates(id) WHERE dominated_by IS NULL;
+    CREATE VIEW pareto_front AS
+        SELECT c.id, c.recipe_id, c.origin, c.label, s.objective, s.mean, s.stderr, s.items
+        FROM candidates c
+        JOIN outcomes o ON o.candidate_id = c.id AND o.status = 'ok'
+        JOIN scores s ON s.candidate_id = c.id AND s.split = 'search'
+        WHERE c.dominated_by IS NULL;
+    """,
+)
+
+
+class Candidate(NamedTuple):
+    """One row of `candidates`."""
+
+    id: int
+    recipe_id: str
+    recipe: dict
+    genome: np.ndarray | None
+    origin: str
+    label: str | None
+    ordinal: int | None
+
+
+class Event(NamedTuple):
+    """What a controller heard or was asked. `genomes` of an ask; `candidate` of a tell."""
+
+    seq: int
+    kind: str
+    n: int
+    genomes: tuple[np.ndarray, ...]
+    candidate: Candidate | None
+    means: dict[str, float] | None  # None for a failure
+
+
+class Score(NamedTuple):
+    """The mean over the items of one split, with its standard error."""
+
+    mean: float
+    stderr: float
+    items: int
+
+
+class Archive:
+    """The archive file of one campaign; see the module's docstring for who may write."""
+
+    def __init__(self, path: Path | str, *, write: bool = False):
+        """Open an archive; with `write`, create it if need be and bring its schema up to date.
+
+        Raises:
+            EvomergeError: there is no archive there, it cannot be read, or a later version
+                of evomerge wrote it.
+        """
+        from sqlite_utils import Database
+
+        self.path = Path(path)
+        if not write and not self.path.exists():
+            raise EvomergeError(f"{path}: there is no archive; is this a run's directory?")
+        try:
+            self.db = Database(sqlite3.connect(self.path, timeout=30.0, isolation_level=None))
+            version = self._query("PRAGMA user_version")[0]["user_version"]
+            if version > len(MIGRATIONS):
+                raise EvomergeError(f"{path}: written by a later version of evomerge; update it")
+            if write:
+                self._execute("PRAGMA journal_mode = WAL")
+                self._execute("PRAGMA synchronous = NORMAL")
+                for index in range(version, len(MIGRATIONS)):
+                    script = f"{MIGRATIONS[index]}; PRAGMA user_version = {index + 1}"
+                    self.db.conn.executescript(f"BEGIN; {script}; COMMIT")
+        except sqlite3.DatabaseError as error:
+            raise EvomergeError(f"{path}: {error}; is it an archive of evomerge?") from error
+        self._front: dict[int, tuple[float, ...]] | None = None
+
+    def close(self) -> None:
+        self.db.close()
+
+    def _execute(self, sql: str, parameters: Sequence | Mapping = ()) -> sqlite3.Cursor:
+        return self.db.conn.execute(sql, parameters)
+
+    def _query(self, sql: str, parameters: Sequence | Mapping = ()) -> list[dict]:
+        return list(self.db.query(sql, parameters))
+
+    # --- the campaign ------------------------------------------------------------------
+
+    def begin(self, name: str, plan: Mapping, provenance: Mapping, items: Iterable[tuple]) -> None:
+        """Write down the frozen plan, where everything comes from, and the items.
+
+        Args:
+            name, plan, provenance: of the campaign, JSON-able.
+            items: (objective, split, ordinal, doc_hash).
+        """
+        with self.db.atomic():
+            row = (name, json.dumps(plan), json.dumps(provenance))
+            self._execute("INSERT INTO campaign VALUES (1, ?, ?, ?, 'running', '')", row)
+            self.db.conn.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", items)
+
+    @property
+    def campaign(self) -> dict | None:
+        """The row of `campaign` with plan and provenance decoded; None before `begin`."""
+        rows = self._query("SELECT * FROM campaign")
+        if not rows:
+            return None
+        decoded = {k: json.loads(rows[0][k]) for k in ("plan", "provenance")}
+        return rows[0] | decoded
+
+    def set_plan(self, plan: Mapping) -> None:
+        self._execute("UPDATE campaign SET plan = ?", (json.dumps(plan),))
+
+    def set_state(self, state: str, reason: str = "") -> None:
+        self._execute("UPDATE campaign SET state = ?, reason = ?", (state, reason))
+
+    def item_hashes(self, objective: str, split: str) -> dict[int, str]:
+        sql = "SELECT ordinal, doc_hash FROM items WHERE objective = ? AND split = ?"
+        return {r["ordinal"]: r["doc_hash"] for r in self._query(sql, (objective, split))}
+
+    def start(self, machine: Mapping) -> int:
+        """Note that the campaign was started on `machine`; return the start's id."""
+        row = (time.time(), json.dumps(machine))
+        sql = "INSERT INTO starts (at, seconds, machine) VALUES (?, 0, ?)"
+        return self._execute(sql, row).lastrowid
+
+    def set_seconds(self, start: int, seconds: float) -> None:
+        """Note how long a start has run, by a clock that never goes back."""
+        self._execute("UPDATE starts SET seconds = ? WHERE id = ?", (seconds, start))
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of all starts together."""
+        return self._query("SELECT TOTAL(seconds) AS s FROM starts")[0]["s"]
+
+    # --- the ledger --------------------------------------------------------------------
+
+    def add_baseline(self, recipe_id: str, recipe: Mapping, label: str) -> int:
+        """Add a candidate that no controller proposed; return its id."""
+        sql = "INSERT INTO candidates (recipe_id, recipe, origin, label) VALUES (?, ?, ?, ?)"
+        row = (recipe_id, json.dumps(recipe), "baseline", label)
+        return self._execute(sql, row).lastrowid
+
+    def propose(self, n: int, proposals: Sequence[tuple[np.ndarray, str, Mapping]]) -> list[int]:
+        """Record one ask and its candidates, before anything is done with them.
+
+        Args:
+            n: how many were asked for.
+            proposals: (genome, recipe id, recipe JSON) of each that was proposed.
+
+        Returns:
+            The candidates' ids.
+        """
+        ids = []
+        with self.db.atomic():
+            last = self._query(
+                "SELECT MAX(batch) AS b, MAX(ordinal) AS o FROM (SELECT MAX(batch)"
+                " AS batch, NULL AS ordinal FROM events UNION ALL SELECT NULL,"
+                " MAX(ordinal) FROM candidates)"
+            )[0]
+            batch = (last["b"] or 0) + 1
+            ordinal = -1 if last["o"] is None else last["o"]
+            for genome, recipe_id, recipe in proposals:
+                ordinal += 1
+                blob = np.asarray(genome, "<f8").tobytes()
+                row = (recipe_id, json.dumps(recipe), blob, "search", ordinal)
+                sql = (
+                    "INSERT INTO candidates (recipe_id, recipe, genome, origin, ordinal)"
+                    " VALUES (?, ?, ?, ?, ?)"
+                )
+                ids.append(self._execute(sql, row).lastrowid)
+                self._event("ask", ids[-1], batch=batch, n=n)
+        return ids
+
+    def record(self, candidate: int, outcome: Outcome, value: float | None) -> None:
+        """Record an outcome on the search items; the controller may hear of it afterwards.
+
+        Args:
+            candidate: its id.
+            outcome: of the search split.
+            value: the weighted mean that a controller of one objective gets; None for a
+                failure, or as long as the baselines are not all scored.
+        """
+        items = sum(len(s) for s in outcome.scores.values())
+        with self.db.atomic():
+            self._execute(
+                "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+                (
+                    candidate,
+                    outcome.status,
+                    outcome.reason,
+                    value,
+                    outcome.seconds_merge,
+                    outcome.seconds_score,
+                    items,
+                    outcome.weights_checksum,
+                    outcome.worker,
+                ),
+            )
+            self._write_scores(candidate, "search", outcome.scores)
+            self._event("tell", candidate)
+            if outcome.status == "ok":
+                front, self._front = self._front, None  # read again if this fails half-way
+                self._front = self._place_on_front(candidate, front)
+
+    def record_copy(self, candidate: int, earlier: int) -> None:
+        """Record that a candidate is the same recipe as `earlier`, with the same outcome."""
+        with self.db.atomic():
+            self._execute(
+                "INSERT INTO outcomes SELECT ?, status, reason, value, 0, 0, 0,"
+                " weights_checksum, worker, candidate_id FROM outcomes WHERE candidate_id = ?",
+                (candidate, earlier),
+            )
+            self._execute(
+                "INSERT INTO scores SELECT ?, objective, split, mean, stderr, items FROM scores"
+                " WHERE candidate_id = ? AND split = 'search'",
+                (candidate, earlier),
+            )
+            # An equal is never dominated by its twin, and would stand on the front twice.
+            self._execute(
+                "UPDATE candidates SET dominated_by = ? WHERE id = ?", (earlier, candidate)
+            )
+            self._event("tell", candidate)
+
+    def record_retry(self, candidate: int, reason: str) -> int:
+        """Record that a worker died under a candidate; return how many have by now."""
+        with self.db.atomic():
+            self._event("retry", candidate, note=reason)
+            sql = "SELECT COUNT(*) AS n FROM events WHERE candidate_id = ? AND kind = 'retry'"
+            return self._query(sql, (candidate,))[0]["n"]
+
+    def record_final(self, candidate: int, outcome: Outcome) -> None:
+        """Record an outcome on the held-out items."""
+        with self.db.atomic():
+            self._write_scores(candidate, "heldout", outcome.scores)
+            self._event("final", candidate, note=outcome.reason)
+
+    def set_values(self, values: Mapping[int, float]) -> None:
+        """Fill in the values of candidates recorded before the baselines were complete."""
+        with self.db.atomic():
+            rows = [(v, c) for c, v in values.items()]
+            self.db.conn.executemany("UPDATE outcomes SET value = ? WHERE candidate_id = ?", rows)
+
+    def _event(self, kind: str, candidate: int, *, batch=None, n=None, note: str = "") -> None:
+        self._execute(
+            "INSERT INTO events (kind, batch, n, candidate_id, note, at) VALUES (?, ?, ?, ?, ?, ?)",
+            (kind, batch, n, candidate, note, time.time()),
+        )
+
+    def _write_scores(self, candidate: int, split: str, scores: Mapping[str, np.ndarray]) -> None:
+        for objective, items in scores.items():
+            mean, stderr, n = summary(items)
+            encoding, blob = encode_scores(items)
+            self._execute(
+                "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)",
+                (candidate, objective, split, mean, stderr, n),
+            )
+            self._execute(
+                "INSERT INTO item_scores VALUES (?, ?, ?, ?, NULL, ?)",
+                (candidate, objective, split, encoding, blob),
+            )
+
+    def _place_on_front(self, candidate: int, front: dict | None) -> dict:
+        """Keep `dominated_by` true: the newcomer meets the present front, and only that."""
+        if front is None:
+            front = self._vectors("c.dominated_by IS NULL")
+            front.pop(candidate, None)
+        mine = self._vectors("c.id = ?", (candidate,))[candidate]
+        sql = "UPDATE candidates SET dominated_by = ? WHERE id = ?"
+        for other, vector in front.items():
+            if dominates(vector, mine):
+                self._execute(sql, (other, candidate))
+                return front
+        for other in [o for o, vector in front.items() if dominates(mine, vector)]:
+            del front[other]
+            self._execute(sql, (candidate, other))
+        return front | {candidate: mine}
+
+    def _vectors(self, where: str, parameters: Sequence = ()) -> dict[int, tuple[float, ...]]:
+        """Return candidate -> signed search means, in the plan's order of objectives."""
+        signs = {o.name: o.sign for o in self.objectives}
+        sql = (
+            "SELECT c.id, s.objective, s.mean FROM candidates c JOIN outcomes o ON"
+            " o.candidate_id = c.id AND o.status = 'ok' JOIN scores s ON s.candidate_id = c.id"
+            f" AND s.split = 'search' WHERE {where}"
+        )
+        found: dict[int, dict[str, float]] = {}
+        for row in self._query(sql, parameters):
+            signed = signs[row["objective"]] * row["mean"]
+            found.setdefault(row["id"], {})[row["objective"]] = signed
+        return {c: tuple(means[name] for name in signs) for c, means in found.items()}
+
+    # --- what a resume reads -----------------------------------------------------------
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives as the provenance has them, with their directions resolved."""
+        if not hasattr(self, "_objectives"):
+            rows = self.campaign["provenance"]["objectives"]
+            self._objectives = tuple(Objective(**row) for row in rows)
+        return self._objectives
+
+    def candidates(self, where: str = "1", parameters: Sequence = ()) -> list[Candidate]:
+        """Return candidates by a condition on the table `candidates`, in order of id."""
+        columns = "id, recipe_id, recipe, genome, origin, label, ordinal"
+        sql = f"SELECT {columns} FROM candidates WHERE {where} ORDER BY id"
+        return [_candidate(r) for r in self._query(sql, parameters)]
+
+    def unfinished(self) -> list[Candidate]:
+        """Return the candidates without an outcome: asked before a kill, or in flight."""
+        return self.candidates("id NOT IN (SELECT candidate_id FROM outcomes)")
+
+    def earlier(self, recipe_id: str) -> int | None:
+        """Return the first candidate of this recipe that has an outcome, if there is one."""
+        sql = (
+            "SELECT c.id FROM candidates c JOIN outcomes o ON o.candidate_id = c.id"
+            " WHERE c.recipe_id = ? AND o.copy_of IS NULL ORDER BY c.id LIMIT 1"
+        )
+        rows = self._query(sql, (recipe_id,))
+        return rows[0]["id"] if rows else None
+
+    def events(self) -> Iterator[Event]:
+        """Yield the asks and tells in their order, each ask with all its genomes."""
+        means: dict[int, dict[str, float]] = {}
+        sql = "SELECT candidate_id, objective, mean FROM scores WHERE split = 'search'"
+        for row in self._query(sql):
+            means.setdefault(row["candidate_id"], {})[row["objective"]] = row["mean"]
+        sql = (
+            "SELECT e.seq, e.kind, e.batch, e.n, c.id, c.genome, c.origin, c.label, c.ordinal,"
+            " c.recipe_id FROM events e JOIN candidates c ON c.id = e.candidate_id"
+            " WHERE e.kind IN ('ask', 'tell') ORDER BY e.seq"
+        )
+        ask: list[dict] = []
+        for row in self._query(sql):
+            if ask and (row["kind"] != "ask" or row["batch"] != ask[0]["batch"]):
+                yield _ask_event(ask)
+                ask = []
+            if row["kind"] == "ask":
+                ask.append(row)
+            else:
+                candidate = _candidate(row | {"recipe": "{}"})
+                found = means.get(row["id"])
+                yield Event(row["seq"], "tell", 0, (), candidate, found)
+        if ask:
+            yield _ask_event(ask)
+
+    # --- what people look at -----------------------------------------------------------
+
+    def means(self, candidate: int, split: str = "search") -> dict[str, float]:
+        return {o: s.mean for o, s in self.scores(candidate, split).items()}
+
+    def scores(self, candidate: int, split: str) -> dict[str, Score]:
+        """Return objective -> score of a candidate on a split; empty if not scored there."""
+        sql = "SELECT * FROM scores WHERE candidate_id = ? AND split = ?"
+        rows = self._query(sql, (candidate, split))
+        return {r["objective"]: Score(r["mean"], r["stderr"], r["items"]) for r in rows}
+
+    def item_scores(self, candidate: int, objective: str, split: str) -> np.ndarray | None:
+        """Return a candidate's (items,) float32 scores, or None if it has none there."""
+        sql = (
+            "SELECT i.encoding, i.scores, s.items FROM item_scores i JOIN scores s USING"
+            " (candidate_id, objective, split) WHERE candidate_id = COALESCE((SELECT copy_of"
+            " FROM outcomes WHERE candidate_id = ? AND ? = 'search'), ?)"
+            " AND objective = ? AND split = ?"
+        )
+        rows = self._query(sql, (candidate, split, candidate, objective, split))
+        if not rows:
+            return None
+        return decode_scores(rows[0]["encoding"], rows[0]["scores"], rows[0]["items"])
+
+    def outcome(self, candidate: int) -> dict | None:
+        rows = self._query("SELECT * FROM outcomes WHERE candidate_id = ?", (candidate,))
+        return rows[0] if rows else None
+
+    def parents(self, candidate: int) -> list[int]:
+        sql = "SELECT parents FROM candidates WHERE id = ?"
+        return json.loads(self._query(sql, (candidate,))[0]["parents"] or "[]")
+
+    def front(self) -> list[int]:
+        """Return the ids of the candidates that no other dominates on search scores."""
+        sql = "SELECT DISTINCT id FROM pareto_front ORDER BY id"
+        return [r["id"] for r in self._query(sql)]
+
+    def best(self) -> int | None:
+        """Return the candidate of highest value, the earliest of equals."""
+        sql = (
+            "SELECT candidate_id FROM outcomes WHERE status = 'ok' AND value IS NOT NULL"
+            " ORDER BY value DESC, candidate_id LIMIT 1"
+        )
+        rows = self._query(sql)
+        return rows[0]["candidate_id"] if rows else None
+
+    def counts(self) -> dict[str, int]:
+        """Return how many candidates are ok, stopped, failed, and still without an outcome."""
+        rows = self._query("SELECT status, COUNT(*) AS n FROM outcomes GROUP BY status")
+        found = {"ok": 0, "stopped": 0, "failed": 0} | {r["status"]: r["n"] for r in rows}
+        total = self._query("SELECT COUNT(*) AS n FROM candidates")[0]["n"]
+        return found | {"running": total - sum(found.values())}
+
+    def proposed(self) -> int:
+        """Return how many candidates the controller has proposed."""
+        sql = "SELECT MAX(ordinal) AS o FROM candidates"
+        last = self._query(sql)[0]["o"]
+        return 0 if last is None else last + 1
+
+    def finals_done(self) -> set[int]:
+        sql = "SELECT candidate_id AS c FROM events WHERE kind = 'final'"
+        return {r["c"] for r in self._query(sql)}
+
+    def work_seconds(self) -> dict[str, float]:
+        """Return the seconds that workers spent merging and scoring, summed over candidates."""
+        sql = "SELECT TOTAL(seconds_merge) AS merge, TOTAL(seconds_score) AS score FROM outcomes"
+        return self._query(sql)[0]
+
+
+def _candidate(row: Mapping[str, Any]) -> Candidate:
+    genome = None if row["genome"] is None else np.frombuffer(row["genome"], "<f8")
+    return Candidate(
+        row["id"],
+        row["recipe_id"],
+        json.loads(row["recipe"]),
+        genome,
+        row["origin"],
+        row["label"],
+        row["ordinal"],
+    )
+
+
+def _ask_event(rows: list[dict]) -> Event:
+    genomes = tuple(np.frombuffer(r["genome"], "<f8") for r in rows)
+    return Event(rows[0]["seq"], "ask", rows[0]["n"], genomes, None, None)
+
+
+def summary(items: np.ndarray) -> Score:
+    """Return mean, standard error of the mean (n - 1 in the variance; 0 for one item), count."""
+    wide = np.asarray(items, np.float64)
+    n = len(wide)
+    if not n:
+        return Score(float("nan"), float("nan"), 0)
+    stderr = float(wide.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    return Score(float(wide.mean()), stderr, n)
+
+
+def encode_scores(items: np.ndarray) -> tuple[str, bytes]:
+    """Return (encoding, bytes) of float32 item scores: packed bits if all are 0 or 1."""
+    items = np.asarray(items, np.float32)
+    plain = ~np.signbit(items)  # -0.0 is no bit
+    if ((items == 0.0) | (items == 1.0)).all() and plain.all():
+        return "bits", np.packbits(items.astype(bool)).tobytes()
+    return "f32", items.astype("<f4").tobytes()
+
+
+def decode_scores(encoding: str, blob: bytes, n: int) -> np.ndarray:
+    """Invert `encode_scores` for `n` items."""
+    if encoding == "bits":
+        return np.unpackbits(np.frombuffer(blob, np.uint8), count=n).astype(np.float32)
+    return np.frombuffer(blob, "<f4")

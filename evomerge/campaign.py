@@ -1,0 +1,395 @@
+"""The campaign: the loop between controller, archive and pool, and the directory it lives in.
+
+Every proposal and every outcome is on disk before the controller hears of it, and a
+controller is rebuilt by replaying the ledger: this process may be killed at any line, and
+what is lost is only the evaluations then in flight.
+"""
+
+import contextlib
+import fcntl
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.archive import Archive, Candidate
+from evomerge.controllers import CONTROLLERS, Told
+from evomerge.errors import EvomergeError
+from evomerge.fitness import Split
+from evomerge.pareto import Objective, Scale, hypervolume_contributions
+from evomerge.pool import Finished, Job, Lost, Pool, WorkerPlan
+from evomerge.recipe import Outcome, Recipe, single, uniform
+from evomerge.spaces import quantize
+
+_DEATHS_ALLOWED = 1  # a candidate that kills its worker once more than this has failed
+_HEARTBEAT = 1.0  # seconds between looks at the clock and at a request to stop
+
+
+@dataclass
+class Campaign:
+    """A checked plan with what it names, opened: all that the loop needs.
+
+    Attributes:
+        plan: the campaign file with its defaults written out.
+        space: the search space over the sources.
+        objectives: with directions resolved, in the plan's order.
+        splits: objective -> ordinals searched and held out.
+        item_hashes: objective -> hash of each item.
+        worker: what workers are started with.
+        labels: source name -> label.
+        warnings: for the user, one line each.
+    """
+
+    plan: dict
+    space: Any
+    objectives: tuple[Objective, ...]
+    splits: dict[str, Split]
+    item_hashes: dict[str, list[str]]
+    worker: WorkerPlan
+    labels: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
+
+    def controller(self) -> Any:
+        """Make the plan's controller, fresh."""
+        options = {k: v for k, v in self.plan["controller"].items() if k != "kind"}
+        cls = CONTROLLERS.get(self.plan["controller"]["kind"])
+        return cls(
+            dimension=self.space.dimension,
+            seed=self.plan["seed"],
+            start=self.space.start,
+            **options,
+        )
+
+    def baselines(self) -> list[tuple[str, Recipe]]:
+        """Return (label, recipe) of each source and of the models' uniform average."""
+        dtype = self.worker.dtype
+        found = [(label, single(name, dtype)) for name, label in self.labels.items()]
+        models = tuple(self.plan["sources"]["models"].values())
+        return [*found, ("uniform", uniform(models, dtype))] if len(models) > 1 else found
+
+    def items(self) -> Iterator[tuple[str, str, int, str]]:
+        """Yield (objective, split, ordinal, hash) of every item that is ever scored."""
+        for name, split in self.splits.items():
+            for side in ("search", "heldout"):
+                for ordinal in getattr(split, side):
+                    yield name, side, ordinal, self.item_hashes[name][ordinal]
+
+    def provenance(self) -> dict:
+        """Return where everything comes from: versions, hashes, commit, machine."""
+        return {
+            "objectives": [vars(o) for o in self.objectives],
+            "genes": self.space.names,
+            "sources": {
+                label: {"name": name, "sha256": self.worker.hashes[name]}
+                for name, label in self.labels.items()
+            },
+            "seed": self.plan["seed"],
+            "machine": machine(self.worker),
+        }
+
+
+def machine(worker: WorkerPlan) -> dict:
+    """Return what this start runs on: versions, git commit, host, cores, threads."""
+    packages = ("evomerge", "torch", "transformers", "lm-eval", "cma", "numpy", "ray", "optuna")
+    return {
+        "versions": {"python": platform.python_version()} | _versions(packages),
+        "git": _git_commit(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": worker.threads,
+        "device": worker.device,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _git_commit() -> dict | None:
+    """Return the commit of the folder evomerge was started in, and whether it is dirty."""
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10)
+        return run.stdout.strip() if run.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(git("status", "--porcelain"))} if commit else None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+class RunLock:
+    """Holds a run's directory by an OS lock that dies with its holder."""
+
+    def __init__(self, directory: Path):
+        self._path = directory / ".lock"
+
+    def __enter__(self) -> "RunLock":
+        """
+        Raises:
+            EvomergeError: another process holds it; the message says who.
+        """
+        self._file = open(self._path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise EvomergeError(f"{self._path.parent} is held by {holder}") from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {platform.node()}")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    @staticmethod
+    def held(directory: Path) -> bool:
+        """Tell whether a live process holds the run's directory."""
+        try:
+            with open(directory / ".lock", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+
+class ReplayMismatch(EvomergeError):
+    """The controller no longer proposes what the ledger holds."""
+
+
+class Runner:
+    """Drives one campaign until its budget is spent or `stop` is set."""
+
+    def __init__(
+        self,
+        campaign: Campaign,
+        archive: Archive,
+        pool: Pool,
+        *,
+        adopt: bool = False,
+        on_progress: Callable[[Archive], None] = lambda archive: None,
+    ):
+        """
+        Args:
+            campaign: checked and opened.
+            archive: open for writing, with this campaign in it.
+            pool: idle.
+            adopt: go on from the told outcomes if the controller proposes otherwise than
+                the ledger holds.
+            on_progress: called after every outcome and every heartbeat.
+        """
+        self.campaign, self.archive, self.pool = campaign, archive, pool
+        self.stop = False
+        self._adopt, self._on_progress = adopt, on_progress
+        self._twins: dict[str, list[Candidate]] = {}  # recipe in flight -> the same, waiting
+        self._start = archive.start(machine(campaign.worker))
+        self._began, self._before = time.monotonic(), archive.seconds
+
+    def run(self) -> bool:
+        """Baselines, search, finals; return whether the budget was spent (not interrupted)."""
+        self._score_baselines()
+        if self.stop:
+            return False
+        self._scale = Scale(self.campaign.objectives, self._baseline_means())
+        self.archive.set_values({c.id: self._scale.value(m) for c, m in self._baselines_scored()})
+        self._controller = self._replay()
+        for candidate in self.archive.unfinished():
+            self._submit(candidate)
+        while not self.stop and (wanted := self._wanted()) is not None:
+            if wanted:
+                self._ask(wanted)
+            self._wait()
+        while self.pool.busy:
+            self._wait()
+        if not self.stop:
+            self._score_finals()
+        return not self.stop
+
+    # --- baselines ---------------------------------------------------------------------
+
+    def _score_baselines(self) -> None:
+        """Score every source and the uniform average, before the controller is asked."""
+        there = {c.label for c in self.archive.candidates("origin = 'baseline'")}
+        for label, recipe in self.campaign.baselines():
+            if label not in there:
+                recipe_id = recipe.id(self.campaign.worker.hashes)
+                self.archive.add_baseline(recipe_id, recipe.to_json(), label)
+        waiting = [c for c in self.archive.unfinished() if c.origin == "baseline"]
+        while (waiting and not self.stop) or self.pool.busy:
+            while waiting and self.pool.idle and not self.stop:
+                self._submit(waiting.pop(0))
+            self._wait()
+
+    def _baselines_scored(self) -> list[tuple[Candidate, dict[str, float]]]:
+        found = []
+        for candidate in self.archive.candidates("origin = 'baseline'"):
+            if means := self.archive.means(candidate.id):
+                found.append((candidate, means))
+        return found
+
+    def _baseline_means(self) -> list[dict[str, float]]:
+        means = [m for _, m in self._baselines_scored()]
+        if not means:
+            first = self.archive.outcome(self.archive.candidates("origin = 'baseline'")[0].id)
+            raise EvomergeError(f"no source could be scored: {first['reason']}")
+        return means
+
+    # --- search ------------------------------------------------------------------------
+
+    def _replay(self) -> Any:
+        """Bring a fresh controller to where the ledger got to: its state is a fold of it."""
+        controller = self.campaign.controller()
+        for event in self.archive.events():
+            if event.kind == "tell":
+                controller.tell(self._told(event.candidate, event.means))
+                continue
+            asked = [quantize(g) for g in controller.ask(event.n)]
+            if len(asked) == len(event.genomes) and all(map(np.array_equal, asked, event.genomes)):
+                continue
+            if self._adopt:
+                return self._adopted()
+            kind = self.campaign.plan["controller"]["kind"]
+            raise ReplayMismatch(
+                f"event {event.seq}: {kind} no longer proposes what the archive holds; was a"
+                " library changed? `evomerge run ... --adopt` goes on from the told outcomes"
+            )
+        return controller
+
+    def _adopted(self) -> Any:
+        """Tell a fresh controller every outcome as somebody else's proposal."""
+        controller = self.campaign.controller()
+        for event in self.archive.events():
+            if event.kind == "tell":
+                told = self._told(event.candidate, event.means)
+                controller.tell(Told(None, told.genome, told.value, told.objectives))
+        return controller
+
+    def _told(self, candidate: Candidate, means: Mapping[str, float] | None) -> Told:
+        if means is None:
+            return Told(candidate.ordinal, candidate.genome, None, None)
+        value, vector = self._scale.value(means), self._scale.vector(means)
+        return Told(candidate.ordinal, candidate.genome, value, vector)
+
+    def _wanted(self) -> int | None:
+        """Return how many candidates to ask for now; None when the budget is spent."""
+        left = self.campaign.plan["budget"]["evaluations"] - self.archive.proposed()
+        hours = self.campaign.plan["budget"]["hours"]
+        if left <= 0 or (hours is not None and self._seconds() >= hours * 3600):
+            return None
+        return min(left, self.pool.idle)
+
+    def _ask(self, n: int) -> None:
+        genomes = [quantize(g) for g in self._controller.ask(n)]
+        if not genomes:
+            if not self.pool.busy:
+                raise EvomergeError("the controller proposed nothing while nothing is running")
+            return
+        recipes = [self.campaign.space.decode(g) for g in genomes]
+        hashes = self.campaign.worker.hashes
+        proposals = [(g, r.id(hashes), r.to_json()) for g, r in zip(genomes, recipes, strict=True)]
+        ids = self.archive.propose(n, proposals)
+        for candidate in self.archive.candidates("id >= ?", (ids[0],)):
+            self._submit(candidate)
+
+    def _submit(self, candidate: Candidate) -> None:
+        """Score a candidate, unless the same recipe was scored or is in flight."""
+        earlier = self.archive.earlier(candidate.recipe_id)
+        if earlier is not None:
+            self._record_copy(candidate, earlier)
+        elif candidate.recipe_id in self._twins:
+            self._twins[candidate.recipe_id].append(candidate)
+        else:
+            self._twins[candidate.recipe_id] = []
+            self.pool.submit(Job(candidate.id, candidate.recipe, "search"))
+
+    def _wait(self) -> None:
+        """Take the next event of the pool, if there is one within a heartbeat."""
+        event = self.pool.next_finished(timeout=_HEARTBEAT)
+        if isinstance(event, Lost):
+            deaths = self.archive.record_retry(event.job.candidate, event.reason)
+            if deaths <= _DEATHS_ALLOWED:
+                self.pool.submit(event.job)
+            else:
+                reason = f"killed its worker {deaths} times: {event.reason}"
+                event = Finished(event.job, Outcome("failed", reason))
+        if isinstance(event, Finished):
+            self._record(event.job, event.outcome)
+        self.archive.set_seconds(self._start, time.monotonic() - self._began)
+        self._on_progress(self.archive)
+
+    def _record(self, job: Job, outcome: Outcome) -> None:
+        if job.split == "heldout":
+            self.archive.record_final(job.candidate, outcome)
+            return
+        (candidate,) = self.archive.candidates("id = ?", (job.candidate,))
+        searching = candidate.origin != "baseline"
+        means = {o: float(np.mean(s, dtype=np.float64)) for o, s in outcome.scores.items()} or None
+        value = self._scale.value(means) if searching and means else None
+        self.archive.record(job.candidate, outcome, value)  # disk first,
+        if searching:
+            self._controller.tell(self._told(candidate, means))  # then memory
+        for twin in self._twins.pop(candidate.recipe_id, []):
+            self._record_copy(twin, candidate.id)
+
+    def _record_copy(self, candidate: Candidate, earlier: int) -> None:
+        self.archive.record_copy(candidate.id, earlier)
+        if candidate.origin != "baseline":
+            means = self.archive.means(candidate.id) or None
+            self._controller.tell(self._told(candidate, means))
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    # --- finals ------------------------------------------------------------------------
+
+    def _score_finals(self) -> None:
+        """Score baselines, the best and the most telling of the front on held-out items."""
+        if not any(split.heldout for split in self.campaign.splits.values()):
+            return
+        done = self.archive.finals_done()
+        waiting = [c for c in self.finalists() if c not in done]
+        while (waiting and not self.stop) or self.pool.busy:
+            while waiting and self.pool.idle and not self.stop:
+                (candidate,) = self.archive.candidates("id = ?", (waiting.pop(0),))
+                self.pool.submit(Job(candidate.id, candidate.recipe, "heldout"))
+            self._wait()
+
+    def finalists(self) -> list[int]:
+        """Return the baselines, the best, and up to `finals` of the front.
+
+        The front is ranked by hypervolume contribution against a point 10 % of the
+        baselines' range below the worst of them, equals by value.
+        """
+        baselines = [c.id for c, _ in self._baselines_scored()]
+        front = [i for i in self.archive.front() if i not in baselines]
+        means = [self.archive.means(i) for i in front]
+        vectors = np.array([self._scale.vector(m) for m in means], float)
+        reference = np.full(len(self.campaign.objectives), -0.1)
+        contribution = hypervolume_contributions(vectors, reference)
+        ranked = sorted(
+            zip(front, contribution, means, strict=True),
+            key=lambda row: (-row[1], -self._scale.value(row[2]), row[0]),
+        )
+        best = [b for b in [self.archive.best()] if b is not None]
+        chosen = [i for i, _, _ in ranked[: self.campaign.plan["finals"]]]
+        return list(dict.fromkeys([*baselines, *best, *chosen]))

@@ -1,0 +1,165 @@
+"""From a plan to an opened campaign: sources by their headers, tasks by their items.
+
+Every fault is gathered; no weight is loaded. `hash_sources` is the one pass over the
+weights, made before there is a ledger.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from evomerge.campaign import Campaign
+from evomerge.errors import BadInput, Fault, nearest
+from evomerge.fitness import open_fitness, split_items
+from evomerge.pareto import Objective
+from evomerge.pool import WorkerPlan
+from evomerge.sources import Source, digest, mismatches, open_source
+from evomerge.spaces import SPACES, Sources
+
+FEW_ITEMS = 20
+
+
+def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None = None) -> Campaign:
+    """Open what a plan names and check that it fits together.
+
+    Args:
+        plan: of `config.load`.
+        file: the name that faults carry.
+        moved: label -> directory of sources that lie elsewhere than the plan says.
+
+    Returns:
+        The campaign, its sources' hashes not yet filled in.
+
+    Raises:
+        BadInput: with every fault of the sources and the tasks.
+    """
+    faults: list[Fault] = []
+    labels = _labels(plan)
+    for label in moved or {}:
+        if label not in labels.values():
+            mend = nearest(label, labels.values())
+            faults.append(Fault("--source", label, "is no source of this campaign", mend))
+    opened: dict[str, Source] = {}
+    for name, label in labels.items():
+        key = "sources.base" if label == "base" else f"sources.models.{label}"
+        try:
+            where = (moved or {}).get(label, name)
+            trust = plan["sources"]["trust_remote_code"]
+            opened[name] = open_source(where, file=file, key=key, trust_remote_code=trust)
+        except BadInput as error:
+            faults += error.faults
+    if len(opened) > 1:
+        faults += mismatches(list(opened.values()), file)
+    fitness = {}
+    for index, spec in enumerate(plan["fitness"]):
+        try:
+            fitness[spec["name"]] = open_fitness(_said(spec), file, f"fitness.{index}")
+        except BadInput as error:
+            faults += error.faults
+    splits, warnings = {}, []
+    for index, spec in enumerate(plan["fitness"]):
+        if spec["name"] in fitness:
+            key = f"fitness.{index}"
+            faults += _item_faults(plan, spec, fitness[spec["name"]], file, key)
+            if not faults:
+                split = split_items(
+                    fitness[spec["name"]], spec["items"], plan["heldout"], plan["seed"]
+                )
+                splits[spec["name"]] = split
+                warnings += _few_items(spec["name"], split)
+    if faults:
+        raise BadInput(*dict.fromkeys(faults))
+    frame = next(iter(labels))
+    shape = Sources(
+        plan["sources"]["base"],
+        tuple(plan["sources"]["models"].values()),
+        tuple(plan["sources"]["models"]),
+        opened[frame].layers,
+        opened[frame].dtype,
+        plan["seed"],
+    )
+    space = SPACES.get(plan["space"]["kind"])(plan["space"], shape)
+    objectives = tuple(
+        Objective(spec["name"], fitness[spec["name"]].direction, spec["weight"])
+        for spec in plan["fitness"]
+    )
+    worker = WorkerPlan(
+        sources={name: str(source.path.resolve()) for name, source in opened.items()},
+        hashes={},
+        frame=frame,
+        dtype=getattr(space, "dtype", shape.dtype),
+        fitness={spec["name"]: _said(spec) for spec in plan["fitness"]},
+        splits=splits,
+        threads=_threads(plan["workers"]),
+        device=plan["workers"]["device"],
+        trust_remote_code=plan["sources"]["trust_remote_code"],
+    )
+    hashes = {name: f.hashes for name, f in fitness.items()}
+    return Campaign(dict(plan), space, objectives, splits, hashes, worker, labels, warnings)
+
+
+def hash_sources(campaign: Campaign, file: str) -> Campaign:
+    """Hash every source and refuse weights that are NaN or infinite.
+
+    Raises:
+        BadInput: naming each source and its first such tensors.
+    """
+    hashes, faults = {}, []
+    for name, path in campaign.worker.sources.items():
+        trust = campaign.worker.trust_remote_code
+        found = digest(open_source(path, file=file, trust_remote_code=trust))
+        hashes[name] = found.sha256
+        if found.not_finite:
+            listed = ", ".join(found.not_finite[:3])
+            wrong = f"{path}: {len(found.not_finite)} tensors hold NaN or infinity: {listed}"
+            label = campaign.labels[name]
+            faults.append(Fault(file, f"sources.{label}", wrong, "mend or leave out the model"))
+    if faults:
+        raise BadInput(*faults)
+    campaign.worker = replace(campaign.worker, hashes=hashes)
+    return campaign
+
+
+def _labels(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Return source name -> label, the base first; the frame of every merge is the first."""
+    base, models = plan["sources"]["base"], plan["sources"]["models"]
+    found = {base: "base"} if base else {}
+    for label, name in models.items():
+        found.setdefault(name, label)
+    return found
+
+
+def _said(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in spec.items() if v is not None}
+
+
+def _item_faults(plan: Mapping, spec: Mapping, fitness: Any, file: str, key: str) -> list[Fault]:
+    faults = []
+    there = len(fitness.hashes) if fitness.test_from is None else fitness.test_from
+    if spec["items"] and spec["items"] > there:
+        wrong = f"{spec['items']} items are more than the {there} there are"
+        faults.append(Fault(file, f"{key}.items", wrong, f"write at most {there}"))
+    if not there:
+        faults.append(Fault(file, key, "there is no item", "give it items"))
+    wants_test = isinstance(plan["heldout"], Mapping) and "split" in plan["heldout"]
+    if wants_test and fitness.test_from is None:
+        wrong = f"'{spec['name']}' has no validation and test split of its own"
+        faults.append(Fault(file, "heldout", wrong, "write a share such as 0.5"))
+    public = getattr(fitness, "searches_public_test_split", False) and not wants_test
+    if public and not plan["allow_benchmarks"]:
+        wrong = f"'{spec['task']}' would search on the test split of a public benchmark"
+        mend = "write heldout: {split: test}, or allow_benchmarks: true if you mean it"
+        faults.append(Fault(file, f"{key}.task", wrong, mend))
+    return faults
+
+
+def _few_items(name: str, split: Any) -> list[str]:
+    sides = {"search": len(split.search), "held-out": len(split.heldout)}
+    return [f"{name}: only {n} {side} items" for side, n in sides.items() if n < FEW_ITEMS]
+
+
+def _threads(workers: Mapping[str, Any]) -> int:
+    """Return torch threads per worker: the cores shared out, unless the plan says."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return workers["threads"] or max(1, (cores or 1) // workers["count"])

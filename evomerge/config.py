@@ -1,0 +1,359 @@
+"""Campaign files: YAML in, a checked plan out, or every fault at once.
+
+pydantic knows the form; what hangs on methods, controllers and spaces is asked of them.
+Nothing is loaded here but this text: `check.py` goes on to the sources and the tasks.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from evomerge.controllers import CONTROLLERS, RESERVED
+from evomerge.errors import BadInput, Fault, nearest
+from evomerge.registry import option_faults
+from evomerge.spaces import SPACES
+
+# What may change when a campaign is continued; all else is the campaign.
+MAY_CHANGE = ("budget", "workers", "finals")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+Text = Annotated[str, Field(min_length=1, strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+Share = Annotated[Number, Field(ge=0.0, lt=1.0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SourcesPart(_Part):
+    base: Text | None = None
+    models: dict[Text, Text] = Field(min_length=1)
+    trust_remote_code: Flag = False
+
+
+class FitnessPart(_Part):
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    task: Text | None = None
+    metric: Text | None = None
+    function: Text | None = None
+    items: Annotated[Whole, Field(ge=1)] | None = None
+    weight: Annotated[Number, Field(gt=0.0)] = 1.0
+    direction: Literal["maximize", "minimize"] | None = None
+    fewshot: Annotated[Whole, Field(ge=0)] | None = None
+    generation: dict[str, Any] | None = None
+    chat_template: Flag = False
+    system: Text | None = None
+    batch_size: Annotated[Whole, Field(ge=1)] | None = None
+
+
+class LastPart(_Part):
+    last: Share
+
+
+class TestPart(_Part):
+    split: Literal["test"]
+
+
+class BudgetPart(_Part):
+    evaluations: Annotated[Whole, Field(ge=1)]
+    hours: Annotated[Number, Field(gt=0.0)] | None = None
+
+
+class WorkersPart(_Part):
+    pool: Literal["inline", "ray"] = "inline"
+    count: Annotated[Whole, Field(ge=1)] = 1
+    gpus_each: Annotated[Number, Field(ge=0.0)] = 0.0
+    cpus_each: Annotated[Number, Field(gt=0.0)] | None = None
+    threads: Annotated[Whole, Field(ge=1)] | None = None
+    device: Text = "auto"
+    timeout: Annotated[Number, Field(gt=0.0)] | None = None
+
+
+class CampaignPart(_Part):
+    name: Text
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
+    sources: SourcesPart
+    space: dict[str, Any]
+    controller: dict[str, Any] = Field(default_factory=lambda: {"kind": "cmaes"})
+    fitness: list[FitnessPart] = Field(min_length=1)
+    heldout: Share | LastPart | TestPart = 0.5
+    budget: BudgetPart
+    workers: WorkersPart = Field(default_factory=WorkersPart)
+    finals: Annotated[Whole, Field(ge=0)] = 16
+    allow_benchmarks: Flag = False
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice, and reads 1e-3 as the number it is."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, str | int | float | bool) and key in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
+            )
+        seen.add(key if isinstance(key, str | int | float | bool) else id(key_node))
+    loader.flatten_mapping(node)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def load(path: Path | str, settings: Sequence[str] = ()) -> dict:
+    """Read a campaign file and return its plan: plain data with every default written out.
+
+    Args:
+        path: the YAML file.
+        settings: `a.b=YAML` overrides, in order.
+
+    Raises:
+        BadInput: with all faults of form, of the space, and of the controller.
+    """
+    file = str(path)
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        mend = "see search_spaces/ for examples"
+        raise BadInput(Fault(file, "", "a campaign file is a mapping of keys", mend))
+    for setting in settings:
+        _override(data, setting)
+    return check_plan(data, file)
+
+
+def read_yaml(path: Path | str) -> Any:
+    """Return a YAML file's content.
+
+    Raises:
+        BadInput: there is no such file, or it is not YAML; the fault names the line.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        wrong = f"cannot be read ({error.strerror or error})"
+        raise BadInput(Fault(str(path), "", wrong, "check the path")) from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else ""
+        wrong = getattr(error, "problem", None) or "this is not YAML"
+        raise BadInput(Fault(str(path), where, wrong, "mend the YAML")) from None
+
+
+def _override(data: dict, setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise BadInput(Fault("--set", setting, "is not key=value", "write e.g. budget.hours=2"))
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise BadInput(Fault("--set", key, f"'{text}' is not YAML", "quote it")) from None
+    *path, last = key.split(".")
+    for part in path:
+        data = _child(data, part, key)
+    if isinstance(data, list):
+        data[_index(data, last, key)] = value
+    else:
+        data[last] = value
+
+
+def _child(data: Any, part: str, key: str) -> Any:
+    if isinstance(data, list):
+        return data[_index(data, part, key)]
+    child = data.setdefault(part, {})
+    if not isinstance(child, dict | list):
+        raise BadInput(Fault("--set", key, f"'{part}' is no mapping", "name a key of a mapping"))
+    return child
+
+
+def _index(data: list, part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(data):
+        mend = f"write a number below {len(data)}"
+        raise BadInput(Fault("--set", key, f"there is no entry '{part}'", mend))
+    return int(part)
+
+
+def check_plan(data: Mapping[str, Any], file: str) -> dict:
+    """Check a campaign's mapping and return it with every default written out."""
+    faults: list[Fault] = []
+    plan: dict = {}
+    try:
+        plan = CampaignPart.model_validate(data).model_dump()
+    except ValidationError as error:
+        faults += _form_faults(error, data, file)
+    name = data.get("name")
+    if isinstance(name, str) and name and not _NAME.fullmatch(name):
+        wrong = f"'{name}' is no plain name"
+        mend = "use letters, digits, '.', '-' and '_': it names the folder under runs/"
+        faults.append(Fault(file, "name", wrong, mend))
+    models = _get(data, "sources", "models")
+    faults += _space_faults(data.get("space"), models, _get(data, "sources", "base"), file)
+    faults += _controller_faults(data.get("controller", {"kind": "cmaes"}), file)
+    faults += _fitness_faults(data.get("fitness"), file)
+    faults += _workers_faults(data.get("workers"), file)
+    if faults:
+        raise BadInput(*dict.fromkeys(faults))
+    return plan
+
+
+def _get(data: Any, *keys: str) -> Any:
+    for key in keys:
+        data = data.get(key) if isinstance(data, Mapping) else None
+    return data
+
+
+def _space_faults(space: Any, models: Any, base: Any, file: str) -> list[Fault]:
+    if not isinstance(space, Mapping):
+        return []  # pydantic has said so
+    kinds = SPACES.all()
+    kind = space.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        wrong = f"there is no space '{kind}'" if "kind" in space else "is missing"
+        return [Fault(file, "space.kind", wrong, nearest(str(kind), kinds))]
+    count = len(models) if isinstance(models, Mapping) else 0
+    return kinds[kind].faults(space, count, base is not None, file)
+
+
+def _controller_faults(controller: Any, file: str) -> list[Fault]:
+    if not isinstance(controller, Mapping):
+        return []
+    kinds = CONTROLLERS.all()
+    kind = controller.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        wrong = f"there is no controller '{kind}'" if "kind" in controller else "is missing"
+        return [Fault(file, "controller.kind", wrong, nearest(str(kind), kinds))]
+    options = {str(k): v for k, v in controller.items() if k != "kind"}
+    faults = option_faults(kinds[kind].__init__, options, RESERVED, file=file, key="controller")
+    if not faults:
+        import numpy as np
+
+        try:
+            kinds[kind](dimension=2, seed=0, start=np.full(2, 0.5), **options)
+        except ValueError as error:
+            key, _, wrong = str(error).partition(": ")
+            faults.append(Fault(file, f"controller.{key}", wrong))
+    return faults
+
+
+def _fitness_faults(entries: Any, file: str) -> list[Fault]:
+    faults, seen = [], set()
+    for index, entry in enumerate(entries if isinstance(entries, list) else []):
+        if not isinstance(entry, Mapping):
+            continue
+        key = f"fitness.{index}"
+        if ("task" in entry) == ("function" in entry):
+            wrong = "needs a task or a function" if "task" not in entry else "has task and function"
+            faults.append(Fault(file, key, wrong, "write one of the two"))
+        elif "task" in entry and "metric" not in entry:
+            mend = "write e.g. exact_match"
+            faults.append(Fault(file, f"{key}.metric", "is missing for a task", mend))
+        elif "function" in entry:
+            for k in ("metric", "fewshot", "generation", "chat_template", "system", "batch_size"):
+                if k in entry:
+                    wrong = "belongs to tasks, not to functions"
+                    faults.append(Fault(file, f"{key}.{k}", wrong, "leave it out"))
+        name = entry.get("name")
+        if isinstance(name, str) and name in seen:
+            wrong = f"two objectives are called '{name}'"
+            faults.append(Fault(file, f"{key}.name", wrong, "rename one"))
+        seen.add(str(name))
+    return faults
+
+
+def _workers_faults(workers: Any, file: str) -> list[Fault]:
+    if not isinstance(workers, Mapping) or workers.get("pool", "inline") != "inline":
+        return []
+    faults = []
+    for key, harmless in (("timeout", None), ("count", 1), ("gpus_each", 0)):
+        if workers.get(key, harmless) != harmless:
+            wrong = f"the inline pool has one worker, in this process, and no {key}"
+            faults.append(Fault(file, f"workers.{key}", wrong, "write workers.pool: ray"))
+    return faults
+
+
+_SAID = {
+    "missing": "is missing",
+    "string_type": "is not a text",
+    "string_too_short": "is empty",
+    "int_type": "is not a whole number",
+    "float_type": "is not a number",
+    "bool_type": "is not true or false",
+    "dict_type": "is not a mapping",
+    "list_type": "is not a list",
+    "model_type": "is not a mapping",
+    "finite_number": "is not a finite number",
+    "string_pattern_mismatch": "has characters other than letters, digits, '.', '-' and '_'",
+}
+
+
+def _form_faults(error: ValidationError, data: Any, file: str) -> list[Fault]:
+    faults = []
+    for e in error.errors():
+        path = [p for p in e["loc"] if p not in ("[key]",)]
+        if path[:1] == ["heldout"]:
+            mend = "write a share such as 0.5, {last: 0.2} or {split: test}"
+            faults.append(Fault(file, "heldout", f"{data.get('heldout')!r} will not do", mend))
+            continue
+        key = ".".join(map(str, path))
+        if e["type"] == "extra_forbidden":
+            mend = nearest(str(path[-1]), _known_keys(path[:-1]))
+            faults.append(Fault(file, key, f"unknown key '{path[-1]}'", mend))
+            continue
+        wrong = _SAID.get(e["type"], e["msg"][:1].lower() + e["msg"][1:])
+        if e["type"] != "missing" and isinstance(e["input"], str | int | float | None):
+            wrong = (
+                f"{_plain(e['input'])} {wrong}"
+                if e["type"] in _SAID
+                else f"{_plain(e['input'])}: {wrong}"
+            )
+        faults.append(Fault(file, key, wrong, "see the README's table of keys"))
+    return faults
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return "null" if value is None else repr(value)
+
+
+def _known_keys(path: Sequence[Any]) -> list[str]:
+    model: Any = CampaignPart
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        arguments = getattr(annotation, "__args__", ())
+        found = [
+            a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, _Part)
+        ]
+        if not found:
+            return []
+        model = found[0]
+    return list(model.model_fields)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return the dotted keys in which two plans differ, what `MAY_CHANGE` names left out."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            d
+            for k in keys
+            if path or k not in MAY_CHANGE
+            for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
+        ]
+    return [] if old == new else [path]
