@@ -54,7 +54,7 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
     fitness = {}
     for index, spec in enumerate(plan["fitness"]):
         try:
-            fitness[spec["name"]] = open_fitness(_said(spec), file, f"fitness.{index}")
+            fitness[spec["name"]] = open_fitness(_said(spec, plan), file, f"fitness.{index}")
         except BadInput as error:
             faults += error.faults
     splits, warnings = {}, []
@@ -89,7 +89,7 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
         hashes={},
         frame=frame,
         dtype=getattr(space, "dtype", shape.dtype),
-        fitness={spec["name"]: _said(spec) for spec in plan["fitness"]},
+        fitness={spec["name"]: _said(spec, plan) for spec in plan["fitness"]},
         splits=splits,
         threads=_threads(plan["workers"]),
         device=plan["workers"]["device"],
@@ -130,8 +130,14 @@ def _labels(plan: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _said(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in spec.items() if v is not None}
+def _said(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a fitness entry as fitnesses take it: what was said, and whose split it is."""
+    said = {k: v for k, v in spec.items() if v is not None}
+    return said | ({"own_test": True} if _wants_test(plan) else {})
+
+
+def _wants_test(plan: Mapping[str, Any]) -> bool:
+    return isinstance(plan["heldout"], Mapping) and "split" in plan["heldout"]
 
 
 def _item_faults(plan: Mapping, spec: Mapping, fitness: Any, file: str, key: str) -> list[Fault]:
@@ -142,11 +148,10 @@ def _item_faults(plan: Mapping, spec: Mapping, fitness: Any, file: str, key: str
         faults.append(Fault(file, f"{key}.items", wrong, f"write at most {there}"))
     if not there:
         faults.append(Fault(file, key, "there is no item", "give it items"))
-    wants_test = isinstance(plan["heldout"], Mapping) and "split" in plan["heldout"]
-    if wants_test and fitness.test_from is None:
+    if _wants_test(plan) and fitness.test_from is None:
         wrong = f"'{spec['name']}' has no validation and test split of its own"
         faults.append(Fault(file, "heldout", wrong, "write a share such as 0.5"))
-    public = getattr(fitness, "searches_public_test_split", False) and not wants_test
+    public = getattr(fitness, "searches_public_test_split", False) and not _wants_test(plan)
     if public and not plan["allow_benchmarks"]:
         wrong = f"'{spec['task']}' would search on the test split of a public benchmark"
         mend = "write heldout: {split: test}, or allow_benchmarks: true if you mean it"

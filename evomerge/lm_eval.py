@@ -6,6 +6,7 @@ document before any aggregation, so only metrics that lm-eval itself averages ca
 """
 
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -32,7 +33,8 @@ class TaskFitness:
         """
         Args:
             spec: a campaign's fitness entry: task, metric, fewshot, generation, chat_template,
-                system, batch_size.
+                system, batch_size; with own_test, items are the validation (or training)
+                documents, then the test ones.
             file, key: for faults.
 
         Raises:
@@ -44,8 +46,12 @@ class TaskFitness:
         self._metric, self._filter = self._choose_metric()
         better = self._task.higher_is_better()[self._metric]
         self.direction = spec.get("direction") or ("maximize" if better else "minimize")
-        self._docs = list(self._task.eval_docs)
+        self._parts = [self._task]
         self.test_from = None
+        if spec.get("own_test"):
+            self._parts = [self._on_development_split(), self._task]
+            self.test_from = len(self._parts[0].eval_docs)
+        self._docs = [doc for part in self._parts for doc in part.eval_docs]
         self.hashes = [item_hash(doc) for doc in self._docs]
 
     @property
@@ -54,6 +60,12 @@ class TaskFitness:
         config = self._task.config
         public = config.dataset_path is not None and config.dataset_path not in _HUB_FORMATS
         return public and not callable(config.custom_dataset) and self._task.has_test_docs()
+
+    def characters(self, sample: int = 32) -> float:
+        """Return the mean length of a document's prompt and target, over the first few."""
+        docs = self._docs[:sample]
+        texts = [f"{self._task.doc_to_text(d)}{self._task.doc_to_target(d)}" for d in docs]
+        return sum(map(len, texts)) / max(1, len(texts))
 
     def _load(self) -> Any:
         name = self._spec["task"]
@@ -87,6 +99,18 @@ class TaskFitness:
             task.set_config("generation_kwargs", self._spec["generation"], update=True)
         return task
 
+    def _on_development_split(self) -> Any:
+        """Return the task over its validation documents, or its training ones."""
+        config = self._task.config
+        development = config.validation_split or config.training_split
+        if not self._task.has_test_docs() or development is None:
+            wrong = f"'{self._task.task_name}' has no validation and test split of its own"
+            raise self._fault("task", wrong, "write heldout: a share such as 0.5")
+        part = copy.copy(self._task)
+        part._config = copy.copy(config)
+        part._config.test_split = development
+        return part
+
     def _choose_metric(self) -> tuple[str, str]:
         aggregation = self._task.aggregation()
         metric, _, chosen = self._spec["metric"].partition(",")
@@ -111,35 +135,40 @@ class TaskFitness:
     def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
         chat = bool(self._spec.get("chat_template", False))
         with _quietly():
-            self._lm = _language_model(
-                model, tokenizer, self._spec.get("batch_size") or DEFAULT_BATCH
-            )
-            self._task.set_fewshot_seed(_FEWSHOT_SEED)
-            self._task.build_all_requests(
-                samples=set(ordinals) or None,
-                system_instruction=self._spec.get("system"),
-                apply_chat_template=chat,
-                chat_template=self._lm.apply_chat_template if chat else None,
-                tokenizer_name=self._lm.tokenizer_name if chat else "",
-            )
-        by_position = defaultdict(list)  # doc_id counts the sampled documents
-        for instance in self._task.instances:
-            by_position[instance.doc_id].append(instance)
-        self._requests = {
-            ordinal: sorted(by_position[position], key=lambda r: r.idx)
-            for position, ordinal in enumerate(sorted(set(ordinals)))
-        }
+            batch_size = self._spec.get("batch_size") or DEFAULT_BATCH
+            self._lm = _language_model(model, tokenizer, batch_size)
+        self._requests: dict[int, list] = {}
+        first = 0
+        for part in self._parts:
+            size = len(part.eval_docs)
+            wanted = sorted({o - first for o in ordinals if first <= o < first + size})
+            if wanted:
+                with _quietly():
+                    part.set_fewshot_seed(_FEWSHOT_SEED)
+                    part.build_all_requests(
+                        samples=set(wanted),
+                        system_instruction=self._spec.get("system"),
+                        apply_chat_template=chat,
+                        chat_template=self._lm.apply_chat_template if chat else None,
+                        tokenizer_name=self._lm.tokenizer_name if chat else "",
+                    )
+            # lm-eval numbers the sampled documents, not the task's
+            for request in part.instances if wanted else ():
+                self._requests.setdefault(first + wanted[request.doc_id], []).append(request)
+            first += size
+        for requests in self._requests.values():
+            requests.sort(key=lambda request: request.idx)
 
     def score(self, ordinals: Sequence[int]) -> np.ndarray:
         requests = [r for ordinal in ordinals for r in self._requests[ordinal]]
-        self.responses(requests)
+        self._answer(requests)
         scores = []
         for ordinal in ordinals:
             answers = [r.filtered_resps[self._filter] for r in self._requests[ordinal]]
             scores.append(self._task.process_results(self._docs[ordinal], answers)[self._metric])
         return np.array(scores, np.float32)
 
-    def responses(self, requests: list) -> None:
+    def _answer(self, requests: list) -> None:
         """Run the model on `requests` afresh and filter what it says."""
         by_type = defaultdict(list)
         for request in requests:

@@ -1,0 +1,62 @@
+"""The model card of an exported candidate: sources, recipe, both scores, provenance."""
+
+from evomerge.archive import Archive
+from evomerge.export import card_head
+from evomerge.recipe import Recipe
+from evomerge.tables import Z95, interval
+from evomerge.views import mean_score, row
+
+
+def model_card(archive: Archive, candidate: int, recipe: Recipe) -> str:
+    """Return README.md for a candidate of a campaign."""
+    campaign = archive.campaign
+    provenance = campaign["provenance"]
+    baselines = archive.candidates("origin = 'baseline'")
+    rows = [("**this model**", candidate), *((c.label, c.id) for c in baselines)]
+    names = [o.name for o in archive.objectives]
+    lines = [
+        f"# {campaign['name']}, candidate {candidate}",
+        "",
+        f"A merge of {len(recipe.sources)} models with `{recipe.method}`, found by an evolutionary"
+        " search with evomerge. The recipe is in `recipe.json`"
+        " (`evomerge merge recipe.json OUT` makes the model again).",
+        "",
+        "## Scores",
+        "",
+        "Mean with its 95 % interval. Search items chose the model, so its score on them is"
+        " flattered; held-out items were never seen by the search.",
+        "",
+    ]
+    for split, said in (("search", "search"), ("heldout", "held-out")):
+        lines += [
+            f"| {said} | " + " | ".join(names) + " | mean |",
+            "|---" * (len(names) + 2) + "|",
+        ]
+        for who, number in rows:
+            scores = row(archive, number)["scores"]
+            mean = mean_score(archive, number, split)
+            cells = [interval(scores[n][split]) for n in names]
+            total = "-" if mean is None else f"{mean.mean:.3f} ± {Z95 * mean.stderr:.3f}"
+            lines.append(f"| {who} | " + " | ".join(cells) + f" | {total} |")
+        lines.append("")
+    lines += ["## Sources", ""]
+    lines += [
+        f"- {label}: `{source['name']}` (sha256 of its content {source['sha256']})"
+        for label, source in provenance["sources"].items()
+    ]
+    machine = provenance["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    budget = campaign["plan"]["budget"]["evaluations"]
+    controller = campaign["plan"]["controller"]["kind"]
+    commit = machine["git"]["commit"] if machine["git"] else "none"
+    lines += [
+        "",
+        "## Provenance",
+        "",
+        f"- search: `{controller}`, seed {provenance['seed']}, {archive.proposed()} of {budget}"
+        " candidates",
+        f"- begun {machine['at']} on {machine['cores']} cores, {machine['platform']}",
+        f"- {versions}; git commit {commit}",
+        "",
+    ]
+    return card_head(recipe) + "\n".join(lines)

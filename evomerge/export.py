@@ -1,0 +1,166 @@
+"""A recipe becomes an ordinary Hugging Face directory, written beside and renamed when whole."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from evomerge.errors import BadInput, EvomergeError, Fault
+from evomerge.merge import Checksum, Merger, plan
+from evomerge.mergekit import to_mergekit
+from evomerge.recipe import Recipe
+from evomerge.sources import Source, digest, mismatches, open_source
+
+SHARD_BYTES = 5_000_000_000
+# Beside the weights and config.json, what a directory of transformers may hold.
+_COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def merge_to(
+    recipe: Recipe,
+    out: Path,
+    *,
+    file: str = "recipe",
+    places: Mapping[str, str] | None = None,
+    card: str | None = None,
+    checksum: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    trust_remote_code: bool = False,
+) -> str:
+    """Materialize a recipe into a directory that plain transformers loads.
+
+    Args:
+        recipe: any recipe.
+        out: a path that does not exist yet.
+        file: the name that faults carry.
+        places: source name -> directory, where it is not the name itself.
+        card: text of README.md; a short one if not given.
+        checksum: what the weights' checksum must be, on the kind of device that scored it.
+        shard_bytes: largest size of one safetensors file.
+        trust_remote_code: take sources whose config asks to run code of its own.
+
+    Returns:
+        The weights' checksum.
+
+    Raises:
+        BadInput: the recipe, its sources or `out` will not do.
+        EvomergeError: the weights do not carry `checksum`; nothing is left behind.
+    """
+    if out.exists():
+        raise BadInput(Fault(str(out), "", "is there already", "name a path that does not exist"))
+    plan(recipe, file)
+    opened = _open_all(recipe, file, places or {}, trust_remote_code)
+    hashes = {name: digest(source).sha256 for name, source in opened.items()}
+    merger = Merger(opened, hashes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    beside.mkdir()
+    try:
+        found = _write_weights(merger, recipe, beside, shard_bytes)
+        if checksum and found != checksum:
+            raise EvomergeError(
+                f"the merged weights have checksum {found}, but {checksum} was scored; was the"
+                " candidate scored on another kind of device? `--unverified` exports it anyway"
+            )
+        frame = opened[recipe.sources[0]]
+        _write_config(frame, recipe, beside)
+        (beside / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=1) + "\n")
+        config = to_mergekit(recipe, frame)
+        if config:
+            (beside / "mergekit_config.yml").write_text(config)
+        (beside / "README.md").write_text(card or _short_card(recipe), encoding="utf-8")
+        beside.rename(out)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return found
+
+
+def _open_all(
+    recipe: Recipe, file: str, places: Mapping[str, str], trust: bool
+) -> dict[str, Source]:
+    faults, opened = [], {}
+    for name in recipe.sources:
+        try:
+            opened[name] = open_source(
+                places.get(name, name), file=file, key="models", trust_remote_code=trust
+            )
+        except BadInput as error:
+            faults += error.faults
+    if len(opened) > 1:
+        faults += mismatches(list(opened.values()), file, "models")
+    if faults:
+        raise BadInput(*faults)
+    return opened
+
+
+def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> str:
+    """Write shards as they fill up; return the checksum of the stream."""
+    checksum, shard, size, total = Checksum(), {}, 0, 0
+    files: list[list[str]] = []
+
+    def flush() -> None:
+        name = f"part-{len(files)}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        files.append(list(shard))
+        shard.clear()
+
+    for name, tensor in merger.stream(recipe):
+        checksum.update(name, tensor)
+        if shard and size + tensor.nbytes > limit:
+            flush()
+            size = 0
+        shard[name] = tensor.detach().cpu().contiguous()
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    flush()
+    weight_map = {}
+    for index, names in enumerate(files):
+        final = f"model-{index + 1:05d}-of-{len(files):05d}.safetensors"
+        final = "model.safetensors" if len(files) == 1 else final
+        (folder / f"part-{index}.safetensors").rename(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    return checksum.hexdigest()
+
+
+def _write_config(frame: Source, recipe: Recipe, folder: Path) -> None:
+    config = {k: v for k, v in frame.config.items() if k not in ("torch_dtype", "_name_or_path")}
+    config["dtype"] = str(getattr(torch, recipe.dtype)).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name in _COMPANIONS:
+        if (frame.path / name).exists():
+            shutil.copyfile(frame.path / name, folder / name)
+    if "auto_map" in frame.config:
+        for code in frame.path.glob("*.py"):
+            shutil.copyfile(code, folder / code.name)
+
+
+def _short_card(recipe: Recipe) -> str:
+    return card_head(recipe) + "# Merged model\n\nMade by evomerge from `recipe.json`.\n"
+
+
+def card_head(recipe: Recipe) -> str:
+    """Return the metadata block of a model card: the hub's merge tags and the sources."""
+    names = "".join(f"- {name}\n" for name in recipe.sources)
+    return (
+        "---\nlibrary_name: transformers\nbase_model:\n"
+        f"{names}tags:\n- mergekit\n- merge\n- evomerge\n---\n\n"
+    )

@@ -1,0 +1,266 @@
+"""The commands' work: a campaign file checked, run in its directory, and exported."""
+
+import json
+import logging
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge import config, views
+from evomerge.archive import Archive
+from evomerge.campaign import Campaign, RunLock, Runner, machine
+from evomerge.check import hash_sources, prepare
+from evomerge.errors import BadInput, EvomergeError, Fault, one_line
+from evomerge.recipe import Recipe, from_json
+
+log = logging.getLogger("evomerge")
+
+
+def checked(file: Path, settings: Sequence[str], moved: Mapping[str, str]) -> Campaign:
+    """Load and check a campaign file; see `config.load` and `check.prepare`."""
+    return prepare(config.load(file, settings), str(file), moved)
+
+
+def run_campaign(
+    file: Path,
+    *,
+    directory: Path | None = None,
+    settings: Sequence[str] = (),
+    moved: Mapping[str, str] | None = None,
+    adopt: bool = False,
+    progress: Any = None,
+) -> bool:
+    """Start or continue a campaign; return whether it is finished (False: interrupted).
+
+    Args:
+        file: the campaign's YAML.
+        directory: the run's; runs/NAME by default.
+        settings: `a.b=YAML` overrides.
+        moved: label -> directory of sources that lie elsewhere.
+        adopt: see `Runner`.
+        progress: has `say(text)` and is called with the archive; see `progress.Progress`.
+
+    Raises:
+        BadInput: nothing was loaded or written.
+        EvomergeError: the campaign failed, or another process holds the directory.
+    """
+    plan = config.load(file, settings)
+    directory = directory or Path("runs") / plan["name"]
+    _check_same(directory, plan, str(file))
+    if _finished(directory, plan):
+        progress.say(_summary(directory))
+        return True
+    campaign = hash_sources(prepare(plan, str(file), moved), str(file))
+    for warning in campaign.warnings:
+        progress.say(f"warning: {warning}")
+    _make_directory(directory)
+    with RunLock(directory):
+        archive = Archive(directory / "archive.db", write=True)
+        _begin(archive, campaign, directory, str(file))
+        finished = _drive(campaign, archive, adopt, progress, directory)
+        archive.close()
+    if finished:
+        progress.say(_summary(directory))
+    return finished
+
+
+def _check_same(directory: Path, plan: dict, file: str) -> None:
+    """Refuse to continue a campaign with another plan than the one it was started with."""
+    if not (directory / "archive.db").exists():
+        return
+    archive = Archive(directory / "archive.db")
+    begun = archive.campaign
+    archive.close()
+    if begun is None:
+        return
+    keys = config.differences(begun["plan"], plan)
+    if keys:
+        mend = f"restore it, or give the new campaign a name or a --run of its own ({directory})"
+        raise BadInput(*(Fault(file, k, "differs from the campaign begun", mend) for k in keys))
+
+
+def _finished(directory: Path, plan: dict) -> bool:
+    if not (directory / "archive.db").exists():
+        return False
+    archive = Archive(directory / "archive.db")
+    begun = archive.campaign
+    try:
+        if begun is None or begun["state"] != "finished":
+            return False
+        hours = plan["budget"]["hours"]
+        spent = archive.proposed() >= plan["budget"]["evaluations"]
+        timed_out = hours is not None and archive.seconds >= hours * 3600
+        return (spent or timed_out) and plan["finals"] == begun["plan"]["finals"]
+    finally:
+        archive.close()
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / ".lock").touch()
+    except OSError as error:
+        raise EvomergeError(f"{directory} cannot be written: {error.strerror}") from None
+
+
+def _begin(archive: Archive, campaign: Campaign, directory: Path, file: str) -> None:
+    """Write the plan into a new archive, or check that the sources and items are the same."""
+    begun = archive.campaign
+    if begun is None:
+        text = yaml.safe_dump(campaign.plan, sort_keys=False, allow_unicode=True)
+        (directory / "campaign.yaml").write_text(text, encoding="utf-8")
+        archive.begin(campaign.plan["name"], campaign.plan, campaign.provenance(), campaign.items())
+        return
+    faults = []
+    for label, source in begun["provenance"]["sources"].items():
+        now = campaign.worker.hashes[source["name"]]
+        if now != source["sha256"]:
+            where = campaign.worker.sources[source["name"]]
+            wrong = f"{where} has changed: sha256 {now[:12]}, and {source['sha256'][:12]} before"
+            mend = "restore the model, or start a new campaign"
+            faults.append(Fault(file, f"sources.{label}", wrong, mend))
+    for index, objective in enumerate(campaign.objectives):
+        for side in ("search", "heldout"):
+            ordinals = getattr(campaign.splits[objective.name], side)
+            now = {o: campaign.item_hashes[objective.name][o] for o in ordinals}
+            if now != archive.item_hashes(objective.name, side):
+                wrong = f"the {side} items of {objective.name} are not those archived"
+                mend = "restore the task's data, or start a new campaign"
+                faults.append(Fault(file, f"fitness.{index}", wrong, mend))
+    if faults:
+        raise BadInput(*dict.fromkeys(faults))
+    archive.set_plan(campaign.plan)
+    archive.set_state("running")
+
+
+def _drive(
+    campaign: Campaign, archive: Archive, adopt: bool, progress: Any, directory: Path
+) -> bool:
+    from evomerge.pool import make_pool
+
+    handler = logging.FileHandler(directory / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    pool = None
+    try:
+        workers = campaign.plan["workers"]
+        progress.say(
+            f"{campaign.plan['name']}: {campaign.space.dimension} genes,"
+            f" {workers['count']} worker(s), pool {workers['pool']}; starting"
+        )
+        log.info("start on %s", json.dumps(machine(campaign.worker)))
+        pool = make_pool(campaign.worker, workers)
+        runner = Runner(campaign, archive, pool, adopt=adopt, on_progress=progress)
+        with _stop_on_signal(runner, progress):
+            finished = runner.run()
+        archive.set_state("finished" if finished else "interrupted")
+        log.info("finished" if finished else "interrupted")
+        return finished
+    except KeyboardInterrupt:
+        archive.set_state("interrupted")
+        log.info("left at once")
+        return False
+    except Exception as error:
+        known = isinstance(error, EvomergeError)
+        reason = str(error) if known else one_line(error)
+        log.exception("failed")
+        archive.set_state("failed", reason)
+        if known:
+            raise
+        raise EvomergeError(f"{reason} (details in {directory / 'log.txt'})") from error
+    finally:
+        if pool is not None:
+            pool.close()
+        log.removeHandler(handler)
+        handler.close()
+
+
+class _stop_on_signal:
+    """First Ctrl-C or SIGTERM: stop asking and wait for what is in flight. Second: leave."""
+
+    def __init__(self, runner: Runner, progress: Any):
+        self._runner, self._progress = runner, progress
+
+    def __enter__(self) -> None:
+        self._before = {s: signal.signal(s, self._caught) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _caught(self, number: int, frame: Any) -> None:
+        if self._runner.stop:
+            raise KeyboardInterrupt
+        self._runner.stop = True
+        self._progress.say("stopping: waiting for what is in flight; again to leave at once")
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _summary(directory: Path) -> str:
+    from evomerge import tables
+
+    status = views.status(directory)
+    parts = [tables.status(status)]
+    rows = views.front(directory)
+    parts += ["", "Pareto front and baselines:", tables.front(rows)]
+    parts += ["", f"Export the best: evomerge export {directory} OUT --pick best"]
+    return "\n".join(parts)
+
+
+def export_candidate(
+    directory: Path, out: Path, which: str, moved: Mapping[str, str], verify: bool
+) -> tuple[int, str]:
+    """Export a candidate of a run; return its number and the weights' checksum.
+
+    Raises:
+        BadInput: there is no such candidate, or a source is not where and what it was.
+        EvomergeError: the weights are not the ones that were scored.
+    """
+    from evomerge.card import model_card
+    from evomerge.export import merge_to
+    from evomerge.sources import digest, open_source
+
+    archive = views.open_run(directory)
+    candidate = views.pick(archive, which, str(directory))
+    (found,) = archive.candidates("id = ?", (candidate,))
+    recipe = from_json(found.recipe, f"{directory} candidate {candidate}")
+    provenance = archive.campaign["provenance"]
+    trust = archive.campaign["plan"]["sources"]["trust_remote_code"]
+    places, faults = {}, []
+    for label, source in provenance["sources"].items():
+        if source["name"] not in recipe.sources:
+            continue
+        where = places[source["name"]] = moved.get(label, source["name"])
+        opened = open_source(
+            where, file=str(directory), key=f"sources.{label}", trust_remote_code=trust
+        )
+        if digest(opened).sha256 != source["sha256"]:
+            wrong = f"{where} is not the model that was searched"
+            faults.append(Fault(str(directory), f"sources.{label}", wrong, "restore the model"))
+    if faults:
+        raise BadInput(*faults)
+    checksum = archive.outcome(candidate)["weights_checksum"] if verify else None
+    card = model_card(archive, candidate, recipe)
+    written = merge_to(
+        recipe, out, places=places, card=card, checksum=checksum, trust_remote_code=trust
+    )
+    return candidate, written
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read a recipe's JSON file.
+
+    Raises:
+        BadInput: it cannot be read or is no recipe.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(Fault(str(file), "", f"cannot be read ({error.strerror})")) from None
+    except ValueError as error:
+        raise BadInput(Fault(str(file), "", f"is not JSON ({error})", "mend it")) from None
+    return from_json(data, str(file))

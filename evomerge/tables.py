@@ -1,0 +1,137 @@
+"""Text for people: the tables that the commands print."""
+
+import json
+import math
+
+from tabulate import tabulate
+
+Z95 = 1.96  # half-width of a 95 % interval in standard errors
+
+
+def interval(score: dict | None) -> str:
+    """Say a score with its 95 % interval, e.g. `0.402 ± 0.021`."""
+    if score is None:
+        return "-"
+    return f"{score['mean']:.3f} ± {Z95 * score['stderr']:.3f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Say a time, e.g. `2 h 05 min`."""
+    if seconds is None or not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def front(rows: list[dict]) -> str:
+    """Return the front and the baselines as a table, search beside held-out scores."""
+    if not rows:
+        return "no candidate has been scored yet"
+    names = list(rows[0]["scores"])
+    header = ["id", "who"] + [f"{n} {side}" for n in names for side in ("search", "held-out")]
+    body = [
+        [r["id"], r["label"] or r["origin"]]
+        + [interval(r["scores"][n][side]) for n in names for side in ("search", "heldout")]
+        for r in rows
+    ]
+    return tabulate(body, headers=header)
+
+
+def status(found: dict) -> str:
+    """Return a campaign's status as lines."""
+    counts, budget, seconds = found["candidates"], found["budget"], found["seconds"]
+    lines = [
+        f"{found['name']}: {found['state']}" + (f" ({found['reason']})" if found["reason"] else ""),
+        f"proposed   {budget['proposed']} of {budget['evaluations']}"
+        + (f", at most {budget['hours']} h" if budget["hours"] else ""),
+        f"candidates {counts['ok']} ok, {counts['failed']} failed, {counts['stopped']} stopped,"
+        f" {counts['running']} without outcome",
+        f"time       {duration(seconds['total'])}, {found['per_hour']:.0f} candidates per hour;"
+        f" workers spent {duration(seconds['merge'])} merging, {duration(seconds['score'])} scoring",
+    ]
+    if found["state"] == "running":
+        lines[-1] += f"; about {duration(seconds['left'])} left"
+    rows = [["best", found["best"]]] if found["best"] else []
+    rows += [[b["label"], b] for b in found["baselines"]]
+    body = [
+        [who, r["id"], "-" if r["value"] is None else f"{r['value']:.3f}"]
+        + [interval(s["search"]) for s in r["scores"].values()]
+        for who, r in rows
+    ]
+    if body:
+        names = list(rows[0][1]["scores"])
+        lines += ["", tabulate(body, headers=["", "id", "value", *names])]
+    return "\n".join(lines)
+
+
+def show(found: dict) -> str:
+    """Return one candidate as lines: scores, outcome, recipe."""
+    outcome = found["outcome"] or {}
+    lines = [
+        f"candidate {found['id']} ({found['label'] or found['origin']}), recipe"
+        f" {found['recipe_id'][:12]}",
+        f"parents   {', '.join(map(str, found['parents'])) or 'none'}",
+        f"outcome   {outcome.get('status', 'none yet')}"
+        + (f": {outcome['reason']}" if outcome.get("reason") else "")
+        + (f" (copy of {outcome['copy_of']})" if outcome.get("copy_of") else ""),
+    ]
+    if outcome:
+        lines.append(
+            f"cost      {outcome['seconds_merge']:.3f} s merging, {outcome['seconds_score']:.3f} s"
+            f" scoring, by {outcome['worker'] or '-'}"
+        )
+    for name, score in found["scores"].items():
+        lines.append(
+            f"{name}: search {interval(score['search'])}, held-out {interval(score['heldout'])}"
+        )
+    recipe = found["recipe"]
+    head = {k: v for k, v in recipe.items() if k != "groups"}
+    lines += ["", json.dumps(head)]
+    body = [
+        [_where(g["layers"]), g["modules"] or "rest"]
+        + [_numbers(v) for k, v in g.items() if k not in ("layers", "modules")]
+        for g in recipe["groups"]
+    ]
+    axes = [k for k in recipe["groups"][0] if k not in ("layers", "modules")]
+    return "\n".join([*lines, "", tabulate(body, headers=["layers", "modules", *axes])])
+
+
+def _where(layers: list | str | None) -> str:
+    if isinstance(layers, list):
+        return f"{layers[0]}-{layers[1] - 1}"
+    return layers or "all"
+
+
+def _numbers(value: float | list) -> str:
+    values = value if isinstance(value, list) else [value]
+    return " ".join(f"{v:.3f}" for v in values)
+
+
+def listing(found: dict[str, list[dict]]) -> str:
+    """Return the catalogue as text."""
+    lines = []
+    for what, entries in found.items():
+        lines.append(f"{what}:")
+        for e in entries:
+            lines.append(f"  {e['name']}: {e['summary']}")
+            for name, axis in e.get("axes", {}).items():
+                low = "-inf" if axis["low"] is None else f"{axis['low']:g}"
+                high = "inf" if axis["high"] is None else f"{axis['high']:g}"
+                default = "required" if axis["default"] is None else f"default {axis['default']:g}"
+                each = ", one per model" if axis["per_model"] else ""
+                lines.append(f"      axis {name}: {low} to {high}, {default}{each}")
+            for name, option in e.get("options", {}).items():
+                if isinstance(option, dict):
+                    said = f"{option['type']}, default {json.dumps(option['default'])}"
+                else:
+                    said = f"true or false, default {json.dumps(option)}"
+                lines.append(f"      option {name}: {said}")
+            if "paper" in e:
+                needs = [f"{e['models']} models"] if e["models"] else []
+                needs += ["a base"] if e["needs_base"] else []
+                lines.append(f"      needs {' and '.join(needs) or 'no base'}; {e['paper']}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
