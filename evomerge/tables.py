@@ -50,7 +50,8 @@ def status(found: dict) -> str:
         f"candidates {counts['ok']} ok, {counts['failed']} failed, {counts['stopped']} stopped,"
         f" {counts['running']} without outcome",
         f"time       {duration(seconds['total'])}, {found['per_hour']:.0f} candidates per hour;"
-        f" workers spent {duration(seconds['merge'])} merging, {duration(seconds['score'])} scoring",
+        f" workers spent {duration(seconds['merge'])} merging and"
+        f" {duration(seconds['score'])} scoring",
     ]
     if found["state"] == "running":
         lines[-1] += f"; about {duration(seconds['left'])} left"
