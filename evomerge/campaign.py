@@ -7,6 +7,7 @@ what is lost is only the evaluations then in flight.
 
 import contextlib
 import fcntl
+import logging
 import os
 import platform
 import subprocess
@@ -28,6 +29,8 @@ from evomerge.pareto import Objective, Scale, hypervolume_contributions
 from evomerge.pool import Finished, Job, Lost, Pool, WorkerPlan
 from evomerge.recipe import Outcome, Recipe, single, uniform
 from evomerge.spaces import quantize
+
+log = logging.getLogger("evomerge")
 
 _DEATHS_ALLOWED = 1  # a candidate that kills its worker once more than this has failed
 _HEARTBEAT = 1.0  # seconds between looks at the clock and at a request to stop
@@ -327,12 +330,15 @@ class Runner:
         event = self.pool.next_finished(timeout=_HEARTBEAT)
         if isinstance(event, Lost):
             deaths = self.archive.record_retry(event.job.candidate, event.reason)
+            log.warning("candidate %d: its worker was lost: %s", event.job.candidate, event.reason)
             if deaths <= _DEATHS_ALLOWED:
                 self.pool.submit(event.job)
             else:
                 reason = f"killed its worker {deaths} times: {event.reason}"
                 event = Finished(event.job, Outcome("failed", reason))
         if isinstance(event, Finished):
+            if event.outcome.status != "ok":
+                log.warning("candidate %d failed: %s", event.job.candidate, event.outcome.reason)
             self._record(event.job, event.outcome)
         self.archive.set_seconds(self._start, time.monotonic() - self._began)
         self._on_progress(self.archive)

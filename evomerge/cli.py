@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad input (nothing loaded, nothing written), 130
 
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -119,11 +120,9 @@ def run(file: Path, directory: Path | None, settings: tuple, moved: tuple, adopt
     from evomerge.progress import Progress
     from evomerge.session import run_campaign
 
-    line = "evomerge run " + " ".join(
-        [str(file), *(["--run", str(directory)] if directory else [])]
-        + [f"--set {s}" for s in settings]
-        + [f"--source {m}" for m in moved]
-    )
+    words = ["evomerge", "run", str(file), *(["--run", str(directory)] if directory else [])]
+    words += [w for s in settings for w in ("--set", s)]
+    words += [w for m in moved for w in ("--source", m)]
     finished = run_campaign(
         file,
         directory=directory,
@@ -133,7 +132,7 @@ def run(file: Path, directory: Path | None, settings: tuple, moved: tuple, adopt
         progress=Progress(),
     )
     if not finished:
-        click.echo(f"interrupted; what is archived stays. To continue: {line}")
+        click.echo(f"interrupted; what is archived stays. To continue: {shlex.join(words)}")
         sys.exit(130)
 
 

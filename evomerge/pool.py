@@ -235,8 +235,7 @@ class RayPool:
             local = "RAY_ADDRESS" not in os.environ
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             options = {"num_cpus": max(count * cpus_each, 1)} if local else {}
-            if local:
-                options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            options |= {"include_dashboard": False} if local else {}
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
         self._actor = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each, max_restarts=0)(Worker)
         self._plan = ray.put(plan)

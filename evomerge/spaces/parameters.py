@@ -133,28 +133,41 @@ class ParametersSpace:
     def encode(self, recipe: Recipe) -> np.ndarray:
         """Return the genome whose decoding comes closest to `recipe`, clipped to the bounds.
 
-        Exact for a recipe that this space decoded; a knot takes the values of the layer it
-        falls on.
+        Exact for a recipe that this space decoded. Knots and groups are least squares over
+        the layers, tied genes the mean of what they tie.
         """
-        genome = np.empty(self.dimension)
-        for i, gene in enumerate(self.genes):
-            layer = "outer" if gene.layer == "outer" else self._first_layer(gene.layer or 0)
-            value = self._value_in(recipe, gene, layer)
-            genome[i] = gene.unit(value)
-        return genome
+        layers = self.sources.layers
+        shares = np.zeros((layers, self.knots))  # of each knot in each layer's value
+        for (first, last), position in self._spans():
+            low = min(int(position), self.knots - 1)
+            shares[first:last, low] += 1.0 - (position - low)
+            shares[first:last, min(low + 1, self.knots - 1)] += position - low
+        found: list[list[float]] = [[] for _ in self.genes]
+        for axis in (a for a, entry in self.axes.items() if isinstance(entry, Mapping)):
+            for model in self._models(axis):
+                for module in self.modules:
+                    wanted = [self._value_in(recipe, axis, n, module, model) for n in range(layers)]
+                    for knot, value in enumerate(np.linalg.lstsq(shares, wanted)[0]):
+                        found[self._index[self._key(axis, (knot, module), model)]].append(value)
+                value = self._value_in(recipe, axis, "outer", None, model)
+                found[self._index[self._key(axis, ("outer", None), model)]].append(value)
+        return np.array([g.unit(float(np.mean(v))) for g, v in zip(self.genes, found, strict=True)])
 
-    def _value_in(self, recipe: Recipe, gene: Gene, layer: int | str) -> float:
+    def _value_in(
+        self, recipe: Recipe, axis: str, layer: int | str, module: str | None, model: int | None
+    ) -> float:
+        """Return an axis' value in a recipe's first group that covers a layer and module."""
         for group in recipe.groups:
             span = group.layers
-            inside = (
-                span is None
-                or (layer == "outer" and span == "embed")
-                or (isinstance(span, tuple) and layer != "outer" and span[0] <= layer < span[1])
+            inside = span is None or (
+                span == "embed"
+                if layer == "outer"
+                else isinstance(span, tuple) and span[0] <= layer < span[1]
             )
-            if inside and group.modules in (gene.module, None) and gene.axis in group.values:
-                value = group.values[gene.axis]
-                return value[gene.model or 0] if isinstance(value, tuple) else value
-        return self.operator.parameter[gene.axis].default or 0.0
+            if inside and group.modules in (module, None) and axis in group.values:
+                value = group.values[axis]
+                return value[model or 0] if isinstance(value, tuple) else value
+        return self.operator.parameter[axis].default or 0.0
 
     def _spans(self) -> list[tuple[tuple[int, int], float]]:
         """Return each run of layers that shares values, with its position among the knots."""
@@ -164,11 +177,6 @@ class ParametersSpace:
             return [((n, n + 1), n * step) for n in range(layers)]
         edges = [round(k * layers / self.knots) for k in range(self.knots + 1)]
         return [((edges[k], edges[k + 1]), float(k)) for k in range(self.knots)]
-
-    def _first_layer(self, knot: int) -> int:
-        if self.smooth:
-            return round(knot * (self.sources.layers - 1) / max(self.knots - 1, 1))
-        return self._spans()[knot][0][0]
 
     def _between(self, cells: dict, position: float, module: str | None) -> dict:
         """Interpolate the values of the two knots around `position`."""

@@ -77,9 +77,7 @@ def corpus(seed=SEED):
 
 def build_tokenizer():
     """Whole words for English and French, characters for Japanese, single digits."""
-    text = " ".join(
-        read_prompt(n, lang) + PLUS[lang] for lang in LANGUAGES for n in range(1000)
-    )
+    text = " ".join(read_prompt(n, lang) + PLUS[lang] for lang in LANGUAGES for n in range(1000))
     ja = r"たす|[\u4e00-\u9fffは]"
     vocabulary = [*SPECIAL, *"0123456789+=", *sorted(set(re.findall(rf"{ja}|[a-zà-ÿ]+", text)))]
     tokenizer = Tokenizer(

@@ -1,0 +1,175 @@
+"""Session fixtures: tiny real models, tasks with data, and campaign files over them."""
+
+import copy
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+import yaml
+from hypothesis import settings
+
+from evomerge.testing import tiny_llama
+
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("ci")
+torch.set_num_threads(1)
+
+FITNESS = '''
+"""Mean log-likelihood of a few sentences: cheap, and never equal for two models."""
+
+
+def items():
+    return [f"w{i} w{(i * 7) % 28} w{(i * 3) % 28}" for i in range(40)]
+
+
+def score(model, tokenizer, items):
+    ids = tokenizer(items, return_tensors="pt", padding=True)["input_ids"]
+    logits = model(ids).logits[:, :-1].float().log_softmax(-1)
+    return logits.gather(2, ids[:, 1:, None]).mean((1, 2)).tolist()
+'''
+
+TASK_DATA = """
+import datasets
+
+
+def load(**options):
+    rows = [
+        {
+            "q": f"w{i % 28} w{(i * 5) % 28}",
+            "a": f"w{(i * 3) % 28}",
+            "choices": [f"w{(i + k) % 28}" for k in range(2)],
+            "gold": i % 2,
+        }
+        for i in range(60)
+    ]
+    half = datasets.Dataset.from_list(rows[:20])
+    return {"validation": half, "test": datasets.Dataset.from_list(rows)}
+"""
+
+GENERATION = """
+task: tiny_generation
+custom_dataset: !function data.load
+test_split: test
+validation_split: validation
+output_type: generate_until
+doc_to_text: "{{q}}"
+doc_to_target: "{{a}}"
+generation_kwargs: {until: ["</s>"], max_gen_toks: 1, do_sample: false}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+"""
+
+CHOICE = """
+task: tiny_choice
+custom_dataset: !function data.load
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{q}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{gold}}"
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: f1, aggregation: f1, higher_is_better: true}
+"""
+
+LIKELIHOOD = """
+task: tiny_likelihood
+custom_dataset: !function data.load
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{q}}"
+doc_to_target: " {{a}}"
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+"""
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A folder with a base, three fine-tunes of it, a Python fitness and three lm-eval tasks."""
+    folder = tmp_path_factory.mktemp("world")
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    tiny_llama(folder / "base", 0)
+    for seed, name in enumerate("abc", start=1):
+        tiny_llama(folder / name, seed, near=folder / "base", spread=0.1)
+    files = {
+        "fit.py": FITNESS,
+        "data.py": TASK_DATA,
+        "generation.yaml": GENERATION,
+        "choice.yaml": CHOICE,
+        "likelihood.yaml": LIKELIHOOD,
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def here(world, tmp_path, monkeypatch) -> Path:
+    """An empty working folder from which the world's names can be written relatively."""
+    for entry in world.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+PLAN = {
+    "name": "tiny",
+    "seed": 7,
+    "sources": {"base": "base", "models": {"a": "a", "b": "b", "c": "c"}},
+    "space": {
+        "kind": "parameters",
+        "method": "task_arithmetic",
+        "layer_groups": 2,
+        "axes": {"weight": {"low": 0.0, "high": 1.0}},
+    },
+    "controller": {"kind": "cmaes", "population": 6},
+    "fitness": [{"name": "likely", "function": "fit.py"}],
+    "budget": {"evaluations": 14},
+}
+
+
+@pytest.fixture
+def campaign_file(here):
+    """Write a campaign file: PLAN with changes, dotted keys replaced or (None) taken out."""
+
+    def write(name: str = "campaign.yaml", **changes) -> Path:
+        plan = copy.deepcopy(PLAN)
+        for dotted, value in changes.items():
+            *path, last = dotted.split("__")
+            entry = plan
+            for key in path:
+                entry = entry[int(key)] if isinstance(entry, list) else entry.setdefault(key, {})
+            if isinstance(entry, list):
+                entry[int(last)] = value
+            elif value is None:
+                entry.pop(last, None)
+            else:
+                entry[last] = value
+        (here / name).write_text(yaml.safe_dump(plan, sort_keys=False))
+        return here / name
+
+    return write
+
+
+class Silent:
+    """A progress that keeps what was said."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def __call__(self, archive) -> None:
+        pass
+
+
+@pytest.fixture
+def silent() -> Silent:
+    return Silent()

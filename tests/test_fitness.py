@@ -1,0 +1,157 @@
+"""Items, splits, and lm-eval's own scores, item by item."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evomerge.errors import BadInput
+from evomerge.fitness import open_fitness, split_items
+
+TASKS = {
+    "generation.yaml": "exact_match",
+    "choice.yaml": "acc",
+    "likelihood.yaml": "acc",
+}
+
+
+class Numbers:
+    """A fitness of `n` items, for splitting."""
+
+    def __init__(self, n, test_from=None):
+        self.hashes, self.test_from = [str(i) for i in range(n)], test_from
+
+
+@given(n=st.integers(1, 200), share=st.floats(0, 0.99), seed=st.integers(0, 9), cut=st.integers(1))
+def test_a_split_is_a_partition_of_the_items_taken(n, share, seed, cut):
+    items = min(n, cut)
+    split = split_items(Numbers(n), items, share, seed)
+    assert len(split.search) + len(split.heldout) == items
+    assert len(split.heldout) == round(share * items)
+    assert not set(split.search) & set(split.heldout)
+    assert {*split.search, *split.heldout} <= set(range(n))
+    assert split == split_items(Numbers(n), items, share, seed)
+
+
+def test_splits_hang_on_the_seed_and_agree_between_tasks_of_one_size():
+    assert split_items(Numbers(50), None, 0.5, 1) == split_items(Numbers(50), None, 0.5, 1)
+    assert split_items(Numbers(50), None, 0.5, 1) != split_items(Numbers(50), None, 0.5, 2)
+
+
+def test_last_holds_out_in_order():
+    split = split_items(Numbers(50), 10, {"last": 0.2}, 3)
+    assert split.search == tuple(range(8)) and split.heldout == (8, 9)
+
+
+def test_a_tasks_own_test_split_is_held_out(here):
+    spec = {"name": "g", "task": "generation.yaml", "metric": "exact_match", "own_test": True}
+    fitness = open_fitness(spec, "c.yaml", "fitness.0")
+    assert fitness.test_from == 20 and len(fitness.hashes) == 80
+    split = split_items(fitness, 15, {"split": "test"}, 3)
+    assert len(split.search) == 15 and max(split.search) < 20
+    assert len(split.heldout) == 15 and min(split.heldout) >= 20
+
+
+@pytest.fixture(scope="module")
+def live(world):
+    """A live model with its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(world / "a", dtype=torch.bfloat16).eval()
+    return model, AutoTokenizer.from_pretrained(world / "a")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("fewshot", [0, 2])
+def test_scores_are_those_of_lm_evals_own_evaluation(here, live, task, fewshot):
+    """Every document, in one batch size, item by item, against simple_evaluate."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    metric = TASKS[task]
+    spec = {"name": "t", "task": task, "metric": metric, "batch_size": 16, "fewshot": fewshot}
+    fitness = open_fitness(spec, "c.yaml", "fitness.0")
+    ordinals = list(range(len(fitness.hashes)))
+    fitness.prepare(*live, ordinals)
+    ours = fitness.score(ordinals)
+    model, tokenizer = live
+    theirs = simple_evaluate(
+        HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, device="cpu"),
+        tasks=[task],
+        task_manager=TaskManager(include_defaults=False),
+        bootstrap_iters=0,
+        num_fewshot=fewshot,
+        random_seed=None,
+        numpy_random_seed=None,
+        torch_random_seed=None,
+    )
+    (samples,) = theirs["samples"].values()
+    assert ours.tolist() == [float(s[metric]) for s in sorted(samples, key=lambda s: s["doc_id"])]
+    assert 0 < ours.sum() < len(ours) or task == "generation.yaml"
+    # a second model's scores are not the first's, kept
+    other = fitness.score(ordinals)
+    assert np.array_equal(ours, other)
+
+
+def test_scores_of_a_subset_belong_to_their_items(here, live):
+    spec = {"name": "t", "task": "choice.yaml", "metric": "acc", "batch_size": 1}
+    fitness = open_fitness(spec, "c.yaml", "fitness.0")
+    wanted = [3, 50, 8, 21]
+    fitness.prepare(*live, range(60))
+    whole = fitness.score(list(range(60)))
+    fitness.prepare(*live, wanted)
+    assert np.array_equal(fitness.score(wanted), whole[wanted])
+
+
+def test_direction_comes_from_the_metric(here):
+    spec = {"name": "t", "task": "choice.yaml", "metric": "acc"}
+    assert open_fitness(spec, "c.yaml", "f").direction == "maximize"
+    assert open_fitness(spec | {"direction": "minimize"}, "c.yaml", "f").direction == "minimize"
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ({"task": "nowhere.yaml", "metric": "acc"}, "f.task: there is no file 'nowhere.yaml'"),
+        ({"task": "hellaswga", "metric": "acc"}, "no task 'hellaswga'; did you mean 'hellaswag'?"),
+        ({"task": "choice.yaml", "metric": "accc"}, "has no metric 'accc'; did you mean 'acc'?"),
+        ({"task": "choice.yaml", "metric": "f1"}, "'f1' is no mean of items"),
+        ({"task": "likelihood.yaml", "metric": "perplexity"}, "'perplexity' is no mean of items"),
+        ({"task": "choice.yaml", "metric": "acc,strict"}, "has no filter 'strict'"),
+        (
+            {"task": "choice.yaml", "metric": "acc", "generation": {"max_gen_toks": 3}},
+            "f.generation: 'choice.yaml' generates nothing",
+        ),
+        ({"function": "nowhere.py"}, "f.function: there is no file 'nowhere.py'"),
+    ],
+)
+def test_faults_of_a_fitness_entry(here, spec, message):
+    with pytest.raises(BadInput) as error:
+        open_fitness({"name": "t"} | spec, "c.yaml", "f")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("def items(:", "cannot be imported: SyntaxError"),
+        ("import nothing_of_this_name", "cannot be imported: ModuleNotFoundError"),
+        ("def items(): return [1]", "has no function score"),
+        ("score = len\ndef items(): return 1 / 0", "items() failed with ZeroDivisionError"),
+    ],
+)
+def test_faults_of_a_python_fitness(here, text, message):
+    (here / "mine.py").write_text(text)
+    with pytest.raises(BadInput) as error:
+        open_fitness({"name": "t", "function": "mine.py"}, "c.yaml", "f")
+    assert message in str(error.value)
+
+
+def test_a_broken_task_file_is_one_line(here):
+    (here / "broken.yaml").write_text("task: x\noutput_type: nonsense\ntest_split: test\n")
+    with pytest.raises(BadInput) as error:
+        open_fitness({"name": "t", "task": "broken.yaml", "metric": "acc"}, "c.yaml", "f")
+    assert "'broken.yaml' cannot be loaded" in str(error.value)
+    assert "\n" not in str(error.value)

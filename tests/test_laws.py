@@ -1,0 +1,78 @@
+"""Every registered merge method, controller and space passes the shipped laws."""
+
+import numpy as np
+import pytest
+
+from evomerge.controllers import CONTROLLERS, Told
+from evomerge.operators import OPERATORS
+from evomerge.testing import controller_laws, drive, operator_laws
+
+
+@pytest.mark.parametrize("law", operator_laws, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", OPERATORS.all())
+def test_operator(name, law):
+    assert law(name) is None
+
+
+@pytest.mark.parametrize("law", controller_laws, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", CONTROLLERS.all())
+def test_controller(name, law):
+    assert law(name) is None
+
+
+def test_the_registries_are_not_empty():
+    assert {"linear", "task_arithmetic", "ties", "dare_ties", "slerp"} <= set(OPERATORS.all())
+    assert {"cmaes", "random"} <= set(CONTROLLERS.all())
+
+
+def test_cmaes_converges_where_random_search_does_not():
+    """On a 5-dimensional sphere within 600 evaluations: linear convergence, or none."""
+    best = {n: max(v for v in drive(n, 600)[1]) for n in ("cmaes", "random")}
+    assert best["cmaes"] > -1e-6
+    assert best["random"] < -1e-4
+
+
+def test_cmaes_finds_an_optimum_on_the_bound():
+    _, values = drive("cmaes", 900, score=lambda g: -float(((g - 1.0) ** 2).sum()))
+    assert max(values) > -1e-4
+
+
+def test_cmaes_is_no_worse_than_pycmas_own_loop():
+    """An ill-conditioned ellipsoid: the same evaluations, the same order of magnitude."""
+    import cma
+
+    scales = 10.0 ** np.linspace(0, 3, 5)
+
+    def loss(x):
+        return float((scales * (np.asarray(x) - 0.3) ** 2).sum())
+
+    ours, theirs = [], []
+    for seed in range(1, 6):
+        genomes, _ = drive("cmaes", 800, seed=seed, score=lambda g: -loss(g))
+        ours.append(min(map(loss, genomes)))
+        options = {"bounds": [0, 1], "verbose": -9, "seed": seed, "maxfevals": 800, "tolfun": 0}
+        es = cma.CMAEvolutionStrategy([0.5] * 5, 0.2, options)
+        es.optimize(loss)
+        theirs.append(es.result.fbest)
+    assert np.median(np.log10(ours)) < np.median(np.log10(theirs)) + 2.0
+
+
+def test_cmaes_widens_and_restarts_on_a_plateau():
+    controller = CONTROLLERS.get("cmaes")(
+        dimension=4, seed=1, start=np.full(4, 0.5), population=5, sigma=0.05
+    )
+    genomes = []
+    for ordinal in range(300):
+        (genome,) = controller.ask(1)
+        genomes.append(genome)
+        controller.tell(Told(ordinal, genome, 1.0, (1.0,)))
+    spread = [np.std(genomes[i : i + 10], axis=0).mean() for i in (0, 40)]  # before a restart
+    assert spread[1] > 2 * spread[0]
+    assert np.ptp(np.array(genomes), axis=0).min() > 0.6  # it has been all over the box
+
+
+def test_cmaes_failures_rank_below_any_score():
+    """A half-space that fails pushes the search out of it."""
+    _, values = drive("cmaes", 200, score=lambda g: None if g[0] > 0.45 else float(g[1]) - 1e6)
+    failed = [v is None for v in values]
+    assert sum(failed[-50:]) < sum(failed[:50])

@@ -1,0 +1,118 @@
+"""The parameter space: every genome is a recipe, and back."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evomerge.layout import place
+from evomerge.merge import group_of, plan
+from evomerge.operators import OPERATORS
+from evomerge.recipe import from_json
+from evomerge.spaces import SPACES, Sources, quantize
+
+NAMES = [
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+    "lm_head.weight",
+    *(f"model.layers.{i}.{m}" for i in range(7) for m in ("self_attn.q.w", "mlp.up.w", "ln.w")),
+]
+
+
+def make(method="ties", layers=7, models=("x", "y", "z"), **spec):
+    operator = OPERATORS.get(method)
+    axes = {
+        p.name: {"low": 0.1, "high": 1.0}
+        for p in operator.parameters
+        if p.default is None or p.name == "density"
+    }
+    models = models[: operator.models] if operator.models else models
+    spec = {"kind": "parameters", "method": method, "axes": axes} | spec
+    cls = SPACES.get("parameters")
+    assert cls.faults(spec, len(models), True, "f") == []
+    return cls(spec, Sources("b", models, models, layers, "bfloat16", 7))
+
+
+specs = st.fixed_dictionaries(
+    {
+        "method": st.sampled_from(sorted(OPERATORS.all())),
+        "layers": st.integers(1, 9),
+        "layer_groups": st.integers(1, 12),
+        "module_groups": st.sampled_from([[], ["self_attn"], ["self_attn", "mlp"]]),
+        "smooth": st.booleans(),
+    }
+)
+
+
+@given(spec=specs, seed=st.integers(0, 99))
+def test_decode_gives_sound_recipes_that_encode_inverts(spec, seed):
+    space = make(**spec)
+    genome = quantize(np.random.default_rng(seed).random(space.dimension))
+    recipe = space.decode(genome)
+    plan(recipe)  # fits the method's signature
+    for name in NAMES:
+        where = place(name)
+        if where.layer is None or where.layer < spec["layers"]:
+            assert group_of(recipe, name).values.keys() == space.axes.keys()
+    assert np.allclose(space.encode(recipe), genome, atol=1e-9)
+    assert from_json(recipe.to_json()) == recipe
+    assert len(set(space.names)) == space.dimension == len(space.start)
+    assert ((space.start > 0) & (space.start < 1)).all()
+
+
+def test_groups_are_runs_of_layers_and_modules():
+    space = make("task_arithmetic", layers=6, layer_groups=3, module_groups=["self_attn", "mlp"])
+    assert space.dimension == 3 * (3 * 3 + 1)
+    recipe = space.decode(np.linspace(0, 1, space.dimension))
+    same = [group_of(recipe, f"model.layers.{i}.mlp.up.w").values["weight"] for i in (2, 3)]
+    assert same[0] == same[1]
+    assert same[0] != group_of(recipe, "model.layers.4.mlp.up.w").values["weight"]
+    assert same[0] != group_of(recipe, "model.layers.2.self_attn.q.w").values["weight"]
+    outside = {group_of(recipe, n).values["weight"] for n in NAMES[:3]}
+    assert len(outside) == 1
+
+
+def test_smooth_interpolates_between_knots():
+    axes = {"weight": {"low": 0.0, "high": 2.0, "tied": ["models", "modules"]}}
+    space = make("linear", layers=5, layer_groups=2, smooth=True, axes=axes)
+    assert space.dimension == 3  # two knots and what is outside the layers
+    recipe = space.decode(np.array([0.0, 1.0, 0.5]))
+    values = [group_of(recipe, f"model.layers.{i}.mlp.w").values["weight"] for i in range(5)]
+    assert np.allclose([v[0] for v in values], [0.0, 0.5, 1.0, 1.5, 2.0])
+    assert all(len(set(v)) == 1 for v in values)
+    assert group_of(recipe, "lm_head.weight").values["weight"][0] == 1.0
+
+
+def test_tied_axes_share_one_gene():
+    axes = {
+        "weight": {"low": 0.0, "high": 1.0},
+        "density": {"low": 0.1, "high": 1.0, "tied": ["layers", "modules", "models"]},
+    }
+    space = make("ties", layer_groups=2, axes=axes)
+    assert [n for n in space.names if n.startswith("density")] == ["density all layers"]
+
+
+def test_log_axes_are_geometric_and_numbers_are_fixed():
+    axes = {"weight": {"low": 0.01, "high": 1.0, "log": True}, "scale": 0.7}
+    space = make("task_arithmetic", models=("x",), axes=axes)
+    recipe = space.decode(np.full(space.dimension, 0.5))
+    assert np.isclose(recipe.groups[0].values["weight"][0], 0.1)
+    assert recipe.groups[0].values["scale"] == 0.7
+
+
+def test_weights_start_at_one_nth():
+    space = make("task_arithmetic", axes={"weight": {"low": 0.0, "high": 1.5}})
+    assert np.allclose(space.start, (1 / 3) / 1.5)
+
+
+@given(st.lists(st.floats(-1, 2), min_size=1, max_size=5))
+def test_quantized_genomes_are_multiples_in_the_box(values):
+    genome = quantize(np.array(values))
+    assert ((genome >= 0) & (genome <= 1)).all()
+    assert np.array_equal(genome * 2**24, np.round(genome * 2**24))
+    assert np.array_equal(quantize(genome), genome)
+
+
+@pytest.mark.parametrize("name, layer", [("h.3.attn.w", 3), ("model.layers.11.mlp.w", 11)])
+def test_layers_are_read_off_names(name, layer):
+    assert place(name).layer == layer
