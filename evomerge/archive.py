@@ -82,14 +82,18 @@ class Candidate(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What a controller heard or was asked. `genomes` of an ask; `candidate` of a tell."""
+    """What a controller heard or was asked.
+
+    `n` is how many were asked for, or how many were proposed before an adopt; `genomes`
+    belong to an ask, `candidate` and `means` (None: a failure) to a tell.
+    """
 
     seq: int
     kind: str
     n: int
     genomes: tuple[np.ndarray, ...]
     candidate: Candidate | None
-    means: dict[str, float] | None  # None for a failure
+    means: dict[str, float] | None
 
 
 class Score(NamedTuple):
@@ -283,6 +287,11 @@ class Archive:
             sql = "SELECT COUNT(*) AS n FROM events WHERE candidate_id = ? AND kind = 'retry'"
             return self._query(sql, (candidate,))[0]["n"]
 
+    def record_adopt(self) -> None:
+        """Record that the controller starts anew here, from the outcomes told so far."""
+        with self.db.atomic():
+            self._event("adopt", None, n=self.proposed())
+
     def record_final(self, candidate: int, outcome: Outcome) -> None:
         """Record an outcome on the held-out items."""
         with self.db.atomic():
@@ -295,7 +304,9 @@ class Archive:
             rows = [(v, c) for c, v in values.items()]
             self.db.conn.executemany("UPDATE outcomes SET value = ? WHERE candidate_id = ?", rows)
 
-    def _event(self, kind: str, candidate: int, *, batch=None, n=None, note: str = "") -> None:
+    def _event(
+        self, kind: str, candidate: int | None, *, batch=None, n=None, note: str = ""
+    ) -> None:
         self._execute(
             "INSERT INTO events (kind, batch, n, candidate_id, note, at) VALUES (?, ?, ?, ?, ?, ?)",
             (kind, batch, n, candidate, note, time.time()),
@@ -374,15 +385,15 @@ class Archive:
         return rows[0]["id"] if rows else None
 
     def events(self) -> Iterator[Event]:
-        """Yield the asks and tells in their order, each ask with all its genomes."""
+        """Yield asks, tells and adoptions in their order, each ask with all its genomes."""
         means: dict[int, dict[str, float]] = {}
         sql = "SELECT candidate_id, objective, mean FROM scores WHERE split = 'search'"
         for row in self._query(sql):
             means.setdefault(row["candidate_id"], {})[row["objective"]] = row["mean"]
         sql = (
             "SELECT e.seq, e.kind, e.batch, e.n, c.id, c.genome, c.origin, c.label, c.ordinal,"
-            " c.recipe_id FROM events e JOIN candidates c ON c.id = e.candidate_id"
-            " WHERE e.kind IN ('ask', 'tell') ORDER BY e.seq"
+            " c.recipe_id FROM events e LEFT JOIN candidates c ON c.id = e.candidate_id"
+            " WHERE e.kind IN ('ask', 'tell', 'adopt') ORDER BY e.seq"
         )
         ask: list[dict] = []
         for row in self._query(sql):
@@ -391,6 +402,8 @@ class Archive:
                 ask = []
             if row["kind"] == "ask":
                 ask.append(row)
+            elif row["kind"] == "adopt":
+                yield Event(row["seq"], "adopt", row["n"], (), None, None)
             else:
                 candidate = _candidate(row | {"recipe": "{}"})
                 found = means.get(row["id"])

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.archive import Archive, Candidate
+from evomerge.archive import Archive, Candidate, Event
 from evomerge.controllers import CONTROLLERS, Told
 from evomerge.errors import EvomergeError
 from evomerge.fitness import Split
@@ -204,6 +204,7 @@ class Runner:
         self.campaign, self.archive, self.pool = campaign, archive, pool
         self.stop = False
         self._adopt, self._on_progress = adopt, on_progress
+        self._offset = 0  # proposals before the latest adoption
         self._twins: dict[str, list[Candidate]] = {}  # recipe in flight -> the same, waiting
         self._start = archive.start(machine(campaign.worker))
         self._began, self._before = time.monotonic(), archive.seconds
@@ -261,8 +262,11 @@ class Runner:
 
     def _replay(self) -> Any:
         """Bring a fresh controller to where the ledger got to: its state is a fold of it."""
-        controller = self.campaign.controller()
-        for event in self.archive.events():
+        events = list(self.archive.events())
+        adoptions = [i for i, event in enumerate(events) if event.kind == "adopt"]
+        last = adoptions[-1] if adoptions else -1
+        controller = self._adopted(events[: last + 1]) if adoptions else self.campaign.controller()
+        for event in events[last + 1 :]:
             if event.kind == "tell":
                 controller.tell(self._told(event.candidate, event.means))
                 continue
@@ -270,7 +274,8 @@ class Runner:
             if len(asked) == len(event.genomes) and all(map(np.array_equal, asked, event.genomes)):
                 continue
             if self._adopt:
-                return self._adopted()
+                self.archive.record_adopt()
+                return self._adopted(list(self.archive.events()))
             kind = self.campaign.plan["controller"]["kind"]
             raise ReplayMismatch(
                 f"event {event.seq}: {kind} no longer proposes what the archive holds; was a"
@@ -278,20 +283,23 @@ class Runner:
             )
         return controller
 
-    def _adopted(self) -> Any:
-        """Tell a fresh controller every outcome as somebody else's proposal."""
+    def _adopted(self, events: list[Event]) -> Any:
+        """Tell a fresh controller every outcome up to an adoption as somebody else's."""
+        self._offset = events[-1].n
         controller = self.campaign.controller()
-        for event in self.archive.events():
+        for event in events:
             if event.kind == "tell":
-                told = self._told(event.candidate, event.means)
-                controller.tell(Told(None, told.genome, told.value, told.objectives))
+                controller.tell(self._told(event.candidate, event.means))
         return controller
 
     def _told(self, candidate: Candidate, means: Mapping[str, float] | None) -> Told:
+        ordinal = candidate.ordinal
+        if ordinal is not None:
+            ordinal = None if ordinal < self._offset else ordinal - self._offset
         if means is None:
-            return Told(candidate.ordinal, candidate.genome, None, None)
+            return Told(ordinal, candidate.genome, None, None)
         value, vector = self._scale.value(means), self._scale.vector(means)
-        return Told(candidate.ordinal, candidate.genome, value, vector)
+        return Told(ordinal, candidate.genome, value, vector)
 
     def _wanted(self) -> int | None:
         """Return how many candidates to ask for now; None when the budget is spent."""

@@ -33,13 +33,13 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class SourcesPart(_Part):
+class _SourcesPart(_Part):
     base: Text | None = None
     models: dict[Text, Text] = Field(min_length=1)
     trust_remote_code: Flag = False
 
 
-class FitnessPart(_Part):
+class _FitnessPart(_Part):
     name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     task: Text | None = None
     metric: Text | None = None
@@ -54,20 +54,20 @@ class FitnessPart(_Part):
     batch_size: Annotated[Whole, Field(ge=1)] | None = None
 
 
-class LastPart(_Part):
+class _LastPart(_Part):
     last: Share
 
 
-class TestPart(_Part):
+class _TestPart(_Part):
     split: Literal["test"]
 
 
-class BudgetPart(_Part):
+class _BudgetPart(_Part):
     evaluations: Annotated[Whole, Field(ge=1)]
     hours: Annotated[Number, Field(gt=0.0)] | None = None
 
 
-class WorkersPart(_Part):
+class _WorkersPart(_Part):
     pool: Literal["inline", "ray"] = "inline"
     count: Annotated[Whole, Field(ge=1)] = 1
     gpus_each: Annotated[Number, Field(ge=0.0)] = 0.0
@@ -77,16 +77,16 @@ class WorkersPart(_Part):
     timeout: Annotated[Number, Field(gt=0.0)] | None = None
 
 
-class CampaignPart(_Part):
+class _CampaignPart(_Part):
     name: Text
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
-    sources: SourcesPart
+    sources: _SourcesPart
     space: dict[str, Any]
     controller: dict[str, Any] = Field(default_factory=lambda: {"kind": "cmaes"})
-    fitness: list[FitnessPart] = Field(min_length=1)
-    heldout: Share | LastPart | TestPart = 0.5
-    budget: BudgetPart
-    workers: WorkersPart = Field(default_factory=WorkersPart)
+    fitness: list[_FitnessPart] = Field(min_length=1)
+    heldout: Share | _LastPart | _TestPart = 0.5
+    budget: _BudgetPart
+    workers: _WorkersPart = Field(default_factory=_WorkersPart)
     finals: Annotated[Whole, Field(ge=0)] = 16
     allow_benchmarks: Flag = False
 
@@ -192,7 +192,7 @@ def check_plan(data: Mapping[str, Any], file: str) -> dict:
     faults: list[Fault] = []
     plan: dict = {}
     try:
-        plan = CampaignPart.model_validate(data).model_dump()
+        plan = _CampaignPart.model_validate(data).model_dump()
     except ValidationError as error:
         faults += _form_faults(error, data, file)
     name = data.get("name")
@@ -201,7 +201,8 @@ def check_plan(data: Mapping[str, Any], file: str) -> dict:
         mend = "use letters, digits, '.', '-' and '_': it names the folder under runs/"
         faults.append(Fault(file, "name", wrong, mend))
     models = _get(data, "sources", "models")
-    faults += _space_faults(data.get("space"), models, _get(data, "sources", "base"), file)
+    if isinstance(models, Mapping) and models:
+        faults += _space_faults(data.get("space"), models, _get(data, "sources", "base"), file)
     faults += _controller_faults(data.get("controller", {"kind": "cmaes"}), file)
     faults += _fitness_faults(data.get("fitness"), file)
     faults += _workers_faults(data.get("workers"), file)
@@ -216,7 +217,7 @@ def _get(data: Any, *keys: str) -> Any:
     return data
 
 
-def _space_faults(space: Any, models: Any, base: Any, file: str) -> list[Fault]:
+def _space_faults(space: Any, models: Mapping, base: Any, file: str) -> list[Fault]:
     if not isinstance(space, Mapping):
         return []  # pydantic has said so
     kinds = SPACES.all()
@@ -224,8 +225,7 @@ def _space_faults(space: Any, models: Any, base: Any, file: str) -> list[Fault]:
     if not isinstance(kind, str) or kind not in kinds:
         wrong = f"there is no space '{kind}'" if "kind" in space else "is missing"
         return [Fault(file, "space.kind", wrong, nearest(str(kind), kinds))]
-    count = len(models) if isinstance(models, Mapping) else 0
-    return kinds[kind].faults(space, count, base is not None, file)
+    return kinds[kind].faults(space, len(models), base is not None, file)
 
 
 def _controller_faults(controller: Any, file: str) -> list[Fault]:
@@ -255,6 +255,7 @@ def _fitness_faults(entries: Any, file: str) -> list[Fault]:
         if not isinstance(entry, Mapping):
             continue
         key = f"fitness.{index}"
+        entry = {k: v for k, v in entry.items() if v not in (None, False)}
         if ("task" in entry) == ("function" in entry):
             wrong = "needs a task or a function" if "task" not in entry else "has task and function"
             faults.append(Fault(file, key, wrong, "write one of the two"))
@@ -331,7 +332,7 @@ def _plain(value: Any) -> str:
 
 
 def _known_keys(path: Sequence[Any]) -> list[str]:
-    model: Any = CampaignPart
+    model: Any = _CampaignPart
     for part in path:
         if isinstance(part, int):
             continue

@@ -60,7 +60,8 @@ def merge_to(
 
     Raises:
         BadInput: the recipe, its sources or `out` will not do.
-        EvomergeError: the weights do not carry `checksum`; nothing is left behind.
+        EvomergeError: the weights do not carry `checksum`, or the disk does not take them;
+            nothing is left behind.
     """
     if out.exists():
         raise BadInput(Fault(str(out), "", "is there already", "name a path that does not exist"))
@@ -68,10 +69,9 @@ def merge_to(
     opened = _open_all(recipe, file, places or {}, trust_remote_code)
     hashes = {name: digest(source).sha256 for name, source in opened.items()}
     merger = Merger(opened, hashes)
-    out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    beside.mkdir()
     try:
+        beside.mkdir(parents=True)
         found = _write_weights(merger, recipe, beside, shard_bytes)
         if checksum and found != checksum:
             raise EvomergeError(
@@ -86,9 +86,10 @@ def merge_to(
             (beside / "mergekit_config.yml").write_text(config)
         (beside / "README.md").write_text(card or _short_card(recipe), encoding="utf-8")
         beside.rename(out)
-    except BaseException:
+    except OSError as error:
+        raise EvomergeError(f"{out} cannot be written: {error.strerror}") from error
+    finally:
         shutil.rmtree(beside, ignore_errors=True)
-        raise
     return found
 
 

@@ -40,7 +40,7 @@ def load(**options):
     rows = [
         {
             "q": f"w{i % 28} w{(i * 5) % 28}",
-            "a": f"w{(i * 3) % 28}",
+            "a": f"w{(i * 5 + i % 2) % 28}",  # half of them echo the question
             "choices": [f"w{(i + k) % 28}" for k in range(2)],
             "gold": i % 2,
         }
@@ -138,7 +138,7 @@ PLAN = {
 def campaign_file(here):
     """Write a campaign file: PLAN with changes, dotted keys replaced or (None) taken out."""
 
-    def write(name: str = "campaign.yaml", **changes) -> Path:
+    def write(**changes) -> Path:
         plan = copy.deepcopy(PLAN)
         for dotted, value in changes.items():
             *path, last = dotted.split("__")
@@ -151,8 +151,9 @@ def campaign_file(here):
                 entry.pop(last, None)
             else:
                 entry[last] = value
-        (here / name).write_text(yaml.safe_dump(plan, sort_keys=False))
-        return here / name
+        path = here / "campaign.yaml"
+        path.write_text(yaml.safe_dump(plan, sort_keys=False))
+        return path
 
     return write
 

@@ -71,6 +71,7 @@ class CmaEs:
         self._runs = 0
         self._asked = 0
         self._pending: dict[int, tuple[int, np.ndarray]] = {}
+        self._best_foreign = -math.inf
         self._begin(np.asarray(start, float))
 
     def _begin(self, mean: np.ndarray) -> None:
@@ -113,12 +114,22 @@ class CmaEs:
         return genomes
 
     def tell(self, told: Told) -> None:
+        if told.ordinal is None:
+            self._hear_foreign(told)
         run, point = self._pending.pop(told.ordinal, (None, None))
         if run != self._runs:
             return  # not ours, or asked before the latest restart
         self._told.append((point, -math.inf if told.value is None else told.value))
         if len(self._told) >= self._es.popsize:
             self._update()
+
+    def _hear_foreign(self, told: Told) -> None:
+        """Begin at the best genome that others proposed, if it comes before the first ask."""
+        if self._asked or told.genome is None or told.value is None:
+            return
+        if told.value > self._best_foreign:
+            self._best_foreign = told.value
+            self._begin(np.clip(told.genome, 0.02, 0.98))
 
     def _update(self) -> None:
         points, values = zip(*self._told, strict=True)

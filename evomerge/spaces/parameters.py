@@ -286,7 +286,7 @@ class ParametersSpace:
         for p in operator.parameters:
             if p.default is None and p.name not in axes:
                 fault(f"axes.{p.name}", f"{method} needs it", "write {low: 0.0, high: 1.0}")
-        if not any(isinstance(entry, Mapping) for entry in axes.values()):
+        if all(fits(entry, float) for entry in axes.values()):
             fault("axes", "nothing is searched", "give an axis {low: ..., high: ...}")
         return faults
 
@@ -297,14 +297,12 @@ def _axis_faults(name: str, entry: Any, operator: Operator, file: str) -> list[F
         wrong = f"{operator.name} has no parameter '{name}'"
         return [Fault(file, key, wrong, nearest(name, operator.parameter))]
     axis = operator.parameter[name].axis
-    allowed = f"within {axis.low:g} to {axis.high:g}"
+    bounded = math.isfinite(axis.low) and math.isfinite(axis.high)
+    allowed = f"within {axis.low:g} to {axis.high:g}" if bounded else "that is finite"
     if not isinstance(entry, Mapping):
+        mend = f"write {{low, high}}, or a number {allowed}"
         if not fits(entry, float) or not axis.low <= entry <= axis.high:
-            return [
-                Fault(
-                    file, key, f"{entry!r} is no axis", f"write {{low, high}} or a number {allowed}"
-                )
-            ]
+            return [Fault(file, key, f"{entry!r} is no axis", mend)]
         return []
     faults = [
         Fault(file, f"{key}.{k}", f"unknown key '{k}'", nearest(str(k), _AXIS_KEYS))

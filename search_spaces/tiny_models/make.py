@@ -1,13 +1,17 @@
 """Train the embedded tiny models and write the tasks on which they are scored.
 
-A base that reads three languages and half adds, and experts fine-tuned from it. One seed fixes
-the data, and with the same number of threads on the same kind of machine the weights as well.
+A base that reads three languages and adds in English, and experts that each learn to add in one
+more language. The seeds fix the data, and with the same number of threads on the same kind of
+machine the weights as well.
 
-    python search_spaces/tiny_models/make.py                 # everything
-    python search_spaces/tiny_models/make.py --only tasks    # only fitness/crosslingual/*.jsonl
+    python search_spaces/tiny_models/make.py                  # everything
+    python search_spaces/tiny_models/make.py --only tasks     # only fitness/crosslingual/*.jsonl
+    python search_spaces/tiny_models/make.py --only experts   # from the base that is there
+    python search_spaces/tiny_models/make.py --only scores    # the README's tables
 """
 
 import argparse
+import copy
 import json
 import random
 import re
@@ -30,7 +34,19 @@ SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 PIECE = r"たす|[\p{Han}は]|[0-9+=]"  # cut off even where no space stands beside it
 HELD_PAIRS = 1000
 HELD_NUMBERS = 400
-BATCH = 192
+BATCH = 96
+BASE_MIX = {
+    "add en": 0.5,
+    "add ja": 0.04,
+    "add fr": 0.04,
+    "read en": 0.12,
+    "read ja": 0.15,
+    "read fr": 0.15,
+}
+BASE_STAGES = ((1500, 2e-3), (900, 1.5e-3), (1000, 1.2e-3))  # steps, rate
+EXPERTS = {"ja": ("ja", 11), "fr": ("fr", 12)}  # name: language, seed
+EXPERT_STEPS = 550
+EXPERT_RATE = 5e-4
 
 
 def words(number, language):
@@ -119,10 +135,10 @@ def encode(rows, tokenizer):
     return ids, labels
 
 
-def batch(data, mix, generator):
-    """BATCH rows, each skill by its share, cut to the longest."""
+def batch(data, mix, size, generator):
+    """Rows of every skill by its share, cut to the longest."""
     shares = torch.tensor(list(mix.values()))
-    counts = torch.multinomial(shares, BATCH, replacement=True, generator=generator)
+    counts = torch.multinomial(shares, size, replacement=True, generator=generator)
     chosen = []
     for i, skill in enumerate(mix):
         ids, labels = data[skill]
@@ -136,24 +152,212 @@ def batch(data, mix, generator):
     return ids[:, :longest], labels[:, :longest]
 
 
-def train(model, data, mix, *, steps, rate, seed, warmup=30, name=""):
+def new_model(tokenizer):
+    torch.manual_seed(SEED)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=368,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def descend(model, loss_of, *, steps, rate, warmup, decay, name):
     """AdamW with warm-up and a linear descent to zero, so that the model ends settled."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=decay
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / warmup, (steps - t) / (steps - warmup))
     )
     model.train()
     started = time.time()
-    for step in range(steps):
-        ids, labels = batch(data, mix, generator)
-        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+    for step in range(1, steps + 1):
+        loss = loss_of(model)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if (step + 1) % 50 == 0:
-            seconds = time.time() - started
-            print(f"{name} step {step + 1} loss {loss:.3f} {seconds:.0f} s", flush=True)
+        if step % 100 == 0:
+            print(
+                f"{name}: step {step}, loss {loss:.3f}, {time.time() - started:.0f} s", flush=True
+            )
+    model.eval()
+
+
+def train_base(data, tokenizer):
+    """English sums, all reading, and a taste of the other sums, so that every token has settled."""
+    model = new_model(tokenizer)
+    for seed, (steps, rate) in enumerate(BASE_STAGES, start=1):
+        generator = torch.Generator().manual_seed(seed)
+
+        def loss_of(model, generator=generator):
+            ids, labels = batch(data, BASE_MIX, BATCH, generator)
+            return model(input_ids=ids, labels=labels, use_cache=False).loss
+
+        descend(model, loss_of, steps=steps, rate=rate, warmup=30, decay=0.01, name="base")
     return model
+
+
+def train_expert(base, data, language, seed):
+    """Sums in one language; on all else the expert is held to what the base says.
+
+    Held by distillation, not by the right answers: the task vector then does little outside its
+    own language, which is what lets task vectors be added.
+    """
+    model = copy.deepcopy(base)
+    generator = torch.Generator().manual_seed(seed)
+    others = {f"add {lang}": 1.0 for lang in LANGUAGES if lang != language}
+    others |= {f"read {lang}": 0.4 for lang in LANGUAGES}
+
+    def loss_of(model):
+        ids, labels = batch(data, {f"add {language}": 1.0}, BATCH // 2, generator)
+        own = model(input_ids=ids, labels=labels, use_cache=False).loss
+        ids, labels = batch(data, others, BATCH // 2, generator)
+        asked = labels[:, 1:] != -100
+        with torch.no_grad():
+            teacher = base(input_ids=ids, use_cache=False).logits[:, :-1][asked]
+        student = model(input_ids=ids, use_cache=False).logits[:, :-1][asked]
+        return own + torch.nn.functional.kl_div(
+            student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean"
+        )
+
+    descend(
+        model, loss_of, steps=EXPERT_STEPS, rate=EXPERT_RATE, warmup=20, decay=0.0, name=language
+    )
+    return model
+
+
+def save(model, tokenizer, directory):
+    # A copy: the experts start from the float32 base, not from what was rounded for the file.
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def write_tasks():
+    pairs, numbers = held_out()
+    TASKS.mkdir(parents=True, exist_ok=True)
+    for lang in LANGUAGES:
+        sums = [{"prompt": sum_prompt(a, b, lang), "answer": str(a + b)} for a, b in pairs]
+        write_rows(TASKS / f"maths_{lang}.jsonl", sums)
+        draw = random.Random(SEED)
+        reading = [choice_row(n, lang, draw) for n in numbers]
+        write_rows(TASKS / f"reading_{lang}.jsonl", reading)
+
+
+def choice_row(number, language, draw):
+    """The number and three that differ from it in one digit or in the order of its digits."""
+    digits = str(number)
+    near = {str(n) for n in range(100, 1000) if one_digit_apart(str(n), digits)}
+    near |= {digits[::-1], digits[0] + digits[2] + digits[1]} - {digits}
+    near = sorted(n for n in near if n[0] != "0")
+    choices = [digits, *draw.sample(near, 3)]
+    draw.shuffle(choices)
+    return {
+        "prompt": read_prompt(number, language),
+        "choices": choices,
+        "answer": choices.index(digits),
+    }
+
+
+def one_digit_apart(one, other):
+    return sum(a != b for a, b in zip(one, other, strict=True)) == 1
+
+
+def write_rows(path, rows):
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+@torch.no_grad()
+def exact_match(model, rows, tokenizer):
+    """Share of answers right in every token and ended; teacher forcing decides as greedy does."""
+    ids, labels = encode(rows, tokenizer)
+    guess = model(input_ids=ids, use_cache=False).logits.argmax(-1)[:, :-1]
+    wanted = labels[:, 1:]
+    return ((guess == wanted) | (wanted == -100)).all(1).float().mean().item()
+
+
+def score_row(name, model, tokenizer, rows):
+    scores = [f"{exact_match(model, r, tokenizer):.3f}" for r in rows.values()]
+    print(f"| {name} | {' | '.join(scores)} |", flush=True)
+
+
+def mixture(base, experts, weights):
+    """base + sum of weight times task vector, in float32, rounded to bfloat16 at the end."""
+    merged = copy.deepcopy(base)
+    start = base.float().state_dict()
+    deltas = [(w, expert.float().state_dict()) for expert, w in zip(experts, weights, strict=True)]
+    merged.load_state_dict(
+        {key: start[key] + sum(w * (d[key] - start[key]) for w, d in deltas) for key in start}
+    )
+    return merged.to(torch.bfloat16)
+
+
+def print_scores(out, tokenizer):
+    """Each model on the held-out items, and the straight lines that a merge search walks."""
+    pairs, numbers = held_out()
+    rows = {
+        f"maths {lang}": [(sum_prompt(a, b, lang), str(a + b)) for a, b in pairs]
+        for lang in LANGUAGES
+    }
+    rows |= {
+        f"reading {lang}": [(read_prompt(n, lang), str(n)) for n in numbers] for lang in LANGUAGES
+    }
+    print(f"| model | {' | '.join(rows)} |")
+    print("|---" * (len(rows) + 1) + "|")
+    load = LlamaForCausalLM.from_pretrained
+    base, *experts = [load(out / name, dtype=torch.float32) for name in ("base", *EXPERTS)]
+    for name, *weights in lines():
+        score_row(name, mixture(base, experts, weights), tokenizer, rows)
+
+
+def lines():
+    """Name and weight of each expert, for the models themselves and points between them."""
+    count = len(EXPERTS)
+    yield "base", *[0.0] * count
+    for i, name in enumerate(EXPERTS):
+        for share, label in ((1.0, name), (0.5, f"base + 0.5 {name}"), (1.5, f"base + 1.5 {name}")):
+            yield label, *[share * (i == j) for j in range(count)]
+    for share in (1 / count, 0.7, 1.0):
+        yield f"base + {share:.2f} of each", *[share] * count
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the models")
+    parser.add_argument("--only", choices=["tasks", "experts", "scores"])
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    tokenizer = build_tokenizer()
+    if options.only in (None, "tasks"):
+        write_tasks()
+    if options.only in (None, "experts"):
+        data = {skill: encode(rows, tokenizer) for skill, rows in corpus().items()}
+        if options.only is None:
+            base = train_base(data, tokenizer)
+            save(base, tokenizer, options.out / "base")
+        else:
+            base = LlamaForCausalLM.from_pretrained(options.out / "base", dtype=torch.float32)
+        for name, (language, seed) in EXPERTS.items():
+            save(train_expert(base, data, language, seed), tokenizer, options.out / name)
+    if options.only in (None, "scores"):
+        print_scores(options.out, tokenizer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Run by test_resume.py: a real campaign, killed with SIGKILL at chosen ledger writes.
+
+    python kill_points.py CAMPAIGN FOLDER POINT...
+
+POINT is method:before|after:count. This process imports everything once and forks one
+campaign for each point; each child kills itself there. A second child then continues the
+campaign to its end. What the children print is one JSON line per point.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+# Imported before the forks, so that a child starts in no time; no tensor is made here.
+import cma  # noqa: F401
+import moocore  # noqa: F401
+from transformers import AutoTokenizer  # noqa: F401
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.models.llama import modeling_llama  # noqa: F401
+
+from evomerge import merge, resident, session  # noqa: F401
+from evomerge.archive import Archive
+from evomerge.pool import InlinePool
+
+get_checkpoint_conversion_mapping("llama")
+
+PLACES = {
+    "propose": (Archive, "propose"),
+    "record": (Archive, "record"),
+    "record_copy": (Archive, "record_copy"),
+    "record_final": (Archive, "record_final"),
+    "add_baseline": (Archive, "add_baseline"),
+    "begin": (Archive, "begin"),
+    "submit": (InlinePool, "submit"),
+    "score": (InlinePool, "next_finished"),
+}
+
+
+class Quiet:
+    def say(self, text):
+        pass
+
+    def __call__(self, archive):
+        pass
+
+
+def arm(point):
+    """Make the count-th call of a method end in SIGKILL, before or after its work."""
+    name, when, count = point.split(":")
+    cls, method = PLACES[name]
+    plain, calls = getattr(cls, method), [0]
+
+    def armed(self, *arguments, **options):
+        calls[0] += 1
+        if calls[0] == int(count) and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = plain(self, *arguments, **options)
+        if calls[0] == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(cls, method, armed)
+
+
+def in_child(work):
+    """Run `work` in a forked process; return how it ended (negative: a signal)."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if work() else 3
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(file, folder, points):
+    for index, point in enumerate(points):
+        directory = Path(folder) / str(index)
+
+        def campaign(directory=directory):
+            return session.run_campaign(Path(file), directory=directory, progress=Quiet())
+
+        def killed(point=point, campaign=campaign):
+            if point != "none":
+                arm(point)
+            return campaign()
+
+        ends = [in_child(killed)]
+        while ends[-1] != 0 and len(ends) < 3:
+            ends.append(in_child(campaign))
+        print(json.dumps({"point": point, "directory": str(directory), "ends": ends}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

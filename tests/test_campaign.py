@@ -1,0 +1,265 @@
+"""The loop in one process: baselines, search, finals, failures as values, and continuing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from evomerge import views
+from evomerge.archive import Archive
+from evomerge.campaign import RunLock
+from evomerge.errors import BadInput, EvomergeError
+from evomerge.session import run_campaign
+
+
+def events(directory):
+    archive = Archive(directory / "archive.db")
+    rows = list(archive.db.query("SELECT kind, candidate_id AS c FROM events ORDER BY seq"))
+    return [(r["kind"], r["c"]) for r in rows]
+
+
+def test_a_campaign_scores_baselines_searches_and_holds_out(campaign_file, silent, here):
+    file = campaign_file()
+    assert run_campaign(file, progress=silent)
+    run = here / "runs" / "tiny"
+    assert {p.name for p in run.iterdir()} >= {"campaign.yaml", "archive.db", "log.txt"}
+    archive = Archive(run / "archive.db")
+    labels = [c.label for c in archive.candidates("origin = 'baseline'")]
+    assert labels == ["base", "a", "b", "c", "uniform"]
+    told = events(run)
+    assert [k for k, _ in told[:5]] == ["tell"] * 5 and told[5][0] == "ask"
+    assert archive.counts() == {"ok": 19, "stopped": 0, "failed": 0, "running": 0}
+    assert archive.finals_done() >= {1, 2, 3, 4, 5, archive.best(), *archive.front()}
+    assert archive.campaign["state"] == "finished"
+    assert archive.campaign["provenance"]["objectives"][0]["direction"] == "maximize"
+    best = archive.best()
+    values = [archive.outcome(c.id)["value"] for c in archive.candidates()]
+    assert archive.outcome(best)["value"] == max(values)
+    search = {
+        o for (o,) in archive.db.conn.execute("SELECT ordinal FROM items WHERE split='search'")
+    }
+    held = {
+        o for (o,) in archive.db.conn.execute("SELECT ordinal FROM items WHERE split='heldout'")
+    }
+    assert len(search) == len(held) == 20 and not search & held
+
+
+def test_baselines_score_what_the_models_themselves_score(campaign_file, silent, here):
+    """The archive's numbers against the fitness called on plain transformers models."""
+    import runpy
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run_campaign(campaign_file(budget__evaluations=1), progress=silent)
+    archive = Archive(here / "runs" / "tiny" / "archive.db")
+    module = runpy.run_path("fit.py")
+    searched = sorted(archive.item_hashes("likely", "search"))
+    for candidate in archive.candidates("label IN ('base', 'a')"):
+        model = AutoModelForCausalLM.from_pretrained(candidate.label, dtype=torch.bfloat16)
+        with torch.inference_mode():
+            wanted = [module["items"]()[i] for i in searched]
+            plain = module["score"](model, AutoTokenizer.from_pretrained(candidate.label), wanted)
+        found = archive.item_scores(candidate.id, "likely", "search")
+        assert np.array_equal(found, np.array(plain, np.float32))
+
+
+def test_a_finished_campaign_prints_its_summary_and_scores_nothing(campaign_file, silent, here):
+    file = campaign_file(budget__evaluations=3)
+    run_campaign(file, progress=silent)
+    before = (here / "runs" / "tiny" / "archive.db").read_bytes()
+    silent.said.clear()
+    assert run_campaign(file, progress=silent)
+    assert (here / "runs" / "tiny" / "archive.db").read_bytes() == before
+    assert "Pareto front and baselines" in silent.said[0]
+
+
+def test_a_larger_budget_goes_on_as_if_it_had_always_been(campaign_file, silent, here):
+    run_campaign(campaign_file(budget__evaluations=5), progress=silent)
+    run_campaign(campaign_file(budget__evaluations=14), progress=silent)
+    run_campaign(campaign_file(), directory=here / "whole", progress=silent)
+    parts, whole = (Archive(d / "archive.db") for d in (here / "runs" / "tiny", here / "whole"))
+    proposals = [
+        [(c.ordinal, c.recipe_id) for c in a.candidates("origin = 'search'")]
+        for a in (parts, whole)
+    ]
+    assert proposals[0] == proposals[1] and len(proposals[0]) == 14
+
+
+def test_only_budget_workers_and_finals_may_change(campaign_file, silent):
+    run_campaign(campaign_file(budget__evaluations=2), progress=silent)
+    file = campaign_file(seed=8, space__layer_groups=1)
+    with pytest.raises(BadInput) as error:
+        run_campaign(file, progress=silent)
+    lines = str(error.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["seed", "space.layer_groups"]
+    changed = campaign_file(
+        budget__evaluations=3, finals=1, workers={"pool": "inline", "threads": 1}
+    )
+    assert run_campaign(changed, progress=silent)
+
+
+def test_a_changed_source_is_refused_by_name_and_hash(campaign_file, silent, here, world):
+    import shutil
+
+    from evomerge.testing import tiny_llama
+
+    (here / "a").unlink()
+    shutil.copytree(world / "a", here / "a")
+    run_campaign(campaign_file(budget__evaluations=2), progress=silent)
+    shutil.rmtree(here / "a")
+    tiny_llama(here / "a", 99, near=world / "base")
+    with pytest.raises(BadInput, match=r"sources.a: .*a has changed: sha256"):
+        run_campaign(campaign_file(), progress=silent)
+
+
+def test_a_source_that_moved_is_remapped_and_checked(campaign_file, silent, here, world):
+    run_campaign(campaign_file(budget__evaluations=2), progress=silent)
+    (here / "a").unlink()
+    with pytest.raises(BadInput, match=r"sources.models.a: there is no directory 'a'"):
+        run_campaign(campaign_file(), progress=silent)
+    with pytest.raises(BadInput, match="has changed"):
+        run_campaign(campaign_file(), moved={"a": str(world / "b")}, progress=silent)
+    with pytest.raises(BadInput, match=r"--source: z: is no source of this campaign"):
+        run_campaign(campaign_file(), moved={"z": str(world / "b")}, progress=silent)
+    assert run_campaign(campaign_file(), moved={"a": str(world / "a")}, progress=silent)
+
+
+def test_changed_items_are_refused(campaign_file, silent, here):
+    text = (here / "fit.py").read_text()
+    (here / "mine.py").write_text(text)
+    entry = [{"name": "likely", "function": "mine.py"}]
+    run_campaign(campaign_file(budget__evaluations=2, fitness=entry), progress=silent)
+    (here / "mine.py").write_text(text.replace("i * 7", "i * 9"))
+    with pytest.raises(BadInput, match=r"fitness.0: the search items of likely are not those"):
+        run_campaign(campaign_file(fitness=entry), progress=silent)
+
+
+FAILING = """
+calls = 0
+
+
+def items():
+    return list(range(30))
+
+
+def score(model, tokenizer, items):
+    global calls
+    calls += 1
+    if calls > 5 and calls % 3 == 0:
+        raise RuntimeError("the task\\nbroke")
+    if calls > 5 and calls % 3 == 1:
+        return [float("nan")] * len(items)
+    return [float(model.get_input_embeddings().weight.float().sum())] * len(items)
+"""
+
+
+def test_failing_candidates_are_outcomes_with_reasons(campaign_file, silent, here):
+    (here / "failing.py").write_text(FAILING)
+    entry = [{"name": "f", "function": "failing.py"}]
+    assert run_campaign(campaign_file(fitness=entry), progress=silent)
+    archive = Archive(here / "runs" / "tiny" / "archive.db")
+    reasons = {r["reason"] for r in archive.db.query("SELECT reason FROM outcomes")}
+    assert reasons == {"", "RuntimeError: the task broke", "f scored nan on item 0"}
+    counts = archive.counts()
+    assert counts["failed"] == 10 and counts["ok"] == 9
+
+
+def test_sources_that_cannot_be_scored_stop_the_campaign_in_one_line(campaign_file, silent, here):
+    (here / "broken.py").write_text(
+        "items = lambda: [1, 2]\ndef score(m, t, i): raise ValueError('no such luck')\n"
+    )
+    file = campaign_file(fitness=[{"name": "f", "function": "broken.py"}])
+    with pytest.raises(EvomergeError, match="no source could be scored: ValueError: no such luck"):
+        run_campaign(file, progress=silent)
+    status = views.status(here / "runs" / "tiny")
+    assert status["state"] == "failed" and "no such luck" in status["reason"]
+
+
+def test_equal_recipes_are_scored_once(campaign_file, silent, here):
+    """A space of one tied gene that rounding to few values makes repeat itself."""
+    text = (here / "fit.py").read_text()
+    counting = text.replace(
+        "def score(model, tokenizer, items):",
+        "def score(model, tokenizer, items):\n    open('calls', 'a').write('x')",
+    )
+    (here / "counting.py").write_text(counting)
+    axes = {"weight": {"low": 0.5, "high": 0.5 + 1e-12, "tied": ["layers", "modules", "models"]}}
+    file = campaign_file(
+        fitness=[{"name": "f", "function": "counting.py"}],
+        space__axes=axes,
+        heldout=0.0,
+        budget__evaluations=6,
+    )
+    plan_values = {0.5 + 1e-12 * u for u in np.linspace(0, 1, 5)}
+    assert len(plan_values) > 1
+    run_campaign(file, progress=silent)
+    archive = Archive(here / "runs" / "tiny" / "archive.db")
+    search = archive.candidates("origin = 'search'")
+    distinct = {c.recipe_id for c in search}
+    scored = len((here / "calls").read_text()) - 5  # the baselines
+    assert scored == len(distinct)
+    assert archive.counts()["ok"] == 11
+
+
+def test_two_campaigns_do_not_share_a_directory(campaign_file, silent, here):
+    directory = here / "runs" / "tiny"
+    directory.mkdir(parents=True)
+    with RunLock(directory):
+        assert RunLock.held(directory)
+        code = (
+            "from evomerge.campaign import RunLock; from pathlib import Path\n"
+            f"with RunLock(Path({str(directory)!r})): pass"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert f"is held by process {os.getpid()} on" in run.stderr
+    assert not RunLock.held(directory)
+
+
+def test_hours_are_a_budget_too(campaign_file, silent, here):
+    file = campaign_file(budget={"evaluations": 10_000, "hours": 1e-4})
+    assert run_campaign(file, progress=silent)
+    assert views.status(here / "runs" / "tiny")["budget"]["proposed"] < 10_000
+
+
+def test_status_front_and_show_have_the_contracts_shapes(campaign_file, silent, here):
+    run_campaign(campaign_file(), progress=silent)
+    run = here / "runs" / "tiny"
+    status = json.loads(json.dumps(views.status(run)))
+    assert status["state"] == "finished" and status["name"] == "tiny"
+    assert set(status["candidates"]) == {"ok", "stopped", "failed", "running"}
+    assert {"budget", "best", "seconds", "baselines"} <= set(status)
+    front = json.loads(json.dumps(views.front(run)))
+    assert {r["label"] for r in front} >= {"base", "a", "b", "c", "uniform"}
+    for row in front:
+        assert set(row) == {"id", "recipe_id", "origin", "label", "scores"}
+        assert set(row["scores"]["likely"]["search"]) == {"mean", "stderr", "items"}
+        assert set(row["scores"]["likely"]["heldout"]) == {"mean", "stderr", "items"}
+    shown = json.loads(json.dumps(views.show(run, 6)))
+    assert {"recipe", "parents", "scores", "outcome", "genome"} <= set(shown)
+    with pytest.raises(BadInput, match="there is no candidate 999; write a number from 1 to 19"):
+        views.show(run, 999)
+    with pytest.raises(BadInput, match="is no run's directory"):
+        views.status(here)
+
+
+def test_a_ledger_that_the_controller_does_not_reproduce_names_the_event(
+    campaign_file, silent, here
+):
+    run_campaign(campaign_file(budget__evaluations=8), progress=silent)
+    path = here / "runs" / "tiny" / "archive.db"
+    archive = Archive(path, write=True)
+    archive._execute(
+        "UPDATE candidates SET genome = ? WHERE ordinal = 3", (np.full(9, 0.25).tobytes(),)
+    )
+    archive.close()
+    with pytest.raises(EvomergeError, match=r"event \d+: cmaes no longer proposes what"):
+        run_campaign(campaign_file(), progress=silent)
+    adopting = campaign_file(budget__evaluations=11)
+    assert run_campaign(adopting, adopt=True, progress=silent)
+    assert ("adopt", None) in events(path.parent)
+    assert run_campaign(campaign_file(), progress=silent)  # the ledger replays again
+    assert Archive(path).proposed() == 14

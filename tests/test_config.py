@@ -1,0 +1,264 @@
+"""Campaign files that a person would get wrong: one line a fault, exit 2, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge import config
+from evomerge.errors import BadInput
+
+NAN, INF = float("nan"), float("inf")
+
+# (key with its value, what the one line must say)
+MALFORMED = [
+    (("budgets", {"evaluations": 3}), "budgets: unknown key 'budgets'; did you mean 'budget'?"),
+    (("budget__evalutions", 3), "budget.evalutions: unknown key 'evalutions'; did you mean 'eval"),
+    (("budget__evaluations", "many"), "budget.evaluations: 'many' is not a whole number"),
+    (("budget__evaluations", "300"), "budget.evaluations: '300' is not a whole number"),
+    (("budget__evaluations", 0), "budget.evaluations: 0: input should be greater than or equal"),
+    (("budget__evaluations", 2.5), "budget.evaluations: 2.5 is not a whole number"),
+    (("budget__evaluations", True), "budget.evaluations: True is not a whole number"),
+    (("budget__hours", -1.0), "budget.hours: -1.0"),
+    (("budget__hours", NAN), "budget.hours: nan is not a finite number"),
+    (("budget", None), "budget: is missing"),
+    (("budget", 300), "budget: 300 is not a mapping"),
+    (("name", "../elsewhere"), "name: '../elsewhere' is no plain name"),
+    (("name", "a/b"), "name: 'a/b' is no plain name"),
+    (("name", ""), "name: '' is empty"),
+    (("name", ".."), "name: '..' is no plain name"),
+    (("name", 7), "name: 7 is not a text"),
+    (("seed", "lucky"), "seed: 'lucky' is not a whole number"),
+    (("seed", -1), "seed: -1"),
+    (("sources", None), "sources: is missing"),
+    (("sources__models", {}), "sources.models: "),
+    (("sources__models", ["a", "b"]), "sources.models: is not a mapping"),
+    (("sources__modles", {}), "sources.modles: unknown key 'modles'; did you mean 'models'?"),
+    (("sources__base", None), "space.method: task_arithmetic needs a base; write sources.base"),
+    (("space__kind", "parameter"), "space.kind: there is no space 'parameter'; did you mean 'para"),
+    (("space__kind", None), "space.kind: is missing"),
+    (
+        ("space__method", "tie"),
+        "space.method: there is no merge method 'tie'; did you mean 'ties'?",
+    ),
+    (("space__method", "slerp"), "space.method: slerp merges 2 models; sources.models has 3"),
+    (("space__layer_group", 3), "space.layer_group: unknown key 'layer_group'; did you mean 'lay"),
+    (("space__layer_groups", 0), "space.layer_groups: 0 is not a whole number of at least 1"),
+    (("space__layer_groups", "4"), "space.layer_groups: '4' is not a whole number"),
+    (("space__module_groups", "mlp"), "space.module_groups: 'mlp' is not a list of substrings"),
+    (("space__smooth", "yes please"), "space.smooth: 'yes please' is not true or false"),
+    (("space__dtype", "int4"), "space.dtype: 'int4' is no dtype"),
+    (("space__axes", None), "space.axes: is missing"),
+    (("space__axes", {}), "space.axes: is not a mapping of axes"),
+    (
+        ("space__axes__wieght", {"low": 0, "high": 1}),
+        "has no parameter 'wieght'; did you mean 'wei",
+    ),
+    (("space__axes__weight", {"low": 1.0, "high": 0.0}), "low 1.0 is not below high 0.0; swap"),
+    (("space__axes__weight", {"low": 0.0, "high": NAN}), "weight.high: nan is not a finite number"),
+    (("space__axes__weight", {"low": -INF, "high": 1}), "weight.low: -inf is not a finite number"),
+    (("space__axes__weight", {"low": 0.0}), "space.axes.weight.high: is missing"),
+    (
+        ("space__axes__weight", {"low": 0, "high": 1, "hihg": 1}),
+        "unknown key 'hihg'; did you mean 'high'?",
+    ),
+    (("space__axes__weight", "wide"), "space.axes.weight: 'wide' is no axis"),
+    (("space__axes__weight", 1.0), "space.axes: nothing is searched"),
+    (("space__axes__weight", {"low": 0, "high": 1, "log": True}), "a log axis needs low above 0"),
+    (("space__axes__weight", {"low": 0, "high": 1, "tied": ["depth"]}), "tied: ['depth'] will not"),
+    (("space__options", {"normalise": True}), "space.options.normalise: task_arithmetic has no"),
+    (("controller__kind", "cma-es"), "there is no controller 'cma-es'; did you mean 'cmaes'?"),
+    (("controller", {"population": 6}), "controller.kind: is missing"),
+    (("controller__sgima", 0.2), "controller.sgima: unknown option 'sgima'; did you mean 'sigma'?"),
+    (("controller__population", 1), "controller.population: 1 is below 3; write 3 or more"),
+    (
+        ("controller__population", "big"),
+        "controller.population: 'big' is not a whole number or nul",
+    ),
+    (("controller__sigma", 4.0), "controller.sigma: 4.0 is not within 0 to 1"),
+    (("fitness", []), "fitness: "),
+    (("fitness__0__task", "choice.yaml"), "fitness.0: has task and function; write one of the two"),
+    (("fitness__0", {"name": "x"}), "fitness.0: needs a task or a function"),
+    (
+        ("fitness__0", {"name": "x", "task": "choice.yaml"}),
+        "fitness.0.metric: is missing for a task",
+    ),
+    (("fitness__0__metric", "acc"), "fitness.0.metric: belongs to tasks, not to functions"),
+    (("fitness__0__name", "a b"), "fitness.0.name: 'a b' has characters other than"),
+    (("fitness__0__wieght", 2), "fitness.0.wieght: unknown key 'wieght'; did you mean 'weight'?"),
+    (("fitness__0__weight", 0), "fitness.0.weight: 0"),
+    (("fitness__0__direction", "up"), "fitness.0.direction: 'up'"),
+    (("fitness__0__items", -5), "fitness.0.items: -5"),
+    (
+        ("fitness", [{"name": "x", "function": "fit.py"}] * 2),
+        "fitness.1.name: two objectives are called 'x'; rename one",
+    ),
+    (("heldout", 1.0), "heldout: 1.0 will not do; write a share such as 0.5"),
+    (("heldout", "half"), "heldout: 'half' will not do"),
+    (("heldout", {"last": 2}), "heldout: {'last': 2} will not do"),
+    (("heldout", {"split": "train"}), "heldout: {'split': 'train'} will not do"),
+    (("racing", True), "racing: unknown key 'racing'"),
+    (("workers", {"pool": "threads"}), "workers.pool: 'threads'"),
+    (("workers", {"count": 2}), "workers.count: the inline pool has one worker"),
+    (("workers", {"timeout": 5}), "workers.timeout: the inline pool has one worker"),
+    (("workers", {"gpus": 1}), "workers.gpus: unknown key 'gpus'; did you mean 'gpus_each'?"),
+    (("finals", -1), "finals: -1"),
+]
+
+# one slip with more than one consequence: another method has other axes
+CONSEQUENCES = ("space__method", "space__axes__wieght", "sources__models")
+
+# these are seen only when the sources and tasks are opened
+MISSING = [
+    (("sources__base", "bsae"), "sources.base: there is no directory 'bsae'"),
+    (("sources__models__b", "./b2"), "sources.models.b: there is no directory './b2'"),
+    (("fitness__0__function", "fti.py"), "fitness.0.function: there is no file 'fti.py'"),
+    (("fitness__0__items", 41), "fitness.0.items: 41 items are more than the 40 there are; write"),
+    (("heldout", {"split": "test"}), "heldout: 'likely' has no validation and test split"),
+    (
+        ("fitness__0", {"name": "x", "task": "choice.yaml", "metric": "accuracy"}),
+        "fitness.0.metric: 'tiny_choice' has no metric 'accuracy'",
+    ),
+]
+
+
+def written(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("change, message", MALFORMED, ids=lambda v: str(v[0])[:40])
+def test_malformed_files_get_one_clear_line(campaign_file, change, message):
+    file = campaign_file(**dict([change]))
+    with pytest.raises(BadInput) as error:
+        config.load(file)
+    lines = str(error.value).splitlines()
+    assert all(line.startswith(f"{file}: ") for line in lines)
+    assert sum(message in line for line in lines) == 1
+    assert len(lines) == 1 or change[0] in CONSEQUENCES
+
+
+@pytest.mark.parametrize("change, message", MISSING, ids=lambda v: str(v[0])[:40])
+def test_what_is_not_there_gets_one_clear_line(campaign_file, here, change, message):
+    from evomerge.check import prepare
+
+    file = campaign_file(**dict([change]))
+    before = written(here)
+    with pytest.raises(BadInput) as error:
+        prepare(config.load(file), str(file))
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"{file}: ") and message in line
+    assert written(here) == before
+
+
+def test_all_faults_come_together(campaign_file):
+    file = campaign_file(
+        budget__evaluations="many",
+        space__method="tie",
+        controller__kind="cam",
+        name="a/b",
+        extra=1,
+    )
+    with pytest.raises(BadInput) as error:
+        config.load(file)
+    assert len(str(error.value).splitlines()) == 5
+
+
+def test_yaml_faults_name_the_line(here):
+    for text, message in [
+        ("name: x\nname: y\n", "line 2: the key 'name' stands twice"),
+        ("name: [x\nseed: 1\n", "line 2: "),
+        ("- a\n- b\n", "a campaign file is a mapping of keys"),
+        ("", "a campaign file is a mapping of keys"),
+    ]:
+        (here / "bad.yaml").write_text(text)
+        with pytest.raises(BadInput) as error:
+            config.load(here / "bad.yaml")
+        assert message in str(error.value)
+    with pytest.raises(BadInput, match="cannot be read"):
+        config.load(here / "absent.yaml")
+
+
+def test_bad_input_exits_2_without_traceback_and_writes_nothing(campaign_file, here):
+    file = campaign_file(budget__evaluations="many", sources__modles={})
+    before = written(here)
+    for command in ("check", "run"):
+        run = subprocess.run(
+            [sys.executable, "-m", "evomerge.cli", command, str(file)],
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 2
+        assert len(run.stderr.splitlines()) == 2 and "Traceback" not in run.stderr
+        assert not run.stdout
+    assert written(here) == before
+
+
+def test_settings_override_by_dotted_key(campaign_file):
+    file = campaign_file()
+    settings = ["budget.evaluations=3", "fitness.0.weight=2", "workers={pool: ray, count: 2}"]
+    plan = config.load(file, settings)
+    assert plan["budget"]["evaluations"] == 3
+    assert plan["fitness"][0]["weight"] == 2.0
+    assert plan["workers"]["count"] == 2
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("budget", "is not key=value"),
+        ("budget.evaluations=[", "is not YAML"),
+        ("fitness.4.items=3", "there is no entry '4'"),
+        ("name.first=x", "'name' is no mapping"),
+    ],
+)
+def test_settings_that_will_not_do(campaign_file, setting, message):
+    with pytest.raises(BadInput, match="--set") as error:
+        config.load(campaign_file(), [setting])
+    assert message in str(error.value)
+
+
+def test_exponents_are_numbers(here, campaign_file):
+    file = campaign_file()
+    text = file.read_text().replace("low: 0.0", "low: 1e-3")
+    file.write_text(text)
+    assert config.load(file)["space"]["axes"]["weight"]["low"] == 0.001
+
+
+def test_a_plan_survives_its_own_yaml(campaign_file, here):
+    plan = config.load(campaign_file())
+    (here / "again.yaml").write_text(yaml.safe_dump(plan))
+    assert config.load(here / "again.yaml") == plan
+
+
+def test_differences_name_dotted_keys_and_spare_what_may_change(campaign_file):
+    old = config.load(campaign_file())
+    new = config.load(campaign_file(seed=8, space__layer_groups=1, budget__evaluations=99))
+    assert config.differences(old, new) == ["seed", "space.layer_groups"]
+
+
+def test_public_test_splits_are_refused_without_the_flag(here, campaign_file, monkeypatch):
+    from evomerge import check, lm_eval
+
+    monkeypatch.setattr(lm_eval.TaskFitness, "searches_public_test_split", True)
+    entry = {"name": "x", "task": "choice.yaml", "metric": "acc"}
+    file = campaign_file(fitness=[entry])
+    with pytest.raises(BadInput, match="test split of a public benchmark; write heldout"):
+        check.prepare(config.load(file), str(file))
+    allowed = campaign_file(fitness=[entry], allow_benchmarks=True)
+    assert check.prepare(config.load(allowed), str(allowed)).splits["x"].search
+
+
+def test_a_public_test_split_is_recognized(here):
+    from evomerge.fitness import open_fitness
+
+    fitness = open_fitness({"name": "x", "task": "choice.yaml", "metric": "acc"}, "c", "f")
+    assert not fitness.searches_public_test_split  # local data
+    fitness._task.config.custom_dataset = None
+    fitness._task.config.dataset_path = "json"
+    assert not fitness.searches_public_test_split
+    fitness._task.config.dataset_path = "openai/gsm8k"
+    assert fitness.searches_public_test_split
+    fitness._task.config.test_split = None
+    assert not fitness.searches_public_test_split
