@@ -24,7 +24,7 @@ import numpy as np
 from evomerge.archive import Archive, Candidate, Event
 from evomerge.controllers import CONTROLLERS, Told
 from evomerge.errors import EvomergeError
-from evomerge.fitness import Split
+from evomerge.items import Split
 from evomerge.pareto import Objective, Scale, hypervolume_contributions
 from evomerge.pool import Finished, Job, Lost, Pool, WorkerPlan
 from evomerge.recipe import Outcome, Recipe, single, uniform

@@ -11,7 +11,8 @@ from typing import Any
 
 from evomerge.campaign import Campaign
 from evomerge.errors import BadInput, Fault, nearest
-from evomerge.fitness import open_fitness, split_items
+from evomerge.fitness import open_fitness
+from evomerge.items import split_items
 from evomerge.pareto import Objective
 from evomerge.pool import WorkerPlan
 from evomerge.sources import Source, digest, mismatches, open_source

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import BadInput, Fault, nearest, one_line
-from evomerge.fitness import item_hash
+from evomerge.items import item_hash
 
 DEFAULT_BATCH = 64
 _FEWSHOT_SEED = 1234  # lm-eval's own default, so that its command line draws the same examples

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from evomerge.errors import CandidateFailure, EvomergeError, one_line
-from evomerge.fitness import Split, open_fitness
+from evomerge.fitness import open_fitness
+from evomerge.items import Split
 from evomerge.recipe import Outcome, Recipe, from_json
 from evomerge.sources import open_source
 

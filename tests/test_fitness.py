@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import BadInput
-from evomerge.fitness import open_fitness, split_items
+from evomerge.fitness import open_fitness
+from evomerge.items import split_items
 
 TASKS = {
     "generation.yaml": "exact_match",
