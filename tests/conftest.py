@@ -73,8 +73,12 @@ doc_to_choice: "{{choices}}"
 doc_to_target: "{{gold}}"
 metric_list:
   - {metric: acc, aggregation: mean, higher_is_better: true}
-  - {metric: f1, aggregation: f1, higher_is_better: true}
 """
+
+AGGREGATED = (
+    CHOICE.replace("tiny_choice", "tiny_aggregated")
+    + "  - {metric: f1, aggregation: f1, higher_is_better: true}\n"
+)
 
 LIKELIHOOD = """
 task: tiny_likelihood
@@ -102,6 +106,7 @@ def world(tmp_path_factory) -> Path:
         "data.py": TASK_DATA,
         "generation.yaml": GENERATION,
         "choice.yaml": CHOICE,
+        "aggregated.yaml": AGGREGATED,
         "likelihood.yaml": LIKELIHOOD,
     }
     for name, text in files.items():

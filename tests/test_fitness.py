@@ -118,7 +118,7 @@ def test_direction_comes_from_the_metric(here):
         ({"task": "nowhere.yaml", "metric": "acc"}, "f.task: there is no file 'nowhere.yaml'"),
         ({"task": "hellaswga", "metric": "acc"}, "no task 'hellaswga'; did you mean 'hellaswag'?"),
         ({"task": "choice.yaml", "metric": "accc"}, "has no metric 'accc'; did you mean 'acc'?"),
-        ({"task": "choice.yaml", "metric": "f1"}, "'f1' is no mean of items"),
+        ({"task": "aggregated.yaml", "metric": "f1"}, "'f1' is no mean of items"),
         ({"task": "likelihood.yaml", "metric": "perplexity"}, "'perplexity' is no mean of items"),
         ({"task": "choice.yaml", "metric": "acc,strict"}, "has no filter 'strict'"),
         (
