@@ -90,6 +90,7 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
         hashes={},
         frame=frame,
         dtype=getattr(space, "dtype", shape.dtype),
+        compute_dtype=plan["compute_dtype"] or getattr(space, "dtype", shape.dtype),
         fitness={spec["name"]: _said(spec, plan) for spec in plan["fitness"]},
         splits=splits,
         threads=_threads(plan["workers"]),

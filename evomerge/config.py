@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evomerge.controllers import CONTROLLERS, RESERVED
 from evomerge.errors import BadInput, Fault, nearest
+from evomerge.recipe import DTYPES
 from evomerge.registry import option_faults
 from evomerge.spaces import SPACES
 
@@ -84,6 +85,7 @@ class _CampaignPart(_Part):
     space: dict[str, Any]
     controller: dict[str, Any] = Field(default_factory=lambda: {"kind": "cmaes"})
     fitness: list[_FitnessPart] = Field(min_length=1)
+    compute_dtype: Literal[DTYPES] | None = None
     heldout: Share | _LastPart | _TestPart = 0.5
     budget: _BudgetPart
     workers: _WorkersPart = Field(default_factory=_WorkersPart)

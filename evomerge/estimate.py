@@ -22,7 +22,7 @@ def estimate(campaign: Campaign) -> dict:
     opened = {name: open_source(path) for name, path in worker.sources.items()}
     frame = opened[worker.frame]
     parameters = sum(_count(t.shape) for t in frame.tensors.values())
-    model = parameters * _BYTES[worker.dtype]
+    model = parameters * _BYTES[worker.compute_dtype]
     sources = sum(s.bytes for s in opened.values())
     searched = {n: len(s.search) for n, s in campaign.splits.items()}
     heldout = {n: len(s.heldout) for n, s in campaign.splits.items()}
@@ -41,7 +41,8 @@ def estimate(campaign: Campaign) -> dict:
         "candidates": f"{plan['budget']['evaluations']} and {len(campaign.baselines())} baselines",
         "memory": f"{workers} worker(s) x {_size(model)} of weights, and {_size(sources)} of page"
         " cache for the sources",
-        "disk": f"about {_size(disk)} of archive; {_size(model)} for an exported model",
+        "disk": f"about {_size(disk)} of archive; {_size(parameters * _BYTES[worker.dtype])} for an"
+        " exported model",
         "time": "unknown" if seconds is None else f"at least {duration(seconds)}",
     }
     numbers = {
@@ -79,7 +80,7 @@ def _forward_seconds(campaign: Campaign, parameters: int, candidates: int) -> fl
         if characters is None:
             return None
         tokens += len(campaign.splits[name].search) * characters() / _CHARACTERS_PER_TOKEN
-    return 2.0 * parameters * tokens * candidates / _multiply_rate(campaign.worker.dtype)
+    return 2.0 * parameters * tokens * candidates / _multiply_rate(campaign.worker.compute_dtype)
 
 
 def _multiply_rate(dtype: str) -> float:

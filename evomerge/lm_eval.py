@@ -12,7 +12,7 @@ import logging
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class TaskFitness:
             self.test_from = len(self._parts[0].eval_docs)
         self._docs = [doc for part in self._parts for doc in part.eval_docs]
         self.hashes = [item_hash(doc) for doc in self._docs]
+        for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+            setattr(self._task, name, self._rendered_once(getattr(self._task, name)))
 
     @property
     def searches_public_test_split(self) -> bool:
@@ -98,6 +100,20 @@ class TaskFitness:
                 raise self._fault("generation", wrong, "leave it out")
             task.set_config("generation_kwargs", self._spec["generation"], update=True)
         return task
+
+    def _rendered_once(self, render: Callable) -> Callable:
+        """Remember what a template makes of each document: lm-eval compiles it every time."""
+        known: dict[int, Any] = {}
+        ours = {id(doc) for doc in self._docs}
+
+        def rendered(doc: Any, *others: Any) -> Any:
+            if others or id(doc) not in ours:
+                return render(doc, *others)
+            if id(doc) not in known:
+                known[id(doc)] = render(doc)
+            return known[id(doc)]
+
+        return rendered
 
     def _on_development_split(self) -> Any:
         """Return the task over its validation documents, or its training ones."""

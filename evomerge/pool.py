@@ -30,7 +30,9 @@ class WorkerPlan:
         sources: name as recipes write it -> local directory.
         hashes: name -> content hash.
         frame: the source that gives config and tokenizer.
-        dtype: of the resident model.
+        dtype: of the merged weights.
+        compute_dtype: of the resident model, into which they are copied. A wider one takes
+            nothing from them, and is quicker where the processor has no bfloat16.
         fitness: the campaign's entries, by objective.
         splits: objective -> (search ordinals, held-out ordinals).
         threads: torch threads in the worker.
@@ -42,6 +44,7 @@ class WorkerPlan:
     hashes: Mapping[str, str]
     frame: str
     dtype: str
+    compute_dtype: str
     fitness: Mapping[str, Mapping[str, Any]]
     splits: Mapping[str, Split]
     threads: int
@@ -90,7 +93,7 @@ class Worker:
         self.name = f"{platform.node()}/{os.getpid()}/{device}"
         self._merger = Merger(opened, plan.hashes, device)
         self._resident = ResidentModel(
-            opened[plan.frame], plan.dtype, device, plan.trust_remote_code
+            opened[plan.frame], plan.compute_dtype, device, plan.trust_remote_code
         )
         self._splits = plan.splits
         self._fitness = {}
