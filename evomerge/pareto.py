@@ -73,4 +73,8 @@ def hypervolume_contributions(points: np.ndarray, reference: np.ndarray) -> np.n
 
     if not len(points):
         return np.zeros(0)
+    if points.shape[1] == 1:  # a line, which moocore does not take: the best down to the next
+        line = points[:, 0]
+        below = [max([reference[0], *np.delete(line, i)]) for i in range(len(line))]
+        return np.maximum(0.0, line - np.array(below))
     return np.asarray(moocore.hv_contributions(points, ref=reference, maximise=True), float)

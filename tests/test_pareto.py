@@ -42,6 +42,14 @@ def test_contributions_are_what_is_lost_without_a_point(points):
         assert np.isclose(contribution, lost)
 
 
+@given(st.lists(st.integers(-1, 9), min_size=1, max_size=5))
+def test_contributions_on_a_line(values):
+    found = hypervolume_contributions(np.array(values, float)[:, None], np.zeros(1))
+    for i, value in enumerate(values):
+        others = max([0, *values[:i], *values[i + 1 :]])
+        assert found[i] == max(0, value - others)
+
+
 def test_no_point_contributes_nothing():
     assert hypervolume_contributions(np.zeros((0, 2)), np.zeros(2)).shape == (0,)
 
