@@ -1,0 +1,123 @@
+"""How long the ledger takes: appending, looking, and resuming, at a given number of candidates.
+
+    python benchmarks/resume.py --candidates 2000 --items 500
+
+Outcomes are synthetic; proposals, archive, controller and replay are the real code.
+"""
+
+import argparse
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from evomerge import views
+from evomerge.archive import Archive
+from evomerge.campaign import Campaign, Runner
+from evomerge.config import check_plan
+from evomerge.items import Split
+from evomerge.pareto import Objective
+from evomerge.pool import Finished, WorkerPlan
+from evomerge.recipe import Outcome
+from evomerge.spaces import SPACES, Sources
+
+
+class SyntheticPool:
+    """Scores a recipe at once: items solved with a probability that its weights decide."""
+
+    def __init__(self, items: int):
+        self._items, self._jobs = items, deque()
+        self._rng = np.random.default_rng(0)
+
+    idle = property(lambda self: 1 - len(self._jobs))
+    busy = property(lambda self: len(self._jobs))
+
+    def submit(self, job) -> None:
+        self._jobs.append(job)
+
+    def next_finished(self, timeout=None) -> Finished | None:
+        if not self._jobs:
+            return None
+        job = self._jobs.popleft()
+        weights = [w for g in job.recipe["groups"] for w in g["weight"]]
+        skill = float(np.clip(1 - np.std(weights), 0.05, 0.95))
+        rng = self._rng
+        scores = {n: (rng.random(self._items // 2) < skill).astype(np.float32) for n in "xy"}
+        return Finished(job, Outcome("ok", "", scores, 0.01, 0.1, "0" * 32, "synthetic"))
+
+
+def make_campaign(candidates: int, items: int) -> Campaign:
+    axes = {"weight": {"low": 0.0, "high": 1.5}}
+    models = {"a": "a", "b": "b", "c": "c"}
+    plan = check_plan(
+        {
+            "name": "resume",
+            "sources": {"base": "base", "models": models},
+            "space": {
+                "kind": "parameters",
+                "method": "task_arithmetic",
+                "layer_groups": 7,
+                "axes": axes,
+            },
+            "controller": {"kind": "cmaes"},
+            "fitness": [{"name": n, "function": "synthetic"} for n in "xy"],
+            "budget": {"evaluations": candidates},
+        },
+        "benchmark",
+    )
+    shape = Sources("base", tuple(models), tuple(models), 24, "bfloat16", 0)
+    split = Split(tuple(range(items // 2)), ())
+    worker = WorkerPlan(
+        sources={}, hashes={n: n for n in ("base", "a", "b", "c")}, frame="base",
+        dtype="bfloat16", compute_dtype="bfloat16", fitness={}, splits={}, threads=1,
+    )  # fmt: skip
+    return Campaign(
+        plan,
+        SPACES.get("parameters")(plan["space"], shape),
+        (Objective("x"), Objective("y")),
+        {"x": split, "y": split},
+        {n: [f"{i:016x}" for i in range(items)] for n in "xy"},
+        worker,
+        {"base": "base", "a": "a", "b": "b", "c": "c"},
+    )
+
+
+def timed(work) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--candidates", type=int, default=2000)
+    parser.add_argument("--items", type=int, default=500, help="of both objectives together")
+    options = parser.parse_args()
+    campaign = make_campaign(options.candidates, options.items)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "archive.db"
+        archive = Archive(path, write=True)
+        archive.begin("resume", campaign.plan, campaign.provenance(), campaign.items())
+        runner = Runner(campaign, archive, SyntheticPool(options.items))
+        append = timed(runner.run)
+        archive.close()
+        size = path.stat().st_size
+        again = Archive(path, write=True)
+        resumed = Runner(campaign, again, SyntheticPool(options.items))
+        resume = timed(resumed.run)
+        (Path(folder) / "lock").touch()
+        status = timed(lambda: views.status(folder))
+        front = timed(lambda: views.front(folder))
+    n = options.candidates
+    print(f"{campaign.space.dimension} genes, {n} candidates, {options.items} items each")
+    print(
+        f"ask + archive + tell: {1000 * append / n:.2f} ms a candidate, {n / append:.0f} a second"
+    )
+    print(f"resume by replay {resume:.2f} s; status {status:.3f} s; front {front:.3f} s")
+    print(f"archive: {size / 1e6:.1f} MB, {size / n:.0f} bytes a candidate")
+
+
+if __name__ == "__main__":
+    main()
