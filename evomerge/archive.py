@@ -6,6 +6,7 @@ one transaction, so a process killed at any line leaves whole facts or none.
 """
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,6 +70,9 @@ MIGRATIONS = (
 )
 
 
+DatabaseError = sqlite3.Error  # what a full or failing disk raises
+
+
 class Candidate(NamedTuple):
     """One row of `candidates`."""
 
@@ -120,7 +124,7 @@ class Archive:
         if not write and not self.path.exists():
             raise EvomergeError(f"{path}: there is no archive; is this a run's directory?")
         try:
-            self.db = Database(sqlite3.connect(self.path, timeout=30.0, isolation_level=None))
+            self.db = Database(self._connect(write))
             version = self._query("PRAGMA user_version")[0]["user_version"]
             if version > len(MIGRATIONS):
                 raise EvomergeError(f"{path}: written by a later version of evomerge; update it")
@@ -133,6 +137,15 @@ class Archive:
         except sqlite3.DatabaseError as error:
             raise EvomergeError(f"{path}: {error}; is it an archive of evomerge?") from error
         self._front: dict[int, tuple[float, ...]] | None = None
+
+    def _connect(self, write: bool) -> sqlite3.Connection:
+        """Connect; in a folder that cannot be written, to a file that nobody writes."""
+        options: dict[str, Any] = {"timeout": 30.0, "isolation_level": None}
+        alone = not write and not os.access(self.path.parent, os.W_OK)
+        if alone and not Path(f"{self.path}-wal").exists():
+            address = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
+            return sqlite3.connect(address, uri=True, **options)
+        return sqlite3.connect(self.path, **options)
 
     def close(self) -> None:
         self.db.close()
@@ -160,6 +173,8 @@ class Archive:
     @property
     def campaign(self) -> dict | None:
         """The row of `campaign` with plan and provenance decoded; None before `begin`."""
+        if not self._query("SELECT 1 FROM sqlite_master WHERE name = 'campaign'"):
+            return None  # killed before its first table was there
         rows = self._query("SELECT * FROM campaign")
         if not rows:
             return None
@@ -281,11 +296,27 @@ class Archive:
             self._event("tell", candidate)
 
     def record_retry(self, candidate: int, reason: str) -> int:
-        """Record that a worker died under a candidate; return how many have by now."""
+        """Record that a worker died under a candidate; return how many did on this split."""
         with self.db.atomic():
             self._event("retry", candidate, note=reason)
-            sql = "SELECT COUNT(*) AS n FROM events WHERE candidate_id = ? AND kind = 'retry'"
-            return self._query(sql, (candidate,))[0]["n"]
+            sql = (
+                "SELECT COUNT(*) AS n FROM events WHERE candidate_id = ? AND kind = 'retry' AND"
+                " seq > (SELECT COALESCE(MAX(seq), 0) FROM events WHERE candidate_id = ?"
+                " AND kind = 'tell')"
+            )
+            return self._query(sql, (candidate, candidate))[0]["n"]
+
+    def forget_baselines(self) -> None:
+        """Take back the outcomes of the baselines, all of which failed, to score them again."""
+        with self.db.atomic():
+            for row in self._query(
+                "SELECT o.candidate_id AS c, o.reason FROM outcomes o JOIN candidates c"
+                " ON c.id = o.candidate_id WHERE c.origin = 'baseline'"
+            ):
+                for table, where in (("outcomes", ""), ("events", " AND kind = 'tell'")):
+                    sql = f"DELETE FROM {table} WHERE candidate_id = ?{where}"
+                    self._execute(sql, (row["c"],))
+                self._event("retry", row["c"], note=row["reason"])
 
     def record_adopt(self) -> None:
         """Record that the controller starts anew here, from the outcomes told so far."""

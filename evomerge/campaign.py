@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.archive import Archive, Candidate, Event
+from evomerge.archive import Archive, Candidate, Event, summary
 from evomerge.controllers import CONTROLLERS, Told
 from evomerge.errors import EvomergeError
 from evomerge.items import Split
@@ -33,6 +33,7 @@ from evomerge.spaces import quantize
 log = logging.getLogger("evomerge")
 
 _DEATHS_ALLOWED = 1  # a candidate that kills its worker once more than this has failed
+_SAME_FAILURES = 20  # in a row, after which the campaign stops
 _HEARTBEAT = 1.0  # seconds between looks at the clock and at a request to stop
 
 
@@ -91,7 +92,11 @@ class Campaign:
             "objectives": [vars(o) for o in self.objectives],
             "genes": self.space.names,
             "sources": {
-                label: {"name": name, "sha256": self.worker.hashes[name]}
+                label: {
+                    "name": name,
+                    "path": self.worker.sources[name],
+                    "sha256": self.worker.hashes[name],
+                }
                 for name, label in self.labels.items()
             },
             "seed": self.plan["seed"],
@@ -149,8 +154,8 @@ class RunLock:
         """
         self._file = open(self._path, "a+", encoding="utf-8")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._lock()
+        except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
@@ -159,6 +164,13 @@ class RunLock:
         self._file.write(f"process {os.getpid()} on {platform.node()}")
         self._file.flush()
         return self
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)  # `status` looks at the lock for a moment
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
@@ -204,6 +216,7 @@ class Runner:
         self.campaign, self.archive, self.pool = campaign, archive, pool
         self.stop = False
         self._adopt, self._on_progress = adopt, on_progress
+        self._last_failure = ("", 0)  # reason, how often in a row
         self._offset = 0  # proposals before the latest adoption
         self._twins: dict[str, list[Candidate]] = {}  # recipe in flight -> the same, waiting
         self._start = archive.start(machine(campaign.worker))
@@ -234,6 +247,9 @@ class Runner:
     def _score_baselines(self) -> None:
         """Score every source and the uniform average, before the controller is asked."""
         there = {c.label for c in self.archive.candidates("origin = 'baseline'")}
+        counts = self.archive.counts()
+        if there and counts["failed"] and not counts["ok"] and not self.archive.proposed():
+            self.archive.forget_baselines()  # the last start could score none; perhaps this one
         for label, recipe in self.campaign.baselines():
             if label not in there:
                 recipe_id = recipe.id(self.campaign.worker.hashes)
@@ -348,8 +364,19 @@ class Runner:
             if event.outcome.status != "ok":
                 log.warning("candidate %d failed: %s", event.job.candidate, event.outcome.reason)
             self._record(event.job, event.outcome)
+            self._watch_failures(event.outcome)
         self.archive.set_seconds(self._start, time.monotonic() - self._began)
         self._on_progress(self.archive)
+
+    def _watch_failures(self, outcome: Outcome) -> None:
+        """Stop when one reason fails candidate after candidate: that is no candidate's fault."""
+        same = outcome.status == "failed" and outcome.reason == self._last_failure[0]
+        self._last_failure = (outcome.reason, self._last_failure[1] + 1 if same else 1)
+        if outcome.status == "failed" and self._last_failure[1] >= _SAME_FAILURES:
+            raise EvomergeError(
+                f"{_SAME_FAILURES} candidates in a row failed with: {outcome.reason}; mend that and"
+                " run the campaign again, which goes on from here"
+            )
 
     def _record(self, job: Job, outcome: Outcome) -> None:
         if job.split == "heldout":
@@ -357,7 +384,7 @@ class Runner:
             return
         (candidate,) = self.archive.candidates("id = ?", (job.candidate,))
         searching = candidate.origin != "baseline"
-        means = {o: float(np.mean(s, dtype=np.float64)) for o, s in outcome.scores.items()} or None
+        means = {o: summary(s).mean for o, s in outcome.scores.items()} or None
         value = self._scale.value(means) if searching and means else None
         self.archive.record(job.candidate, outcome, value)  # disk first,
         if searching:

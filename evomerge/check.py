@@ -7,6 +7,7 @@ weights, made before there is a ledger.
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from evomerge.campaign import Campaign
@@ -50,6 +51,11 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
             opened[name] = open_source(where, file=file, key=key, trust_remote_code=trust)
         except BadInput as error:
             faults += error.faults
+    faults += [
+        Fault(file, "sources", f"'{name}' has no layers that can be told from its tensor names")
+        for name, source in opened.items()
+        if not source.layers
+    ]
     if len(opened) > 1:
         faults += mismatches(list(opened.values()), file)
     fitness = {}
@@ -135,6 +141,9 @@ def _labels(plan: Mapping[str, Any]) -> dict[str, str]:
 def _said(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return a fitness entry as fitnesses take it: what was said, and whose split it is."""
     said = {k: v for k, v in spec.items() if v is not None}
+    for k in ("task", "function"):  # workers may start in another folder
+        if k in said and Path(said[k]).is_file():
+            said[k] = str(Path(said[k]).resolve())
     return said | ({"own_test": True} if _wants_test(plan) else {})
 
 
@@ -148,6 +157,13 @@ def _item_faults(plan: Mapping, spec: Mapping, fitness: Any, file: str, key: str
     if spec["items"] and spec["items"] > there:
         wrong = f"{spec['items']} items are more than the {there} there are"
         faults.append(Fault(file, f"{key}.items", wrong, f"write at most {there}"))
+    heldout = plan["heldout"]
+    share = heldout.get("last", 0.0) if isinstance(heldout, Mapping) else heldout
+    if there and share:
+        taken = min(spec["items"] or there, there)
+        if taken == round(share * taken):
+            wrong = f"holding {share} of {taken} items out leaves none to search on"
+            faults.append(Fault(file, "heldout", wrong, "hold out less, or take more items"))
     if not there:
         faults.append(Fault(file, key, "there is no item", "give it items"))
     if _wants_test(plan) and fitness.test_from is None:

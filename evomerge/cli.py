@@ -48,6 +48,9 @@ def _errors_are_lines(command: Callable) -> Callable:
         except EvomergeError as error:
             click.echo(f"evomerge: {error}", err=True)
             sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
         except BrokenPipeError:  # `evomerge front | head`
             sys.stderr.close()
             sys.exit(0)

@@ -100,6 +100,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict:
     seen = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, str | int | float | bool) and key in seen:
             raise yaml.MarkedYAMLError(
@@ -162,7 +164,7 @@ def _override(data: dict, setting: str) -> None:
         raise BadInput(Fault("--set", setting, "is not key=value", "write e.g. budget.hours=2"))
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise BadInput(Fault("--set", key, f"'{text}' is not YAML", "quote it")) from None
     *path, last = key.split(".")
     for part in path:
@@ -174,16 +176,15 @@ def _override(data: dict, setting: str) -> None:
 
 
 def _child(data: Any, part: str, key: str) -> Any:
-    if isinstance(data, list):
-        return data[_index(data, part, key)]
-    child = data.setdefault(part, {})
+    here = isinstance(data, list)
+    child = data[_index(data, part, key)] if here else data.setdefault(part, {})
     if not isinstance(child, dict | list):
         raise BadInput(Fault("--set", key, f"'{part}' is no mapping", "name a key of a mapping"))
     return child
 
 
 def _index(data: list, part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(data):
+    if not (part.isascii() and part.isdigit()) or int(part) >= len(data):
         mend = f"write a number below {len(data)}"
         raise BadInput(Fault("--set", key, f"there is no entry '{part}'", mend))
     return int(part)
@@ -203,6 +204,10 @@ def check_plan(data: Mapping[str, Any], file: str) -> dict:
         mend = "use letters, digits, '.', '-' and '_': it names the folder under runs/"
         faults.append(Fault(file, "name", wrong, mend))
     models = _get(data, "sources", "models")
+    for label in ("base", "uniform"):
+        if isinstance(models, Mapping) and label in models:
+            wrong = f"the label '{label}' is kept for a baseline"
+            faults.append(Fault(file, f"sources.models.{label}", wrong, "rename the model"))
     if isinstance(models, Mapping) and models:
         faults += _space_faults(data.get("space"), models, _get(data, "sources", "base"), file)
     faults += _controller_faults(data.get("controller", {"kind": "cmaes"}), file)
@@ -245,7 +250,7 @@ def _controller_faults(controller: Any, file: str) -> list[Fault]:
 
         try:
             kinds[kind](dimension=2, seed=0, start=np.full(2, 0.5), **options)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             key, _, wrong = str(error).partition(": ")
             faults.append(Fault(file, f"controller.{key}", wrong))
     return faults
@@ -278,9 +283,15 @@ def _fitness_faults(entries: Any, file: str) -> list[Fault]:
 
 
 def _workers_faults(workers: Any, file: str) -> list[Fault]:
-    if not isinstance(workers, Mapping) or workers.get("pool", "inline") != "inline":
+    if not isinstance(workers, Mapping):
         return []
     faults = []
+    device = workers.get("device", "auto")
+    if isinstance(device, str) and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        wrong = f"there is no device '{device}'"
+        faults.append(Fault(file, "workers.device", wrong, "write auto, cpu, cuda or cuda:1"))
+    if workers.get("pool", "inline") != "inline":
+        return faults
     for key, harmless in (("timeout", None), ("count", 1), ("gpus_each", 0)):
         if workers.get(key, harmless) != harmless:
             wrong = f"the inline pool has one worker, in this process, and no {key}"

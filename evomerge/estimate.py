@@ -19,7 +19,8 @@ def estimate(campaign: Campaign) -> dict:
     prompts' forward passes at the rate at which this machine multiplies matrices now.
     """
     worker, plan = campaign.worker, campaign.plan
-    opened = {name: open_source(path) for name, path in worker.sources.items()}
+    trust = worker.trust_remote_code
+    opened = {n: open_source(p, trust_remote_code=trust) for n, p in worker.sources.items()}
     frame = opened[worker.frame]
     parameters = sum(_count(t.shape) for t in frame.tensors.values())
     model = parameters * _BYTES[worker.compute_dtype]

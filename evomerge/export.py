@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from evomerge.errors import BadInput, EvomergeError, Fault
@@ -42,6 +43,7 @@ def merge_to(
     checksum: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     trust_remote_code: bool = False,
+    device: str = "cpu",
 ) -> str:
     """Materialize a recipe into a directory that plain transformers loads.
 
@@ -53,6 +55,7 @@ def merge_to(
         card: text of README.md; a short one if not given.
         checksum: what the weights' checksum must be, on the kind of device that scored it.
         shard_bytes: largest size of one safetensors file.
+        device: where to merge; that on which `checksum` was scored, if it is to be the same.
         trust_remote_code: take sources whose config asks to run code of its own.
 
     Returns:
@@ -68,7 +71,7 @@ def merge_to(
     plan(recipe, file)
     opened = _open_all(recipe, file, places or {}, trust_remote_code)
     hashes = {name: digest(source).sha256 for name, source in opened.items()}
-    merger = Merger(opened, hashes)
+    merger = Merger(opened, hashes, device)
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         beside.mkdir(parents=True)
@@ -86,8 +89,9 @@ def merge_to(
             (beside / "mergekit_config.yml").write_text(config)
         (beside / "README.md").write_text(card or _short_card(recipe), encoding="utf-8")
         beside.rename(out)
-    except OSError as error:
-        raise EvomergeError(f"{out} cannot be written: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EvomergeError(f"{out} cannot be written: {reason}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return found

@@ -117,7 +117,7 @@ class Worker:
             merged = time.perf_counter() - started
             scores = self._score(job.split)
             scored = time.perf_counter() - started - merged
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             known = isinstance(error, CandidateFailure)
             reason = str(error) if known else one_line(error)
             error.__traceback__ = None  # its frames hold tensors
@@ -146,7 +146,9 @@ class Worker:
             ordinals = getattr(self._splits[objective], split)
             torch.manual_seed(0)  # a task that samples draws the same for every candidate
             with torch.inference_mode():
-                found = fitness.score(ordinals) if ordinals else np.zeros(0, np.float32)
+                found = fitness.score(ordinals) if ordinals else None
+            if found is None:
+                continue  # nothing of this objective is held out
             if not np.isfinite(found).all():
                 first = int(np.flatnonzero(~np.isfinite(found))[0])
                 raise CandidateFailure(f"{objective} scored {found[first]} on item {first}")
@@ -241,6 +243,7 @@ class RayPool:
             options = {"num_cpus": max(count * cpus_each, 1)} if local else {}
             options |= {"include_dashboard": False} if local else {}
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        self._check_resources(cpus_each, gpus_each)
         self._actor = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each, max_restarts=0)(Worker)
         self._plan = ray.put(plan)
         self._starting: dict[Any, Any] = {}  # future of ready() -> worker
@@ -250,6 +253,15 @@ class RayPool:
         self._count, self._failed_starts = count, 0
         for _ in range(count):
             self._start()
+
+    def _check_resources(self, cpus: float, gpus: float) -> None:
+        """Refuse to wait for ever for a worker that no node has room for."""
+        nodes = [n["Resources"] for n in self._ray.nodes() if n["Alive"]]
+        if not any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes):
+            raise EvomergeError(
+                f"no node has {cpus:g} CPUs and {gpus:g} GPUs for one worker; lower"
+                " workers.cpus_each, workers.threads or workers.gpus_each"
+            )
 
     @property
     def idle(self) -> int:
@@ -304,6 +316,9 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             self._failed_starts += 1
             if self._failed_starts >= self._START_FAILURES:
+                if self._running or self._free or self._starting:
+                    self._count -= 1  # go on with those that work
+                    return
                 raise EvomergeError(f"workers do not start: {one_line(_cause(error))}") from None
             self._start()
             return
@@ -329,6 +344,8 @@ class RayPool:
             return None
         for future, (worker, job, started) in self._running.items():
             if time.monotonic() - started > self._timeout:
+                if self._ray.wait([future], timeout=0)[0]:
+                    continue  # it has ended; it is we who are late
                 del self._running[future]
                 self._ray.kill(worker)
                 self._start()

@@ -1,5 +1,6 @@
 """Live progress: one line that is rewritten on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from typing import Any, TextIO
@@ -24,11 +25,16 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Write a line of its own."""
-        if self._open:
-            self._stream.write("\n")
-            self._open = False
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        self._write(("\n" if self._open else "") + text + "\n")
+        self._open = False
+
+    def _write(self, text: str) -> None:
+        """Write, unless nobody reads any more: a closed terminal is no reason to stop."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError, RuntimeError):
+            self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
     def __call__(self, archive: Archive) -> None:
         if time.monotonic() - self._last < self._every:
@@ -36,8 +42,7 @@ class Progress:
         self._last = time.monotonic()
         text = line(views.snapshot(archive))
         if self._live:
-            self._stream.write(f"\r\x1b[K{text}")
-            self._stream.flush()
+            self._write(f"\r\x1b[K{text}")
             self._open = True
         else:
             self.say(text)

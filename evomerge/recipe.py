@@ -7,7 +7,7 @@ its content, so the same merge has the same id wherever its sources lie.
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from evomerge.errors import BadInput, Fault, nearest
 from evomerge.layout import PARTS, Place
 
 VERSION = 1
+_LARGEST = sys.float_info.max  # JSON knows longer integers, and NaN
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 _KEYS = {"version", "kind", "models", "base", "dtype", "seed", "method", "options", "groups"}
 
@@ -145,7 +146,11 @@ def from_json(data: Any, file: str = "recipe") -> Recipe:
     need("kind", data.get("kind") == "parameters", "write parameters")
     need("method", isinstance(data.get("method"), str), "write the name of a merge method")
     need("models", _texts(models) and bool(models), "write a list of model directories or hub ids")
-    need("base", base is None or isinstance(base, str), "write a model directory, hub id or null")
+    need(
+        "base",
+        base is None or (isinstance(base, str) and base != ""),
+        "write a model directory, hub id or null",
+    )
     need("dtype", data.get("dtype") in DTYPES, f"write one of {', '.join(DTYPES)}")
     seed = data.get("seed")
     need("seed", seed is None or _whole(seed), "write a whole number of at least 0")
@@ -199,7 +204,8 @@ def _group_from_json(entry: Any) -> Group:
 def _value(key: str, value: Any) -> float | tuple[float, ...]:
     numbers = value if isinstance(value, list) else [value]
     for n in numbers:
-        if isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n):
+        number = isinstance(n, int | float) and not isinstance(n, bool)
+        if not number or not -_LARGEST <= n <= _LARGEST:
             raise ValueError(f"{key}: {n!r} is not a finite number")
     return tuple(map(float, value)) if isinstance(value, list) else float(value)
 

@@ -4,7 +4,6 @@ decorate is found by name. Options are declared in one place, the callable's sig
 
 import importlib
 import inspect
-import math
 import pkgutil
 import types
 import typing
@@ -87,9 +86,8 @@ def fits(value: Any, annotation: Any) -> bool:
     if origin is typing.Annotated:
         return fits(value, typing.get_args(annotation)[0])
     if annotation is float:
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        )
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and -1e300 < value < 1e300  # no infinity, no NaN, no endless integer
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if annotation is None or annotation is type(None):

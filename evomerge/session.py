@@ -1,5 +1,6 @@
 """The commands' work: a campaign file checked, run in its directory, and exported."""
 
+import contextlib
 import json
 import logging
 import signal
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from evomerge import config, views
-from evomerge.archive import Archive
+from evomerge.archive import Archive, DatabaseError
 from evomerge.campaign import Campaign, RunLock, Runner, machine
 from evomerge.check import hash_sources, prepare
 from evomerge.errors import BadInput, EvomergeError, Fault, one_line
@@ -31,7 +32,7 @@ def run_campaign(
     settings: Sequence[str] = (),
     moved: Mapping[str, str] | None = None,
     adopt: bool = False,
-    progress: Any = None,
+    progress: Any,
 ) -> bool:
     """Start or continue a campaign; return whether it is finished (False: interrupted).
 
@@ -57,11 +58,14 @@ def run_campaign(
     for warning in campaign.warnings:
         progress.say(f"warning: {warning}")
     _make_directory(directory)
-    with RunLock(directory):
-        archive = Archive(directory / "archive.db", write=True)
-        _begin(archive, campaign, directory, str(file))
-        finished = _drive(campaign, archive, adopt, progress, directory)
-        archive.close()
+    try:
+        with RunLock(directory):
+            archive = Archive(directory / "archive.db", write=True)
+            _begin(archive, campaign, directory, str(file))
+            finished = _drive(campaign, archive, adopt, progress, directory)
+            archive.close()
+    except (OSError, DatabaseError) as error:
+        raise EvomergeError(f"{directory} cannot be written: {one_line(error)}") from error
     if finished:
         progress.say(_summary(directory))
     return finished
@@ -141,6 +145,7 @@ def _drive(
 ) -> bool:
     from evomerge.pool import make_pool
 
+    logging.raiseExceptions = False  # a full disk is told once, not at every line of the log
     handler = logging.FileHandler(directory / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -169,9 +174,10 @@ def _drive(
         known = isinstance(error, EvomergeError)
         reason = str(error) if known else one_line(error)
         log.exception("failed")
-        archive.set_state("failed", reason)
+        with contextlib.suppress(DatabaseError):  # the disk may be what failed
+            archive.set_state("failed", reason)
         if known:
-            raise
+            raise EvomergeError(reason) from error
         raise EvomergeError(f"{reason} (details in {directory / 'log.txt'})") from error
     finally:
         if pool is not None:
@@ -234,7 +240,8 @@ def export_candidate(
     for label, source in provenance["sources"].items():
         if source["name"] not in recipe.sources:
             continue
-        where = places[source["name"]] = moved.get(label, source["name"])
+        where = source["name"] if Path(source["name"]).is_dir() else source["path"]
+        where = places[source["name"]] = moved.get(label, where)
         opened = open_source(
             where, file=str(directory), key=f"sources.{label}", trust_remote_code=trust
         )
@@ -243,12 +250,26 @@ def export_candidate(
             faults.append(Fault(str(directory), f"sources.{label}", wrong, "restore the model"))
     if faults:
         raise BadInput(*faults)
-    checksum = archive.outcome(candidate)["weights_checksum"] if verify else None
+    outcome = archive.outcome(candidate)
+    checksum = outcome["weights_checksum"] if verify else None
+    on_gpu = outcome["worker"].endswith("cuda") and _has_cuda()
     card = model_card(archive, candidate, recipe)
     written = merge_to(
-        recipe, out, places=places, card=card, checksum=checksum, trust_remote_code=trust
+        recipe,
+        out,
+        places=places,
+        card=card,
+        checksum=checksum,
+        trust_remote_code=trust,
+        device="cuda" if on_gpu else "cpu",
     )
     return candidate, written
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def read_recipe(file: Path) -> Recipe:

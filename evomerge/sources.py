@@ -6,6 +6,7 @@ vocabulary and the headers; `digest` is the one pass over its weights.
 
 import hashlib
 import json
+import math
 import os
 import struct
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evomerge.errors import BadInput, Fault
+from evomerge.errors import BadInput, Fault, one_line
 from evomerge.layout import canonical_order, count_layers
 from evomerge.recipe import canonical_json
 
@@ -81,8 +82,13 @@ def locate(name: str, file: str = "evomerge", key: str = "source") -> Path:
     Raises:
         BadInput: it is neither a directory nor to be had from the hub.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    try:
+        if Path(name).is_dir():
+            return Path(name)
+    except OSError as error:
+        raise BadInput(
+            Fault(file, key, f"'{name[:80]}' cannot be read ({error.strerror})")
+        ) from None
     repository, _, revision = name.partition("@")
     looks_local = name.startswith((".", "/", "~")) or repository.count("/") != 1 or " " in name
     if looks_local:
@@ -91,7 +97,7 @@ def locate(name: str, file: str = "evomerge", key: str = "source") -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt"]
+        patterns = ["*.py", "*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt"]
         found = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
     except Exception as error:  # the hub's client raises many kinds; each means: not to be had
         wrong = f"'{name}' is no directory, and the hub did not give it ({type(error).__name__})"
@@ -114,7 +120,7 @@ def open_source(
         faults.append(Fault(file, key, f"{path}: {wrong}", mend))
 
     config = _read_json(path / "config.json")
-    if config is None:
+    if not isinstance(config, dict):
         fault("config.json is missing or not JSON", "write a Hugging Face model directory")
     elif "auto_map" in config and not trust_remote_code:
         fault("config.json asks to run code of its own", "set sources.trust_remote_code: true")
@@ -124,10 +130,17 @@ def open_source(
             tensors.update(_read_header(shard))
     except ValueError as error:
         fault(str(error), "download or save the model again")
+    except (AttributeError, KeyError, TypeError) as error:
+        fault(f"has a header that makes no sense ({one_line(error)})", "save the model again")
     except FileNotFoundError:
         pickled = sorted(p.name for pattern in _PICKLES for p in path.glob(pattern))
         wrong = f"holds pickled weights only ({pickled[0]})" if pickled else "holds no weights"
         fault(wrong, "save it with save_pretrained, which writes safetensors")
+    except OSError as error:
+        fault(f"cannot be read ({error.strerror})", "check its permissions")
+    else:
+        if not tensors:
+            fault("holds no tensors", "save the model again")
     for tensor_name, t in tensors.items():
         if t.dtype not in DTYPES:
             wrong = f"tensor {tensor_name} has dtype {t.dtype}, which is not merged"
@@ -226,6 +239,9 @@ def _read_header(file: Path) -> dict[str, Tensor]:
         if start + end > size:
             raise ValueError(f"{file.name} is cut off within tensor {name}")
         shape = tuple(entry["shape"])
+        size_of = _SIZE.get(entry["dtype"])
+        if size_of and end - begin != math.prod(shape) * size_of:
+            raise ValueError(f"{file.name}: tensor {name} does not fill its shape {shape}")
         tensors[name] = Tensor(entry["dtype"], shape, file, start + begin, start + end)
     return tensors
 
@@ -254,7 +270,8 @@ def digest(source: Source) -> Digest:
     ]
     stamp = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     name = hashlib.sha256(canonical_json(stamp).encode()).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "evomerge" / "digests"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    cache = Path(home) / "evomerge" / "digests"
     known = _read_json(cache / f"{name}.json")
     if isinstance(known, dict) and known.get("stamp") == stamp:
         return Digest(known["sha256"], tuple(known["not_finite"]))

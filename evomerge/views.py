@@ -80,7 +80,7 @@ def show(directory: Path | str, candidate: int) -> dict:
         BadInput: there is no such candidate.
     """
     archive = open_run(directory)
-    found = archive.candidates("id = ?", (candidate,))
+    found = archive.candidates("id = ?", (candidate,)) if candidate < 2**63 else []
     if not found:
         last = archive.candidates("id = (SELECT MAX(id) FROM candidates)")
         mend = f"write a number from 1 to {last[0].id}" if last else "none is there yet"
@@ -118,7 +118,7 @@ def mean_score(archive: Archive, candidate: int, split: str) -> Score | None:
     The error takes the objectives' items as independent. None if an objective is missing.
     """
     scores = archive.scores(candidate, split)
-    if len(scores) < len(archive.objectives):
+    if any(o.name not in scores or not scores[o.name].items for o in archive.objectives):
         return None
     total = sum(o.weight for o in archive.objectives)
     mean = sum(o.weight * scores[o.name].mean for o in archive.objectives) / total
@@ -155,7 +155,7 @@ def pick(archive: Archive, which: str, directory: str) -> int:
             wrong = "no candidate has been scored yet"
             raise BadInput(Fault(directory, "--pick", wrong, "let the campaign run on"))
         return found
-    if which.isdigit():
+    if which.isascii() and which.isdigit() and int(which) < 2**63:
         if not archive.means(int(which)):
             wrong = f"candidate {which} is not there or has no scores"
             raise BadInput(Fault(directory, "--pick", wrong, "see `evomerge front`"))

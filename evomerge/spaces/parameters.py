@@ -66,7 +66,7 @@ class ParametersSpace:
         """
         self.sources = sources
         self.operator: Operator = OPERATORS.get(spec["method"])
-        self.options = dict(spec.get("options", {}))
+        self.options = dict(spec.get("options") or {})
         self.smooth = bool(spec.get("smooth", False))
         self.knots = min(spec.get("layer_groups", 1), sources.layers)
         self.modules: tuple[str | None, ...] = (*spec.get("module_groups", ()), None)
@@ -254,7 +254,7 @@ class ParametersSpace:
             fault("smooth", f"{spec['smooth']!r} is not true or false", "write true or false")
         methods = OPERATORS.all()
         method = spec.get("method")
-        if method not in methods:
+        if not isinstance(method, str) or method not in methods:
             wrong = f"there is no merge method '{method}'" if "method" in spec else "is missing"
             fault("method", wrong, nearest(str(method), methods))
             return faults
@@ -264,7 +264,11 @@ class ParametersSpace:
             fault("method", wrong, f"list {operator.models} models or take another method")
         if operator.needs_base and not base:
             fault("method", f"{method} needs a base", "write sources.base")
-        for name, value in dict(spec.get("options") or {}).items():
+        options = spec.get("options") or {}
+        if not isinstance(options, Mapping):
+            fault("options", f"{options!r} is not a mapping", "write e.g. {normalize: true}")
+            options = {}
+        for name, value in options.items():
             if name not in operator.options:
                 fault(
                     f"options.{name}",

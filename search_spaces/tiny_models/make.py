@@ -44,9 +44,9 @@ BASE_MIX = {
 }
 BASE_STEPS = 2500
 BASE_RATE = 2e-3
-EXPERTS = {"ja": ("ja", 11), "fr": ("fr", 12)}  # name: language, seed
-EXPERT_STEPS = 600
-EXPERT_RATE = 5e-4
+EXPERTS = {"ja": ("ja", 11), "fr": ("fr", 12), "maths": ("en", 13)}  # name: language, seed
+EXPERT_STEPS = 350
+EXPERT_RATE = 3e-4
 
 
 def words(number, language):
