@@ -63,7 +63,7 @@ def job(name, candidate=1):
     return Job(candidate, single(name, "bfloat16").to_json(), "search")
 
 
-def wait(pool, seconds=120):
+def wait(pool, seconds=300):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if event := pool.next_finished(timeout=1.0):
