@@ -67,6 +67,12 @@ MIGRATIONS = (
         JOIN scores s ON s.candidate_id = c.id AND s.split = 'search'
         WHERE c.dominated_by IS NULL;
     """,
+    """
+    CREATE TABLE answers (
+        candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT,
+        ordinal INTEGER, answer TEXT, PRIMARY KEY (candidate_id, objective, split, ordinal)
+    ) WITHOUT ROWID;
+    """,
 )
 
 
@@ -324,9 +330,15 @@ class Archive:
             self._event("adopt", None, n=self.proposed())
 
     def record_final(self, candidate: int, outcome: Outcome) -> None:
-        """Record an outcome on the held-out items."""
+        """Record an outcome on the held-out items, with what the model said to each."""
         with self.db.atomic():
             self._write_scores(candidate, "heldout", outcome.scores)
+            for objective, answers in outcome.answers.items():
+                ordinals = sorted(self.item_hashes(objective, "heldout"))
+                self.db.conn.executemany(
+                    "INSERT INTO answers VALUES (?, ?, 'heldout', ?, ?)",
+                    [(candidate, objective, *row) for row in zip(ordinals, answers, strict=True)],
+                )
             self._event("final", candidate, note=outcome.reason)
 
     def set_values(self, values: Mapping[int, float]) -> None:
@@ -465,6 +477,20 @@ class Archive:
         if not rows:
             return None
         return decode_scores(rows[0]["encoding"], rows[0]["scores"], rows[0]["items"])
+
+    def answers(self, candidate: int, limit: int = -1) -> dict[str, list[dict]]:
+        """Return objective -> ordinal and answer of held-out items, the first `limit` of each."""
+        found = {}
+        if not self._query("SELECT 1 FROM sqlite_master WHERE name = 'answers'"):
+            return found  # an earlier version's archive
+        for o in self.objectives:
+            sql = (
+                "SELECT ordinal, answer FROM answers WHERE candidate_id = ? AND objective = ?"
+                " ORDER BY ordinal LIMIT ?"
+            )
+            if rows := self._query(sql, (candidate, o.name, limit)):
+                found[o.name] = rows
+        return found
 
     def outcome(self, candidate: int) -> dict | None:
         rows = self._query("SELECT * FROM outcomes WHERE candidate_id = ?", (candidate,))

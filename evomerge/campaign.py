@@ -5,18 +5,10 @@ controller is rebuilt by replaying the ledger: this process may be killed at any
 what is lost is only the evaluations then in flight.
 """
 
-import contextlib
-import fcntl
 import logging
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +16,12 @@ import numpy as np
 from evomerge.archive import Archive, Candidate, Event, summary
 from evomerge.controllers import CONTROLLERS, Told
 from evomerge.errors import EvomergeError
-from evomerge.items import Split
+from evomerge.items import Fitness, Split
+from evomerge.machine import machine
 from evomerge.pareto import Objective, Scale, hypervolume_contributions
 from evomerge.pool import Finished, Job, Lost, Pool, WorkerPlan
 from evomerge.recipe import Outcome, Recipe, single, uniform
+from evomerge.sources import Source
 from evomerge.spaces import quantize
 
 log = logging.getLogger("evomerge")
@@ -46,7 +40,8 @@ class Campaign:
         space: the search space over the sources.
         objectives: with directions resolved, in the plan's order.
         splits: objective -> ordinals searched and held out.
-        item_hashes: objective -> hash of each item.
+        sources: name as recipes write it -> opened source.
+        fitness: objective -> opened fitness, by which items and scorers are known.
         worker: what workers are started with.
         labels: source name -> label.
         warnings: for the user, one line each.
@@ -56,7 +51,8 @@ class Campaign:
     space: Any
     objectives: tuple[Objective, ...]
     splits: dict[str, Split]
-    item_hashes: dict[str, list[str]]
+    sources: dict[str, Source]
+    fitness: dict[str, Fitness]
     worker: WorkerPlan
     labels: dict[str, str]
     warnings: list[str] = field(default_factory=list)
@@ -84,7 +80,7 @@ class Campaign:
         for name, split in self.splits.items():
             for side in ("search", "heldout"):
                 for ordinal in getattr(split, side):
-                    yield name, side, ordinal, self.item_hashes[name][ordinal]
+                    yield name, side, ordinal, self.fitness[name].hashes[ordinal]
 
     def provenance(self) -> dict:
         """Return where everything comes from: versions, hashes, commit, machine."""
@@ -99,93 +95,14 @@ class Campaign:
                 }
                 for name, label in self.labels.items()
             },
+            "fitness": {name: fitness.definition for name, fitness in self.fitness.items()},
             "seed": self.plan["seed"],
-            "machine": machine(self.worker),
+            "machine": self.machine(),
         }
 
-
-def machine(worker: WorkerPlan) -> dict:
-    """Return what this start runs on: versions, git commit, host, cores, threads."""
-    packages = ("evomerge", "torch", "transformers", "lm-eval", "cma", "numpy", "ray", "optuna")
-    return {
-        "versions": {"python": platform.python_version()} | _versions(packages),
-        "git": _git_commit(),
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": worker.threads,
-        "device": worker.device,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def _git_commit() -> dict | None:
-    """Return the commit of the folder evomerge was started in, and whether it is dirty."""
-
-    def git(*arguments: str) -> str:
-        run = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10)
-        return run.stdout.strip() if run.returncode == 0 else ""
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(git("status", "--porcelain"))} if commit else None
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-
-
-class RunLock:
-    """Holds a run's directory by an OS lock that dies with its holder."""
-
-    def __init__(self, directory: Path):
-        self._path = directory / ".lock"
-
-    def __enter__(self) -> "RunLock":
-        """
-        Raises:
-            EvomergeError: another process holds it; the message says who.
-        """
-        self._file = open(self._path, "a+", encoding="utf-8")
-        try:
-            self._lock()
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise EvomergeError(f"{self._path.parent} is held by {holder}") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {platform.node()}")
-        self._file.flush()
-        return self
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1)  # `status` looks at the lock for a moment
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    @staticmethod
-    def held(directory: Path) -> bool:
-        """Tell whether a live process holds the run's directory."""
-        try:
-            with open(directory / ".lock", encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return False
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
+    def machine(self) -> dict:
+        """Return what this start runs on, with the workers' threads and device."""
+        return machine() | {"threads": self.worker.threads, "device": self.worker.device}
 
 
 class ReplayMismatch(EvomergeError):
@@ -219,7 +136,7 @@ class Runner:
         self._last_failure = ("", 0)  # reason, how often in a row
         self._offset = 0  # proposals before the latest adoption
         self._twins: dict[str, list[Candidate]] = {}  # recipe in flight -> the same, waiting
-        self._start = archive.start(machine(campaign.worker))
+        self._start = archive.start(campaign.machine())
         self._began, self._before = time.monotonic(), archive.seconds
 
     def run(self) -> bool:

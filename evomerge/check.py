@@ -5,21 +5,46 @@ weights, made before there is a ledger.
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from evomerge import config
 from evomerge.campaign import Campaign
 from evomerge.errors import BadInput, Fault, nearest
 from evomerge.fitness import open_fitness
-from evomerge.items import split_items
+from evomerge.items import Fitness, Split, split_items
 from evomerge.pareto import Objective
 from evomerge.pool import WorkerPlan
 from evomerge.sources import Source, digest, mismatches, open_source
 from evomerge.spaces import SPACES, Sources
 
 FEW_ITEMS = 20
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What a campaign file names: opened sources by name, fitnesses by objective, the faults."""
+
+    sources: dict[str, Source]
+    fitness: dict[str, Fitness]
+    faults: list[Fault]
+
+
+def read_plan(file: Path, settings: Sequence[str], moved: Mapping[str, str]) -> dict:
+    """Read a campaign file; see `config.load`.
+
+    Raises:
+        BadInput: with the faults of form, and those of what is named where the form is right.
+    """
+    data = config.read(file, settings)
+    try:
+        return config.check_plan(data, str(file))
+    except BadInput as error:
+        sources, entries = config.well_formed_parts(data)
+        named = _open_named(sources, entries, False, str(file), moved)
+        raise BadInput(*dict.fromkeys([*error.faults, *named.faults])) from None
 
 
 def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None = None) -> Campaign:
@@ -36,75 +61,111 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
     Raises:
         BadInput: with every fault of the sources and the tasks.
     """
+    entries = dict(enumerate(plan["fitness"]))
+    named = _open_named(plan["sources"], entries, _wants_test(plan), file, moved or {})
+    faults = list(named.faults)
+    splits, warnings = {}, []
+    for index, spec in entries.items():
+        if spec["name"] not in named.fitness:
+            continue
+        fitness = named.fitness[spec["name"]]
+        faults += _item_faults(plan, spec, fitness, file, f"fitness.{index}")
+        if not faults:
+            split = split_items(fitness, spec["items"], plan["heldout"], plan["seed"])
+            splits[spec["name"]] = split
+            warnings += _few_items(spec["name"], split)
+    if faults:
+        raise BadInput(*dict.fromkeys(faults))
+    return _campaign(plan, named, splits, warnings)
+
+
+def _open_named(
+    part: Mapping[str, Any],
+    entries: Mapping[int, Mapping[str, Any]],
+    own_test: bool,
+    file: str,
+    moved: Mapping[str, str],
+) -> _Named:
+    """Open the sources and the fitness entries, gathering what is wrong with them."""
     faults: list[Fault] = []
-    labels = _labels(plan)
-    for label in moved or {}:
-        if label not in labels.values():
-            mend = nearest(label, labels.values())
-            faults.append(Fault("--source", label, "is no source of this campaign", mend))
+    labels = _labels(part)
+    faults += moved_faults(moved, labels.values())
     opened: dict[str, Source] = {}
     for name, label in labels.items():
         key = "sources.base" if label == "base" else f"sources.models.{label}"
+        trust = part["trust_remote_code"]
         try:
-            where = (moved or {}).get(label, name)
-            trust = plan["sources"]["trust_remote_code"]
-            opened[name] = open_source(where, file=file, key=key, trust_remote_code=trust)
+            where = moved.get(label, name)
+            source = open_source(where, file=file, key=key, trust_remote_code=trust)
         except BadInput as error:
             faults += error.faults
-    faults += [
-        Fault(file, "sources", f"'{name}' has no layers that can be told from its tensor names")
-        for name, source in opened.items()
-        if not source.layers
-    ]
+            continue
+        opened[name] = source
+        if not source.layers:
+            wrong = f"'{name}' has no layers that can be told from its tensor names"
+            faults.append(Fault(file, key, wrong, "take a decoder with numbered layers"))
     if len(opened) > 1:
         faults += mismatches(list(opened.values()), file)
     fitness = {}
-    for index, spec in enumerate(plan["fitness"]):
+    for index, spec in entries.items():
         try:
-            fitness[spec["name"]] = open_fitness(_said(spec, plan), file, f"fitness.{index}")
+            fitness[spec["name"]] = open_fitness(_said(spec, own_test), file, f"fitness.{index}")
         except BadInput as error:
             faults += error.faults
-    splits, warnings = {}, []
-    for index, spec in enumerate(plan["fitness"]):
-        if spec["name"] in fitness:
-            key = f"fitness.{index}"
-            faults += _item_faults(plan, spec, fitness[spec["name"]], file, key)
-            if not faults:
-                split = split_items(
-                    fitness[spec["name"]], spec["items"], plan["heldout"], plan["seed"]
-                )
-                splits[spec["name"]] = split
-                warnings += _few_items(spec["name"], split)
-    if faults:
-        raise BadInput(*dict.fromkeys(faults))
+    return _Named(opened, fitness, faults)
+
+
+def moved_faults(moved: Mapping[str, str], labels: Iterable[str]) -> list[Fault]:
+    """Return a fault for each `--source label=path` whose label is none of `labels`."""
+    labels = list(labels)
+    return [
+        Fault("--source", label, "is no source of this campaign", nearest(label, labels))
+        for label in moved
+        if label not in labels
+    ]
+
+
+def _campaign(
+    plan: Mapping[str, Any], named: _Named, splits: dict[str, Split], warnings: list[str]
+) -> Campaign:
+    labels = _labels(plan["sources"])
     frame = next(iter(labels))
     shape = Sources(
         plan["sources"]["base"],
         tuple(plan["sources"]["models"].values()),
         tuple(plan["sources"]["models"]),
-        opened[frame].layers,
-        opened[frame].dtype,
+        named.sources[frame].layers,
+        named.sources[frame].dtype,
         plan["seed"],
     )
     space = SPACES.get(plan["space"]["kind"])(plan["space"], shape)
-    objectives = tuple(
-        Objective(spec["name"], fitness[spec["name"]].direction, spec["weight"])
-        for spec in plan["fitness"]
-    )
+    dtype = getattr(space, "dtype", shape.dtype)
     worker = WorkerPlan(
-        sources={name: str(source.path.resolve()) for name, source in opened.items()},
+        sources={name: str(source.path.resolve()) for name, source in named.sources.items()},
         hashes={},
         frame=frame,
-        dtype=getattr(space, "dtype", shape.dtype),
-        compute_dtype=plan["compute_dtype"] or getattr(space, "dtype", shape.dtype),
-        fitness={spec["name"]: _said(spec, plan) for spec in plan["fitness"]},
+        dtype=dtype,
+        compute_dtype=plan["compute_dtype"] or dtype,
+        fitness={spec["name"]: _said(spec, _wants_test(plan)) for spec in plan["fitness"]},
         splits=splits,
         threads=_threads(plan["workers"]),
         device=plan["workers"]["device"],
         trust_remote_code=plan["sources"]["trust_remote_code"],
     )
-    hashes = {name: f.hashes for name, f in fitness.items()}
-    return Campaign(dict(plan), space, objectives, splits, hashes, worker, labels, warnings)
+    return Campaign(
+        plan=dict(plan),
+        space=space,
+        objectives=tuple(
+            Objective(spec["name"], named.fitness[spec["name"]].direction, spec["weight"])
+            for spec in plan["fitness"]
+        ),
+        splits=splits,
+        sources=named.sources,
+        fitness=named.fitness,
+        worker=worker,
+        labels=labels,
+        warnings=warnings,
+    )
 
 
 def hash_sources(campaign: Campaign, file: str) -> Campaign:
@@ -114,13 +175,12 @@ def hash_sources(campaign: Campaign, file: str) -> Campaign:
         BadInput: naming each source and its first such tensors.
     """
     hashes, faults = {}, []
-    for name, path in campaign.worker.sources.items():
-        trust = campaign.worker.trust_remote_code
-        found = digest(open_source(path, file=file, trust_remote_code=trust))
+    for name, source in campaign.sources.items():
+        found = digest(source)
         hashes[name] = found.sha256
         if found.not_finite:
             listed = ", ".join(found.not_finite[:3])
-            wrong = f"{path}: {len(found.not_finite)} tensors hold NaN or infinity: {listed}"
+            wrong = f"{source.path}: {len(found.not_finite)} tensors hold NaN or infinity: {listed}"
             label = campaign.labels[name]
             faults.append(Fault(file, f"sources.{label}", wrong, "mend or leave out the model"))
     if faults:
@@ -129,22 +189,22 @@ def hash_sources(campaign: Campaign, file: str) -> Campaign:
     return campaign
 
 
-def _labels(plan: Mapping[str, Any]) -> dict[str, str]:
+def _labels(part: Mapping[str, Any]) -> dict[str, str]:
     """Return source name -> label, the base first; the frame of every merge is the first."""
-    base, models = plan["sources"]["base"], plan["sources"]["models"]
+    base, models = part["base"], part["models"]
     found = {base: "base"} if base else {}
     for label, name in models.items():
         found.setdefault(name, label)
     return found
 
 
-def _said(spec: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+def _said(spec: Mapping[str, Any], own_test: bool) -> dict[str, Any]:
     """Return a fitness entry as fitnesses take it: what was said, and whose split it is."""
     said = {k: v for k, v in spec.items() if v is not None}
     for k in ("task", "function"):  # workers may start in another folder
         if k in said and Path(said[k]).is_file():
             said[k] = str(Path(said[k]).resolve())
-    return said | ({"own_test": True} if _wants_test(plan) else {})
+    return said | ({"own_test": True} if own_test else {})
 
 
 def _wants_test(plan: Mapping[str, Any]) -> bool:

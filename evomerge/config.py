@@ -4,6 +4,7 @@ pydantic knows the form; what hangs on methods, controllers and spaces is asked 
 Nothing is loaded here but this text: `check.py` goes on to the sources and the tasks.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -130,14 +131,22 @@ def load(path: Path | str, settings: Sequence[str] = ()) -> dict:
     Raises:
         BadInput: with all faults of form, of the space, and of the controller.
     """
-    file = str(path)
+    return check_plan(read(path, settings), str(path))
+
+
+def read(path: Path | str, settings: Sequence[str] = ()) -> dict:
+    """Read a campaign file's mapping with `settings` put in; its form is not yet checked.
+
+    Raises:
+        BadInput: it is no mapping in YAML, or a setting has no place in it.
+    """
     data = read_yaml(path)
     if not isinstance(data, dict):
         mend = "see search_spaces/ for examples"
-        raise BadInput(Fault(file, "", "a campaign file is a mapping of keys", mend))
+        raise BadInput(Fault(str(path), "", "a campaign file is a mapping of keys", mend))
     for setting in settings:
         _override(data, setting)
-    return check_plan(data, file)
+    return data
 
 
 def read_yaml(path: Path | str) -> Any:
@@ -216,6 +225,20 @@ def check_plan(data: Mapping[str, Any], file: str) -> dict:
     if faults:
         raise BadInput(*dict.fromkeys(faults))
     return plan
+
+
+def well_formed_parts(data: Mapping[str, Any]) -> tuple[dict, dict[int, dict]]:
+    """Return the sources and the fitness entries, by index, that are right by themselves."""
+    sources, entries = {"base": None, "models": {}, "trust_remote_code": False}, {}
+    with contextlib.suppress(ValidationError):
+        sources = _SourcesPart.model_validate(data.get("sources")).model_dump()
+    listed = data.get("fitness")
+    for index, entry in enumerate(listed if isinstance(listed, list) else []):
+        with contextlib.suppress(ValidationError):
+            spec = _FitnessPart.model_validate(entry).model_dump()
+            if not _fitness_faults([entry], ""):
+                entries[index] = spec
+    return sources, entries
 
 
 def _get(data: Any, *keys: str) -> Any:

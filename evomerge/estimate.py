@@ -5,7 +5,6 @@ import time
 
 from evomerge.campaign import Campaign
 from evomerge.recipe import DTYPES
-from evomerge.sources import open_source
 from evomerge.tables import duration
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
@@ -19,12 +18,10 @@ def estimate(campaign: Campaign) -> dict:
     prompts' forward passes at the rate at which this machine multiplies matrices now.
     """
     worker, plan = campaign.worker, campaign.plan
-    trust = worker.trust_remote_code
-    opened = {n: open_source(p, trust_remote_code=trust) for n, p in worker.sources.items()}
-    frame = opened[worker.frame]
+    frame = campaign.sources[worker.frame]
     parameters = sum(_count(t.shape) for t in frame.tensors.values())
     model = parameters * _BYTES[worker.compute_dtype]
-    sources = sum(s.bytes for s in opened.values())
+    sources = sum(s.bytes for s in campaign.sources.values())
     searched = {n: len(s.search) for n, s in campaign.splits.items()}
     heldout = {n: len(s.heldout) for n, s in campaign.splits.items()}
     candidates = plan["budget"]["evaluations"] + len(campaign.baselines())
@@ -34,7 +31,7 @@ def estimate(campaign: Campaign) -> dict:
     workers = plan["workers"]["count"]
     found = {
         "campaign": plan["name"],
-        "sources": f"{len(opened)} models of {parameters / 1e6:.1f} M parameters,"
+        "sources": f"{len(campaign.sources)} models of {parameters / 1e6:.1f} M parameters,"
         f" {frame.layers} layers, {worker.dtype}",
         "space": f"{plan['space']['kind']}, {campaign.space.dimension} genes",
         "controller": plan["controller"]["kind"],
@@ -73,11 +70,9 @@ def _size(number: float) -> str:
 
 def _forward_seconds(campaign: Campaign, parameters: int, candidates: int) -> float | None:
     """Return seconds for the prompts' forward passes, 2 operations per parameter and token."""
-    from evomerge.fitness import open_fitness
-
     tokens = 0.0
-    for name, spec in campaign.worker.fitness.items():
-        characters = getattr(open_fitness(spec, "estimate", name), "characters", None)
+    for name, fitness in campaign.fitness.items():
+        characters = getattr(fitness, "characters", None)
         if characters is None:
             return None
         tokens += len(campaign.splits[name].search) * characters() / _CHARACTERS_PER_TOKEN

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import BadInput, Fault, one_line
-from evomerge.items import Fitness, item_hash
+from evomerge.items import Fitness, file_hash, item_hash
 from evomerge.lm_eval import TaskFitness
 
 
@@ -35,6 +35,7 @@ class FunctionFitness:
         self.direction = spec.get("direction") or "maximize"
         self.test_from = None
         self._module = _import_file(Path(spec["function"]), file, f"{key}.function")
+        self.definition = file_hash(Path(spec["function"]))
         try:
             self._items = list(self._module.items())
         except Exception as error:
@@ -51,6 +52,9 @@ class FunctionFitness:
         if scores.shape != (len(items),):
             raise ValueError(f"score() gave shape {scores.shape} for {len(items)} items")
         return scores
+
+    def answers(self, ordinals: Sequence[int]) -> None:
+        return None
 
 
 def _import_file(path: Path, file: str, key: str) -> ModuleType:

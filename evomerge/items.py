@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,11 +15,13 @@ class Fitness(Protocol):
 
     Attributes:
         direction: "maximize" or "minimize".
+        definition: hash of what scores, a module's or a task's file; "" where there is none.
         hashes: one per item; they tell whether the items are still the same.
         test_from: the first ordinal of the task's own held-out items, where asked for.
     """
 
     direction: str
+    definition: str
     hashes: list[str]
     test_from: int | None
 
@@ -28,6 +31,9 @@ class Fitness(Protocol):
     def score(self, ordinals: Sequence[int]) -> np.ndarray:
         """Return the (len(ordinals),) float32 scores of the model as it is now."""
 
+    def answers(self, ordinals: Sequence[int]) -> list[str] | None:
+        """Return what the model said when it was last scored; None if it does not speak."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -35,6 +41,11 @@ class Split:
 
     search: tuple[int, ...]
     heldout: tuple[int, ...]
+
+
+def file_hash(path: Path) -> str:
+    """Return 16 hex digits that change with a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def item_hash(item: Any) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import BadInput, Fault, nearest, one_line
-from evomerge.items import item_hash
+from evomerge.items import file_hash, item_hash
 
 DEFAULT_BATCH = 64
 _FEWSHOT_SEED = 1234  # lm-eval's own default, so that its command line draws the same examples
@@ -43,6 +43,8 @@ class TaskFitness:
         self._spec = dict(spec)
         self._fault = lambda sub, wrong, mend="": BadInput(Fault(file, f"{key}.{sub}", wrong, mend))
         self._task = self._load()
+        path = Path(spec["task"])
+        self.definition = file_hash(path) if path.is_file() else ""
         self._metric, self._filter = self._choose_metric()
         better = self._task.higher_is_better()[self._metric]
         self.direction = spec.get("direction") or ("maximize" if better else "minimize")
@@ -183,6 +185,11 @@ class TaskFitness:
             answers = [r.filtered_resps[self._filter] for r in self._requests[ordinal]]
             scores.append(self._task.process_results(self._docs[ordinal], answers)[self._metric])
         return np.array(scores, np.float32)
+
+    def answers(self, ordinals: Sequence[int]) -> list[str] | None:
+        if self._task.OUTPUT_TYPE != "generate_until":
+            return None
+        return [str(self._requests[o][0].filtered_resps[self._filter]) for o in ordinals]
 
     def _answer(self, requests: list) -> None:
         """Run the model on `requests` afresh and filter what it says."""

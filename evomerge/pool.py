@@ -110,20 +110,21 @@ class Worker:
 
     def evaluate(self, job: Job) -> Outcome:
         """Merge and score one candidate; whatever it does wrong is in the outcome."""
-        started = time.perf_counter()
-        merged = scored = 0.0
+        clock = [time.perf_counter()]
         try:
             checksum = self._materialize(from_json(job.recipe))
-            merged = time.perf_counter() - started
+            clock.append(time.perf_counter())
             scores = self._score(job.split)
-            scored = time.perf_counter() - started - merged
+            answers = self._answers(job.split) if job.split == "heldout" else {}
         except (Exception, SystemExit) as error:
             known = isinstance(error, CandidateFailure)
             reason = str(error) if known else one_line(error)
             error.__traceback__ = None  # its frames hold tensors
             _free_memory()
-            return Outcome("failed", reason, {}, merged, scored, worker=self.name)
-        return Outcome("ok", "", scores, merged, scored, checksum, self.name)
+            seconds = np.diff([*clock, time.perf_counter()]).tolist()
+            return Outcome("failed", reason, {}, *seconds, worker=self.name)
+        seconds = np.diff([*clock, time.perf_counter()]).tolist()
+        return Outcome("ok", "", scores, *seconds, checksum, self.name, answers)
 
     def _materialize(self, recipe: Recipe) -> str:
         from evomerge.merge import Checksum
@@ -142,18 +143,24 @@ class Worker:
         import torch
 
         scores = {}
-        for objective, fitness in self._fitness.items():
-            ordinals = getattr(self._splits[objective], split)
+        for objective, ordinals in self._asked(split).items():
             torch.manual_seed(0)  # a task that samples draws the same for every candidate
             with torch.inference_mode():
-                found = fitness.score(ordinals) if ordinals else None
-            if found is None:
-                continue  # nothing of this objective is held out
+                found = self._fitness[objective].score(ordinals)
             if not np.isfinite(found).all():
                 first = int(np.flatnonzero(~np.isfinite(found))[0])
                 raise CandidateFailure(f"{objective} scored {found[first]} on item {first}")
             scores[objective] = found
         return scores
+
+    def _answers(self, split: str) -> dict[str, list[str]]:
+        said = {o: self._fitness[o].answers(asked) for o, asked in self._asked(split).items()}
+        return {objective: answers for objective, answers in said.items() if answers is not None}
+
+    def _asked(self, split: str) -> dict[str, tuple[int, ...]]:
+        """Return objective -> ordinals of a split; an objective may hold nothing out."""
+        found = {o: getattr(self._splits[o], split) for o in self._fitness}
+        return {objective: ordinals for objective, ordinals in found.items() if ordinals}
 
 
 def _free_memory() -> None:

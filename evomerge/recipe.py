@@ -226,7 +226,8 @@ class Outcome:
     """What became of one candidate on one split.
 
     `scores` maps an objective to its item scores, float32, in the order of the split's
-    items; empty unless `status` is "ok". Seconds are wall time in the worker.
+    items; empty unless `status` is "ok". Seconds are wall time in the worker. `answers` maps
+    an objective to what the model said to each item, where that is kept.
     """
 
     status: str  # "ok" | "failed"; "stopped" is for candidates that are not scored in full
@@ -236,3 +237,4 @@ class Outcome:
     seconds_score: float = 0.0
     weights_checksum: str = ""
     worker: str = ""
+    answers: Mapping[str, list[str]] = field(default_factory=dict)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,18 @@ import yaml
 
 from evomerge import config, views
 from evomerge.archive import Archive, DatabaseError
-from evomerge.campaign import Campaign, RunLock, Runner, machine
-from evomerge.check import hash_sources, prepare
+from evomerge.campaign import Campaign, Runner
+from evomerge.check import hash_sources, moved_faults, prepare, read_plan
 from evomerge.errors import BadInput, EvomergeError, Fault, one_line
+from evomerge.lock import RunLock
 from evomerge.recipe import Recipe, from_json
 
 log = logging.getLogger("evomerge")
 
 
 def checked(file: Path, settings: Sequence[str], moved: Mapping[str, str]) -> Campaign:
-    """Load and check a campaign file; see `config.load` and `check.prepare`."""
-    return prepare(config.load(file, settings), str(file), moved)
+    """Load and check a campaign file; see `check.read_plan` and `check.prepare`."""
+    return prepare(read_plan(file, settings, moved), str(file), moved)
 
 
 def run_campaign(
@@ -48,10 +49,9 @@ def run_campaign(
         BadInput: nothing was loaded or written.
         EvomergeError: the campaign failed, or another process holds the directory.
     """
-    plan = config.load(file, settings)
+    plan = read_plan(file, settings, moved or {})
     directory = directory or Path("runs") / plan["name"]
-    _check_same(directory, plan, str(file))
-    if _finished(directory, plan):
+    if _finished(directory, plan, str(file)):
         progress.say(_summary(directory))
         return True
     campaign = hash_sources(prepare(plan, str(file), moved), str(file))
@@ -71,35 +71,26 @@ def run_campaign(
     return finished
 
 
-def _check_same(directory: Path, plan: dict, file: str) -> None:
-    """Refuse to continue a campaign with another plan than the one it was started with."""
-    if not (directory / "archive.db").exists():
-        return
-    archive = Archive(directory / "archive.db")
-    begun = archive.campaign
-    archive.close()
-    if begun is None:
-        return
-    keys = config.differences(begun["plan"], plan)
-    if keys:
-        mend = f"restore it, or give the new campaign a name or a --run of its own ({directory})"
-        raise BadInput(*(Fault(file, k, "differs from the campaign begun", mend) for k in keys))
+def _finished(directory: Path, plan: dict, file: str) -> bool:
+    """Tell whether the run there has spent its budget.
 
-
-def _finished(directory: Path, plan: dict) -> bool:
+    Raises:
+        BadInput: it was started with another plan than this one.
+    """
     if not (directory / "archive.db").exists():
         return False
-    archive = Archive(directory / "archive.db")
-    begun = archive.campaign
-    try:
-        if begun is None or begun["state"] != "finished":
+    with contextlib.closing(Archive(directory / "archive.db")) as archive:
+        begun = archive.campaign
+        if begun is None:
             return False
+        if keys := config.differences(begun["plan"], plan):
+            mend = f"restore it, or give the new campaign a name or --run of its own ({directory})"
+            raise BadInput(*(Fault(file, k, "differs from the campaign begun", mend) for k in keys))
         hours = plan["budget"]["hours"]
         spent = archive.proposed() >= plan["budget"]["evaluations"]
         timed_out = hours is not None and archive.seconds >= hours * 3600
-        return (spent or timed_out) and plan["finals"] == begun["plan"]["finals"]
-    finally:
-        archive.close()
+        same_finals = plan["finals"] == begun["plan"]["finals"]
+        return begun["state"] == "finished" and (spent or timed_out) and same_finals
 
 
 def _make_directory(directory: Path) -> None:
@@ -111,33 +102,53 @@ def _make_directory(directory: Path) -> None:
 
 
 def _begin(archive: Archive, campaign: Campaign, directory: Path, file: str) -> None:
-    """Write the plan into a new archive, or check that the sources and items are the same."""
+    """Write the plan into a new archive, or check that what it names is still the same."""
+    text = yaml.safe_dump(campaign.plan, sort_keys=False, allow_unicode=True)
     begun = archive.campaign
     if begun is None:
-        text = yaml.safe_dump(campaign.plan, sort_keys=False, allow_unicode=True)
         (directory / "campaign.yaml").write_text(text, encoding="utf-8")
         archive.begin(campaign.plan["name"], campaign.plan, campaign.provenance(), campaign.items())
         return
-    faults = []
-    for label, source in begun["provenance"]["sources"].items():
+    faults = [
+        *_changed_sources(begun["provenance"], campaign, file),
+        *_changed_fitness(begun["provenance"], campaign, archive, file),
+    ]
+    if faults:
+        raise BadInput(*dict.fromkeys(faults))
+    (directory / "campaign.yaml").write_text(text, encoding="utf-8")
+    archive.set_plan(campaign.plan)
+    archive.set_state("running")
+
+
+def _changed_sources(provenance: Mapping, campaign: Campaign, file: str) -> Iterator[Fault]:
+    for label, source in provenance["sources"].items():
         now = campaign.worker.hashes[source["name"]]
         if now != source["sha256"]:
             where = campaign.worker.sources[source["name"]]
             wrong = f"{where} has changed: sha256 {now[:12]}, and {source['sha256'][:12]} before"
             mend = "restore the model, or start a new campaign"
-            faults.append(Fault(file, f"sources.{label}", wrong, mend))
-    for index, objective in enumerate(campaign.objectives):
+            yield Fault(file, f"sources.{label}", wrong, mend)
+
+
+def _changed_fitness(
+    provenance: Mapping, campaign: Campaign, archive: Archive, file: str
+) -> Iterator[Fault]:
+    before = provenance.get("fitness", {})
+    for index, (name, fitness) in enumerate(campaign.fitness.items()):
+        if fitness.definition != before.get(name, fitness.definition):
+            spec = campaign.plan["fitness"][index]
+            key = "function" if spec["function"] else "task"
+            wrong = (
+                f"{spec[key]} has changed: sha256 {fitness.definition}, and {before[name]} before"
+            )
+            mend = "restore the file, or start a new campaign"
+            yield Fault(file, f"fitness.{index}.{key}", wrong, mend)
         for side in ("search", "heldout"):
-            ordinals = getattr(campaign.splits[objective.name], side)
-            now = {o: campaign.item_hashes[objective.name][o] for o in ordinals}
-            if now != archive.item_hashes(objective.name, side):
-                wrong = f"the {side} items of {objective.name} are not those archived"
+            ordinals = getattr(campaign.splits[name], side)
+            if {o: fitness.hashes[o] for o in ordinals} != archive.item_hashes(name, side):
+                wrong = f"the {side} items of {name} are not those archived"
                 mend = "restore the task's data, or start a new campaign"
-                faults.append(Fault(file, f"fitness.{index}", wrong, mend))
-    if faults:
-        raise BadInput(*dict.fromkeys(faults))
-    archive.set_plan(campaign.plan)
-    archive.set_state("running")
+                yield Fault(file, f"fitness.{index}", wrong, mend)
 
 
 def _drive(
@@ -158,7 +169,7 @@ def _drive(
             f"{campaign.plan['name']}: {campaign.space.dimension} genes,"
             f" {workers['count']} worker(s), pool {workers['pool']}; starting"
         )
-        log.info("start on %s", json.dumps(machine(campaign.worker)))
+        log.info("start on %s", json.dumps(campaign.machine()))
         pool = make_pool(campaign.worker, workers)
         runner = Runner(campaign, archive, pool, adopt=adopt, on_progress=progress)
         with _stop_on_signal(runner, progress):
@@ -236,7 +247,7 @@ def export_candidate(
     recipe = from_json(found.recipe, f"{directory} candidate {candidate}")
     provenance = archive.campaign["provenance"]
     trust = archive.campaign["plan"]["sources"]["trust_remote_code"]
-    places, faults = {}, []
+    places, faults = {}, moved_faults(moved, provenance["sources"])
     for label, source in provenance["sources"].items():
         if source["name"] not in recipe.sources:
             continue

@@ -88,6 +88,9 @@ def show(found: dict) -> str:
         lines.append(
             f"{name}: search {interval(score['search'])}, held-out {interval(score['heldout'])}"
         )
+    for name, answers in found["answers"].items():
+        lines += ["", f"{name}, answers to held-out items:"]
+        lines += [f"  {a['ordinal']}: {a['answer']}" for a in answers]
     recipe = found["recipe"]
     head = {k: v for k, v in recipe.items() if k != "groups"}
     lines += ["", json.dumps(head)]

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.archive import Archive, Score
-from evomerge.campaign import RunLock
 from evomerge.errors import BadInput, EvomergeError, Fault
+from evomerge.lock import RunLock
 
 
 def open_run(directory: Path | str) -> Archive:
@@ -90,6 +90,7 @@ def show(directory: Path | str, candidate: int) -> dict:
         "genome": None if found[0].genome is None else found[0].genome.tolist(),
         "recipe": found[0].recipe,
         "outcome": archive.outcome(candidate),
+        "answers": archive.answers(candidate, limit=5),
     }
 
 

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from evomerge import views
+from evomerge import config, tables, views
 from evomerge.archive import Archive
-from evomerge.campaign import RunLock
 from evomerge.errors import BadInput, EvomergeError
+from evomerge.lock import RunLock
 from evomerge.session import run_campaign
 
 
@@ -100,6 +100,7 @@ def test_only_budget_workers_and_finals_may_change(campaign_file, silent):
         budget__evaluations=3, finals=1, workers={"pool": "inline", "threads": 1}
     )
     assert run_campaign(changed, progress=silent)
+    assert config.load(changed.parent / "runs" / "tiny" / "campaign.yaml") == config.load(changed)
 
 
 def test_a_changed_source_is_refused_by_name_and_hash(campaign_file, silent, here, world):
@@ -136,6 +137,24 @@ def test_changed_items_are_refused(campaign_file, silent, here):
     (here / "mine.py").write_text(text.replace("i * 7", "i * 9"))
     with pytest.raises(BadInput, match=r"fitness.0: the search items of likely are not those"):
         run_campaign(campaign_file(fitness=entry), progress=silent)
+    (here / "mine.py").write_text(text + "# the same items, another scorer\n")
+    with pytest.raises(BadInput, match=r"fitness.0.function: .*mine.py has changed: sha256 \w{16}"):
+        run_campaign(campaign_file(fitness=entry), progress=silent)
+
+
+def test_what_the_finalists_said_is_kept(campaign_file, silent, here):
+    entry = [{"name": "said", "task": "generation.yaml", "metric": "exact_match"}]
+    run_campaign(campaign_file(budget__evaluations=1, fitness=entry), progress=silent)
+    archive = Archive(here / "runs" / "tiny" / "archive.db")
+    heldout = archive.item_hashes("said", "heldout")
+    answers = archive.answers(1)["said"]
+    assert [a["ordinal"] for a in answers] == sorted(heldout)
+    assert all(isinstance(a["answer"], str) for a in answers)
+    shown = views.show(here / "runs" / "tiny", 1)["answers"]["said"]
+    assert shown == answers[:5]
+    assert f"{shown[0]['ordinal']}: {shown[0]['answer']}" in tables.show(
+        views.show(here / "runs" / "tiny", 1)
+    )
 
 
 FAILING = """
@@ -211,7 +230,7 @@ def test_two_campaigns_do_not_share_a_directory(campaign_file, silent, here):
     with RunLock(directory):
         assert RunLock.held(directory)
         code = (
-            "from evomerge.campaign import RunLock; from pathlib import Path\n"
+            "from evomerge.lock import RunLock; from pathlib import Path\n"
             f"with RunLock(Path({str(directory)!r})): pass"
         )
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

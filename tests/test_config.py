@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from evomerge import config
+from evomerge.check import read_plan
 from evomerge.errors import BadInput
 
 NAN, INF = float("nan"), float("inf")
@@ -163,6 +164,24 @@ def test_all_faults_come_together(campaign_file):
     with pytest.raises(BadInput) as error:
         config.load(file)
     assert len(str(error.value).splitlines()) == 5
+
+
+def test_faults_of_form_and_of_what_is_named_come_together(campaign_file):
+    fitness = [
+        {"name": "x", "task": "absent.yaml", "metric": "acc"},
+        {"name": "y", "function": "absent.py"},
+        {"name": "z", "function": "fit.py", "metric": "acc"},
+    ]
+    file = campaign_file(
+        budget__evaluations="many",
+        sources={"base": "base", "models": {"a": "nowhere", "b": "b"}},
+        fitness=fitness,
+    )
+    with pytest.raises(BadInput) as error:
+        read_plan(file, [], {"c": "elsewhere"})
+    keys = {line.split(": ")[1] for line in str(error.value).splitlines()}
+    named = {"sources.models.a", "fitness.0.task", "fitness.1.function", "c"}
+    assert keys == {"budget.evaluations", "fitness.2.metric"} | named
 
 
 def test_yaml_faults_name_the_line(here):

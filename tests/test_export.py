@@ -122,6 +122,8 @@ def test_picks_that_will_not_do(run, here):
     )
     with pytest.raises(BadInput, match="is there already"):
         export_candidate(run, here / "out", "best", {}, True)
+    with pytest.raises(BadInput, match="--source: z: is no source of this campaign"):
+        export_candidate(run, here / "other", "best", {"z": "a"}, True)
 
 
 def test_a_source_that_changed_since_is_not_merged(run, here, world):

