@@ -141,7 +141,7 @@ def _campaign(
     space = SPACES.get(plan["space"]["kind"])(plan["space"], shape)
     dtype = getattr(space, "dtype", shape.dtype)
     worker = WorkerPlan(
-        sources={name: str(source.path.resolve()) for name, source in named.sources.items()},
+        sources={name: source.place for name, source in named.sources.items()},
         hashes={},
         frame=frame,
         dtype=dtype,

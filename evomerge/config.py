@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from evomerge.controllers import CONTROLLERS, RESERVED
 from evomerge.errors import BadInput, Fault, nearest
@@ -35,9 +35,22 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _with_adapter(value: Any) -> Any:
+    """Write {model, adapter} as `model+adapter`, which recipes and mergekit know."""
+    if not isinstance(value, Mapping):
+        return value
+    texts = [value.get("model"), value.get("adapter")]
+    if len(value) != 2 or not all(isinstance(t, str) and t for t in texts):
+        raise ValueError("a model with a LoRA adapter is {model: ..., adapter: ...}")
+    return "+".join(texts)
+
+
+Model = Annotated[Text, BeforeValidator(_with_adapter)]
+
+
 class _SourcesPart(_Part):
-    base: Text | None = None
-    models: dict[Text, Text] = Field(min_length=1)
+    base: Model | None = None
+    models: dict[Text, Model] = Field(min_length=1)
     trust_remote_code: Flag = False
 
 

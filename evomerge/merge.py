@@ -13,6 +13,7 @@ import xxhash
 from safetensors import safe_open
 
 from evomerge import kernels
+from evomerge.checkpoints import Tensor
 from evomerge.errors import BadInput, CandidateFailure, Fault, nearest
 from evomerge.layout import place
 from evomerge.operators import OPERATORS, Operator
@@ -91,20 +92,37 @@ class Merger:
         """
         self.sources, self.hashes, self.device = dict(sources), dict(hashes), torch.device(device)
         self._files: dict = {}
-        self._on_device: dict[tuple[str, str], torch.Tensor] = {}
+        self._on_device: dict[tuple, torch.Tensor] = {}
         self._grams: dict[tuple, np.ndarray] = {}
         self._tables: dict[tuple, kernels.MagnitudeTable] = {}
 
     def tensor(self, source: str, name: str) -> torch.Tensor:
-        """Return one tensor of a source, in its own dtype, on the merger's device."""
-        if (source, name) in self._on_device:
-            return self._on_device[source, name]
-        file = self.sources[source].tensors[name].file
-        if file not in self._files:
-            self._files[file] = safe_open(file, framework="pt", device="cpu")
-        tensor = self._files[file].get_tensor(name)
+        """Return one tensor of a source on the merger's device.
+
+        In its own dtype; where an adapter adds to it, W + scale * B A in float32, unrounded.
+        """
+        opened = self.sources[source]
+        adapter = opened.adapter
+        replaced = adapter.replaced if adapter else {}
+        tensor = self._stored(replaced.get(name, opened.tensors[name]))
+        if adapter is None or name not in adapter.factors:
+            return tensor
+        factor = adapter.factors[name]
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        update = self._stored(factor.b).to(dtype) @ self._stored(factor.a).to(dtype)
+        update = update.T if factor.transposed else update
+        return tensor.to(dtype) + update * factor.scale
+
+    def _stored(self, stored: Tensor) -> torch.Tensor:
+        """Read a stored tensor: from the page cache, or from the device if it is another."""
+        where = (stored.file, stored.key)
+        if where in self._on_device:
+            return self._on_device[where]
+        if stored.file not in self._files:
+            self._files[stored.file] = safe_open(stored.file, framework="pt", device="cpu")
+        tensor = self._files[stored.file].get_tensor(stored.key)
         if self.device.type != "cpu":
-            tensor = self._on_device[source, name] = tensor.to(self.device)
+            tensor = self._on_device[where] = tensor.to(self.device)
         return tensor
 
     def stream(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:

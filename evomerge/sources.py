@@ -1,63 +1,74 @@
-"""Sources: Hugging Face model directories, read through their safetensors headers.
+"""Sources: Hugging Face model directories, with or without a LoRA adapter, by their headers.
 
 Everything here is torch-free. Opening a source reads config.json, the tokenizer's
-vocabulary and the headers; `digest` is the one pass over its weights.
+vocabulary and the headers; `digest` is the one pass over its weights. A source with an
+adapter is written `model+adapter`, as mergekit does.
 """
 
 import hashlib
 import json
-import math
 import os
-import struct
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from evomerge.adapters import Adapter, open_adapter
+from evomerge.checkpoints import (
+    DTYPES,
+    EXPONENT,
+    INTEGER,
+    PICKLES,
+    SIZE,
+    Tensor,
+    read_header,
+    read_json,
+    shards,
+)
 from evomerge.errors import BadInput, Fault, one_line
 from evomerge.layout import canonical_order, count_layers
 from evomerge.recipe import canonical_json
 
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-_SIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
-_INTEGER = {2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
-_EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What a config says of its own history, not of the model.
 _CONFIG_NOISE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 # What must be equal for two models to be mergeable although shapes agree.
 _CONFIG_KEYS = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-
-
-class Tensor(NamedTuple):
-    """One tensor of a checkpoint: its safetensors dtype, shape, file and bytes within it."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    begin: int
-    end: int
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened model directory. `name` is what the user wrote; `tensors` is in canonical order."""
+    """An opened model directory, and perhaps an adapter of it.
+
+    `name` is what the user wrote; `tensors` are the model's, in canonical order.
+    """
 
     name: str
     path: Path
     config: dict
     tensors: dict[str, Tensor]
     vocabulary: dict[str, int] = field(repr=False)
+    adapter: Adapter | None = None
+
+    @property
+    def place(self) -> str:
+        """The local directory or directories, written as `open_source` takes them."""
+        own = str(self.path.resolve())
+        return own if self.adapter is None else f"{own}+{self.adapter.path.resolve()}"
+
+    @property
+    def stored(self) -> list[tuple[str, Tensor]]:
+        """Every stored tensor with a label, the adapter's after the model's."""
+        return [*self.tensors.items(), *(self.adapter.tensors if self.adapter else ())]
 
     @property
     def dtype(self) -> str:
         """The dtype that most of its weights have, as recipes write it."""
         sizes: dict[str, int] = {}
         for t in self.tensors.values():
-            sizes[t.dtype] = sizes.get(t.dtype, 0) + t.end - t.begin
+            sizes[t.dtype] = sizes.get(t.dtype, 0) + t.bytes
         return DTYPES[max(sizes, key=sizes.get)]
 
     @property
@@ -66,7 +77,7 @@ class Source:
 
     @property
     def bytes(self) -> int:
-        return sum(t.end - t.begin for t in self.tensors.values())
+        return sum(t.bytes for _, t in self.stored)
 
 
 class Digest(NamedTuple):
@@ -105,6 +116,12 @@ def locate(name: str, file: str = "evomerge", key: str = "source") -> Path:
     return Path(found)
 
 
+def _adapter_of(name: str) -> tuple[str, str]:
+    """Split `model+adapter`; a directory whose own name has a plus is a model."""
+    model, plus, adapter = name.rpartition("+")
+    return (model, adapter) if plus and not os.path.isdir(name) else (name, "")
+
+
 def open_source(
     name: str, *, file: str = "evomerge", key: str = "source", trust_remote_code: bool = False
 ) -> Source:
@@ -113,27 +130,28 @@ def open_source(
     Raises:
         BadInput: with every fault of this directory.
     """
-    path = locate(name, file, key)
+    whole, adapter_name = _adapter_of(name)
+    path = locate(whole, file, key)
     faults: list[Fault] = []
 
     def fault(wrong: str, mend: str) -> None:
         faults.append(Fault(file, key, f"{path}: {wrong}", mend))
 
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     if not isinstance(config, dict):
         fault("config.json is missing or not JSON", "write a Hugging Face model directory")
     elif "auto_map" in config and not trust_remote_code:
         fault("config.json asks to run code of its own", "set sources.trust_remote_code: true")
     tensors: dict[str, Tensor] = {}
     try:
-        for shard in _shards(path):
-            tensors.update(_read_header(shard))
+        for shard in shards(path):
+            tensors.update(read_header(shard))
     except ValueError as error:
         fault(str(error), "download or save the model again")
     except (AttributeError, KeyError, TypeError) as error:
         fault(f"has a header that makes no sense ({one_line(error)})", "save the model again")
     except FileNotFoundError:
-        pickled = sorted(p.name for pattern in _PICKLES for p in path.glob(pattern))
+        pickled = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
         wrong = f"holds pickled weights only ({pickled[0]})" if pickled else "holds no weights"
         fault(wrong, "save it with save_pretrained, which writes safetensors")
     except OSError as error:
@@ -146,12 +164,23 @@ def open_source(
             wrong = f"tensor {tensor_name} has dtype {t.dtype}, which is not merged"
             fault(wrong, f"save the model as one of {', '.join(DTYPES.values())}")
             break
+    adapter = None
+    if adapter_name and not faults:
+        where = locate(adapter_name, file, key)
+        try:
+            adapter = open_adapter(where, tensors)
+        except (ValueError, AttributeError, KeyError, TypeError, re.error) as error:
+            wrong = str(error) if isinstance(error, ValueError) else one_line(error)
+            faults.append(Fault(file, key, f"{where}: {wrong}", "save the adapter with PEFT"))
+        except OSError as error:
+            wrong = f"{where}: cannot be read ({error.strerror})"
+            faults.append(Fault(file, key, wrong, "check its permissions"))
     if faults:
         raise BadInput(*faults)
     if config.get("tie_word_embeddings"):
         tensors.pop("lm_head.weight", None)  # a second copy of the embeddings
     ordered = {n: tensors[n] for n in canonical_order(tensors)}
-    return Source(name, path, config, ordered, _vocabulary(path))
+    return Source(name, path, config, ordered, _vocabulary(path), adapter)
 
 
 def mismatches(sources: Sequence[Source], file: str, key: str = "sources") -> list[Fault]:
@@ -197,64 +226,15 @@ def _differing_tokens(a: dict[str, int], b: dict[str, int]) -> str:
     return f"{len(differ)} tokens, first {first}"
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _shards(path: Path) -> list[Path]:
-    """Return the files that hold the weights; ValueError or FileNotFoundError if they do not."""
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        listed = _read_json(index)
-        if not isinstance(listed, dict) or not isinstance(listed.get("weight_map"), dict):
-            raise ValueError(f"{index.name} is not an index of shards")
-        shards = sorted(set(listed["weight_map"].values()))
-        if missing := [s for s in shards if not (path / s).exists()]:
-            raise ValueError(f"{len(missing)} of {len(shards)} shards are missing: {missing[0]}")
-        return [path / s for s in shards]
-    if (path / "model.safetensors").exists():
-        return [path / "model.safetensors"]
-    raise FileNotFoundError(path)
-
-
-def _read_header(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors header (8 bytes of length, JSON, then the data); check it adds up."""
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        length = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))[0]
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise ValueError(f"{file.name} is not a whole safetensors file")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError:
-            raise ValueError(f"{file.name} is not a safetensors file") from None
-    tensors, start = {}, 8 + length
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        if start + end > size:
-            raise ValueError(f"{file.name} is cut off within tensor {name}")
-        shape = tuple(entry["shape"])
-        size_of = _SIZE.get(entry["dtype"])
-        if size_of and end - begin != math.prod(shape) * size_of:
-            raise ValueError(f"{file.name}: tensor {name} does not fill its shape {shape}")
-        tensors[name] = Tensor(entry["dtype"], shape, file, start + begin, start + end)
-    return tensors
-
-
 def _vocabulary(path: Path) -> dict[str, int]:
     """Return token -> id from tokenizer.json (or vocab.json); empty if there is neither."""
-    data = _read_json(path / "tokenizer.json")
+    data = read_json(path / "tokenizer.json")
     if isinstance(data, dict):
         vocabulary = data.get("model", {}).get("vocab") or {}
         if isinstance(vocabulary, list):  # unigram models list [token, score]
             vocabulary = {token: i for i, (token, *_) in enumerate(vocabulary)}
         return vocabulary | {t["content"]: t["id"] for t in data.get("added_tokens", [])}
-    vocabulary = _read_json(path / "vocab.json")
+    vocabulary = read_json(path / "vocab.json")
     return vocabulary if isinstance(vocabulary, dict) else {}
 
 
@@ -264,15 +244,15 @@ def digest(source: Source) -> Digest:
     Cached in `$XDG_CACHE_HOME/evomerge` by path, size and time of every file. The content
     is the weights by name, the config less its history, and the tokenizer.
     """
-    files = sorted({t.file for t in source.tensors.values()})
-    files += [
-        p for p in (source.path / "config.json", source.path / "tokenizer.json") if p.exists()
-    ]
+    files = sorted({t.file for _, t in source.stored})
+    beside = [source.path / "config.json", source.path / "tokenizer.json"]
+    beside += [source.adapter.path / "adapter_config.json"] if source.adapter else []
+    files += [p for p in beside if p.exists()]
     stamp = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     name = hashlib.sha256(canonical_json(stamp).encode()).hexdigest()
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     cache = Path(home) / "evomerge" / "digests"
-    known = _read_json(cache / f"{name}.json")
+    known = read_json(cache / f"{name}.json")
     if isinstance(known, dict) and known.get("stamp") == stamp:
         return Digest(known["sha256"], tuple(known["not_finite"]))
     found = _digest(source)
@@ -291,12 +271,12 @@ def _digest(source: Source, chunk: int = 1 << 24) -> Digest:
     sha = hashlib.sha256(canonical_json(config).encode())
     sha.update(canonical_json(source.vocabulary).encode())
     not_finite = []
-    for name, t in source.tensors.items():
+    for name, t in source.stored:
         sha.update(canonical_json([name, t.dtype, t.shape]).encode())
-        exponent, finite = _EXPONENT[t.dtype], True
+        exponent, finite = EXPONENT[t.dtype], True
         with open(t.file, "rb") as stream:
             stream.seek(t.begin)
-            left = t.end - t.begin
+            left = t.bytes
             while left:
                 block = stream.read(min(chunk, left))
                 if not block:
@@ -304,7 +284,7 @@ def _digest(source: Source, chunk: int = 1 << 24) -> Digest:
                     raise BadInput(Fault(str(source.path), "", wrong, "download it again"))
                 left -= len(block)
                 sha.update(block)
-                bits = np.frombuffer(block, _INTEGER[_SIZE[t.dtype]])
+                bits = np.frombuffer(block, INTEGER[SIZE[t.dtype]])
                 finite = finite and not ((bits & exponent) == exponent).any()
         if not finite:
             not_finite.append(name)

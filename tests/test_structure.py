@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import modules of its own floor and of those below it.
 FLOORS = [
-    {"errors", "layout", "lock", "machine", "registry"},
+    {"adapters", "checkpoints", "errors", "layout", "lock", "machine", "registry"},
     {"recipe", "pareto"},
     {"operators", "spaces", "controllers", "sources"},
     {"kernels", "items"},

@@ -1,0 +1,165 @@
+"""LoRA sources: the same weights as PEFT merges, and every misfit refused by name."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from evomerge import config, views
+from evomerge.errors import BadInput
+from evomerge.merge import Merger
+from evomerge.session import export_candidate, run_campaign
+from evomerge.sources import digest, open_source
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT talks of tied weights
+VARIANTS = {
+    "plain": {"target_modules": ["q_proj", "down_proj"], "r": 4, "lora_alpha": 6},
+    "rank-stabilized": {"target_modules": ["v_proj"], "r": 4, "lora_alpha": 6, "use_rslora": True},
+    "patterns": {
+        "target_modules": ["q_proj", "k_proj"],
+        "rank_pattern": {"k_proj": 2},
+        "alpha_pattern": {r"layers\.1\.self_attn\.q_proj": 32},
+    },
+    "embeddings": {"target_modules": ["embed_tokens", "o_proj"], "r": 3},
+    "replaced": {"target_modules": ["up_proj"], "modules_to_save": ["norm"]},
+}
+
+
+def adapted(model, folder, options, seed=0):
+    """Write a LoRA adapter with random factors; return the model with it merged, by PEFT."""
+    torch.manual_seed(seed)
+    peft = get_peft_model(model, LoraConfig(**options))
+    for name, p in peft.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            p.data.normal_(std=0.1)
+    peft.save_pretrained(folder)
+    return peft.merge_and_unload()
+
+
+@pytest.fixture
+def lora(here):
+    """An adapter of the tiny base, beside it."""
+    model = AutoModelForCausalLM.from_pretrained(here / "base", dtype=torch.float32)
+    adapted(model, here / "lora", VARIANTS["plain"])
+    return here / "lora"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_weights_are_those_that_peft_merges(here, variant):
+    model = AutoModelForCausalLM.from_pretrained(here / "base", dtype=torch.float32)
+    model.save_pretrained(here / "wide")
+    merged = adapted(model, here / "lora", VARIANTS[variant])
+    source = open_source(f"{here / 'wide'}+{here / 'lora'}")
+    assert source.adapter.factors and open_source(source.place).tensors == source.tensors
+    merger = Merger({"x": source}, {"x": ""})
+    wanted = merged.state_dict()
+    changed = 0
+    for name, stored in load_file(here / "wide" / "model.safetensors").items():
+        ours = merger.tensor("x", name)
+        torch.testing.assert_close(ours, wanted[name], rtol=1e-5, atol=1e-6)
+        changed += not torch.equal(ours, stored)
+    assert changed == len({*source.adapter.factors, *source.adapter.replaced}) > 0
+
+
+def test_transposed_weights(tmp_path):
+    """GPT-2 keeps its linear weights as (in, out)."""
+    shape = {"vocab_size": 32, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(**shape))
+    model.save_pretrained(tmp_path / "model")
+    options = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
+    merged = adapted(model, tmp_path / "lora", options).state_dict()
+    source = open_source(f"{tmp_path / 'model'}+{tmp_path / 'lora'}")
+    merger = Merger({"x": source}, {"x": ""})
+    assert len(source.adapter.factors) == 6
+    for name in source.tensors:
+        torch.testing.assert_close(merger.tensor("x", name), merged[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_campaign_over_an_adapter(campaign_file, lora, here, silent):
+    """Its baseline is the model that PEFT merges, rounded once; the best exports and loads."""
+    sources = {"base": "base", "models": {"a": "a", "l": {"model": "base", "adapter": "lora"}}}
+    file = campaign_file(sources=sources, budget__evaluations=3)
+    assert config.load(file)["sources"]["models"]["l"] == "base+lora"
+    run_campaign(file, progress=silent)
+    run = here / "runs" / "tiny"
+    by_label = {r["label"]: r["id"] for r in views.front(run)}
+    export_candidate(run, here / "out", str(by_label["l"]), {}, True)
+    model = AutoModelForCausalLM.from_pretrained(here / "base", dtype=torch.float32)
+    wanted = PeftModel.from_pretrained(model, lora).merge_and_unload().state_dict()
+    for name, ours in load_file(here / "out" / "model.safetensors").items():
+        torch.testing.assert_close(ours.float(), wanted[name], rtol=2**-8, atol=1e-6)
+    export_candidate(run, here / "best", "best", {}, True)
+    assert AutoModelForCausalLM.from_pretrained(here / "best").config.num_hidden_layers == 2
+
+
+def test_the_hash_is_of_factors_and_their_scale(lora, here):
+    name = f"{here / 'base'}+{lora}"
+    before = digest(open_source(name)).sha256
+    assert before != digest(open_source(str(here / "base"))).sha256
+    other = shutil.copytree(lora, here / "other")
+    assert digest(open_source(f"{here / 'base'}+{other}")).sha256 == before
+    edit(other, lora_alpha=7)
+    assert digest(open_source(f"{here / 'base'}+{other}")).sha256 != before
+
+
+def test_infinite_factors_are_named(lora, here):
+    tensors = load_file(lora / "adapter_model.safetensors")
+    first = sorted(tensors)[0]
+    tensors[first][0, 0] = np.inf
+    save_file(tensors, lora / "adapter_model.safetensors")
+    (bad,) = digest(open_source(f"{here / 'base'}+{lora}")).not_finite
+    assert "down_proj" in bad and bad.endswith(" A")
+
+
+def edit(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rename(folder, change):
+    file = folder / "adapter_model.safetensors"
+    save_file({change(n): t for n, t in load_file(file).items()}, file)
+
+
+BROKEN = {
+    "adapter_config.json is missing": lambda f: (f / "adapter_config.json").unlink(),
+    "of type 'IA3', not LORA": lambda f: edit(f, peft_type="IA3"),
+    "use_dora = True": lambda f: edit(f, use_dora=True),
+    "bias = 'all'": lambda f: edit(f, bias="all"),
+    "lora_alpha = 'much'": lambda f: edit(f, lora_alpha="much"),
+    "lora_alpha = None": lambda f: edit(f, lora_alpha=None),
+    "holds no weights": lambda f: (f / "adapter_model.safetensors").unlink(),
+    "holds pickled weights only": lambda f: (f / "adapter_model.safetensors").rename(
+        f / "adapter_model.bin"
+    ),
+    "is not a whole safetensors file": lambda f: (f / "adapter_model.safetensors").write_bytes(
+        b"x" * 30
+    ),
+    "and missing in the model": lambda f: rename(f, lambda n: n.replace("layers.1", "layers.9")),
+    "has one factor of": lambda f: rename(
+        f, lambda n: n.replace("1.mlp.down_proj.lora_A", "0.mlp.down_proj.lora_A")
+    ),
+    "does not begin with base_model.model.": lambda f: rename(f, lambda n: n[5:]),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_adapters_that_will_not_do(lora, here, message):
+    BROKEN[message](lora)
+    with pytest.raises(BadInput) as error:
+        open_source(f"base+{lora}", file="c.yaml", key="sources.models.l")
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"c.yaml: sources.models.l: {lora}: ") and message in line
+
+
+def test_an_adapter_of_another_model_names_the_shapes(lora, here):
+    from evomerge.testing import tiny_llama
+
+    tiny_llama(here / "wider", 5, hidden=32)
+    with pytest.raises(BadInput, match=r"does not fit the model: .* in the model"):
+        open_source(f"wider+{lora}")
