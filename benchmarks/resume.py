@@ -19,9 +19,10 @@ from evomerge.campaign import Campaign, Runner
 from evomerge.config import check_plan
 from evomerge.items import Split
 from evomerge.pareto import Objective
-from evomerge.pool import Finished, WorkerPlan
+from evomerge.pool import Finished
 from evomerge.recipe import Outcome
 from evomerge.spaces import SPACES, Sources
+from evomerge.worker import WorkerPlan
 
 
 class SyntheticPool:

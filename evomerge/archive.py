@@ -18,6 +18,7 @@ import numpy as np
 from evomerge.errors import EvomergeError
 from evomerge.pareto import Objective, dominates
 from evomerge.recipe import Outcome
+from evomerge.scores import Score, decode_scores, encode_scores, summary
 
 # Each entry takes a file from `PRAGMA user_version` = its index to the next; never edit one
 # that has been released.
@@ -104,14 +105,6 @@ class Event(NamedTuple):
     genomes: tuple[np.ndarray, ...]
     candidate: Candidate | None
     means: dict[str, float] | None
-
-
-class Score(NamedTuple):
-    """The mean over the items of one split, with its standard error."""
-
-    mean: float
-    stderr: float
-    items: int
 
 
 class Archive:
@@ -219,6 +212,18 @@ class Archive:
         sql = "INSERT INTO candidates (recipe_id, recipe, origin, label) VALUES (?, ?, ?, ?)"
         row = (recipe_id, json.dumps(recipe), "baseline", label)
         return self._execute(sql, row).lastrowid
+
+    def add_adopted(self, rows: Sequence[tuple[str, np.ndarray, str, Mapping]]) -> None:
+        """Add candidates of other runs: (RUN#NUMBER, genome, recipe id, recipe JSON) each."""
+        sql = (
+            "INSERT INTO candidates (recipe_id, recipe, genome, origin, label)"
+            " VALUES (?, ?, ?, 'adopted', ?)"
+        )
+        with self.db.atomic():
+            for label, genome, recipe_id, recipe in rows:
+                blob = np.asarray(genome, "<f8").tobytes()
+                row = (recipe_id, json.dumps(recipe), blob, label)
+                self._event("adopt", self._execute(sql, row).lastrowid, note=label)
 
     def propose(self, n: int, proposals: Sequence[tuple[np.ndarray, str, Mapping]]) -> list[int]:
         """Record one ask and its candidates, before anything is done with them.
@@ -436,7 +441,8 @@ class Archive:
         sql = (
             "SELECT e.seq, e.kind, e.batch, e.n, c.id, c.genome, c.origin, c.label, c.ordinal,"
             " c.recipe_id FROM events e LEFT JOIN candidates c ON c.id = e.candidate_id"
-            " WHERE e.kind IN ('ask', 'tell', 'adopt') ORDER BY e.seq"
+            " WHERE e.kind IN ('ask', 'tell')"
+            " OR (e.kind = 'adopt' AND e.candidate_id IS NULL) ORDER BY e.seq"
         )
         ask: list[dict] = []
         for row in self._query(sql):
@@ -553,29 +559,3 @@ def _candidate(row: Mapping[str, Any]) -> Candidate:
 def _ask_event(rows: list[dict]) -> Event:
     genomes = tuple(np.frombuffer(r["genome"], "<f8") for r in rows)
     return Event(rows[0]["seq"], "ask", rows[0]["n"], genomes, None, None)
-
-
-def summary(items: np.ndarray) -> Score:
-    """Return mean, standard error of the mean (n - 1 in the variance; 0 for one item), count."""
-    wide = np.asarray(items, np.float64)
-    n = len(wide)
-    if not n:
-        return Score(float("nan"), float("nan"), 0)
-    stderr = float(wide.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
-    return Score(float(wide.mean()), stderr, n)
-
-
-def encode_scores(items: np.ndarray) -> tuple[str, bytes]:
-    """Return (encoding, bytes) of float32 item scores: packed bits if all are 0 or 1."""
-    items = np.asarray(items, np.float32)
-    plain = ~np.signbit(items)  # -0.0 is no bit
-    if ((items == 0.0) | (items == 1.0)).all() and plain.all():
-        return "bits", np.packbits(items.astype(bool)).tobytes()
-    return "f32", items.astype("<f4").tobytes()
-
-
-def decode_scores(encoding: str, blob: bytes, n: int) -> np.ndarray:
-    """Invert `encode_scores` for `n` items."""
-    if encoding == "bits":
-        return np.unpackbits(np.frombuffer(blob, np.uint8), count=n).astype(np.float32)
-    return np.frombuffer(blob, "<f4")

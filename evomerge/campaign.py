@@ -9,26 +9,35 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from evomerge.archive import Archive, Candidate, Event, summary
+from evomerge.archive import Archive, Candidate, Event
 from evomerge.controllers import CONTROLLERS, Told
 from evomerge.errors import EvomergeError
 from evomerge.items import Fitness, Split
 from evomerge.machine import machine
 from evomerge.pareto import Objective, Scale, hypervolume_contributions
-from evomerge.pool import Finished, Job, Lost, Pool, WorkerPlan
+from evomerge.pool import Finished, Lost, Pool
 from evomerge.recipe import Outcome, Recipe, single, uniform
+from evomerge.scores import summary
 from evomerge.sources import Source
 from evomerge.spaces import quantize
+from evomerge.worker import Job, WorkerPlan
 
 log = logging.getLogger("evomerge")
 
 _DEATHS_ALLOWED = 1  # a candidate that kills its worker once more than this has failed
 _SAME_FAILURES = 20  # in a row, after which the campaign stops
 _HEARTBEAT = 1.0  # seconds between looks at the clock and at a request to stop
+
+
+class Adopted(NamedTuple):
+    """A candidate of another run, as a genome of this campaign's space: `label` is RUN#NUMBER."""
+
+    label: str
+    genome: np.ndarray
 
 
 @dataclass
@@ -45,6 +54,7 @@ class Campaign:
         worker: what workers are started with.
         labels: source name -> label.
         warnings: for the user, one line each.
+        adopted: what a new campaign scores before its controller is asked.
     """
 
     plan: dict
@@ -56,6 +66,7 @@ class Campaign:
     worker: WorkerPlan
     labels: dict[str, str]
     warnings: list[str] = field(default_factory=list)
+    adopted: list[Adopted] = field(default_factory=list)
 
     def controller(self) -> Any:
         """Make the plan's controller, fresh."""
@@ -147,6 +158,9 @@ class Runner:
         self._scale = Scale(self.campaign.objectives, self._baseline_means())
         self.archive.set_values({c.id: self._scale.value(m) for c, m in self._baselines_scored()})
         self._controller = self._replay()
+        self._score_adopted()
+        if self.stop:
+            return False
         for candidate in self.archive.unfinished():
             self._submit(candidate)
         while not self.stop and (wanted := self._wanted()) is not None:
@@ -171,7 +185,23 @@ class Runner:
             if label not in there:
                 recipe_id = recipe.id(self.campaign.worker.hashes)
                 self.archive.add_baseline(recipe_id, recipe.to_json(), label)
-        waiting = [c for c in self.archive.unfinished() if c.origin == "baseline"]
+        self._score_all("baseline")
+
+    def _score_adopted(self) -> None:
+        """Score what the campaign begins with; the controller hears of it before its first ask."""
+        if self.campaign.adopted and not self.archive.proposed():
+            there = {c.label for c in self.archive.candidates("origin = 'adopted'")}
+            rows = []
+            for label, genome in self.campaign.adopted:
+                recipe = self.campaign.space.decode(genome)
+                hashes = self.campaign.worker.hashes
+                rows.append((label, genome, recipe.id(hashes), recipe.to_json()))
+            self.archive.add_adopted([row for row in rows if row[0] not in there])
+        self._score_all("adopted")
+
+    def _score_all(self, origin: str) -> None:
+        """Score the candidates of one origin that have no outcome; return when all have."""
+        waiting = [c for c in self.archive.unfinished() if c.origin == origin]
         while (waiting and not self.stop) or self.pool.busy:
             while waiting and self.pool.idle and not self.stop:
                 self._submit(waiting.pop(0))

@@ -5,20 +5,21 @@ weights, made before there is a ledger.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evomerge import config
+from evomerge import campaign_file, config
 from evomerge.campaign import Campaign
-from evomerge.errors import BadInput, Fault, nearest
+from evomerge.candidates import is_candidate, materialize, open_candidate
+from evomerge.errors import BadInput, Fault
 from evomerge.fitness import open_fitness
 from evomerge.items import Fitness, Split, split_items
 from evomerge.pareto import Objective
-from evomerge.pool import WorkerPlan
-from evomerge.sources import Source, digest, mismatches, open_source
+from evomerge.sources import Source, digest, mismatches, moved_faults, open_source
 from evomerge.spaces import SPACES, Sources
+from evomerge.worker import WorkerPlan
 
 FEW_ITEMS = 20
 
@@ -38,7 +39,7 @@ def read_plan(file: Path, settings: Sequence[str], moved: Mapping[str, str]) -> 
     Raises:
         BadInput: with the faults of form, and those of what is named where the form is right.
     """
-    data = config.read(file, settings)
+    data = campaign_file.read(file, settings)
     try:
         return config.check_plan(data, str(file))
     except BadInput as error:
@@ -96,7 +97,10 @@ def _open_named(
         trust = part["trust_remote_code"]
         try:
             where = moved.get(label, name)
-            source = open_source(where, file=file, key=key, trust_remote_code=trust)
+            if is_candidate(where):
+                source = open_candidate(where, file, key)
+            else:
+                source = open_source(where, file=file, key=key, trust_remote_code=trust)
         except BadInput as error:
             faults += error.faults
             continue
@@ -113,16 +117,6 @@ def _open_named(
         except BadInput as error:
             faults += error.faults
     return _Named(opened, fitness, faults)
-
-
-def moved_faults(moved: Mapping[str, str], labels: Iterable[str]) -> list[Fault]:
-    """Return a fault for each `--source label=path` whose label is none of `labels`."""
-    labels = list(labels)
-    return [
-        Fault("--source", label, "is no source of this campaign", nearest(label, labels))
-        for label in moved
-        if label not in labels
-    ]
 
 
 def _campaign(
@@ -171,11 +165,17 @@ def _campaign(
 def hash_sources(campaign: Campaign, file: str) -> Campaign:
     """Hash every source and refuse weights that are NaN or infinite.
 
+    Sources that are earlier candidates are materialized first, if the cache has them not.
+
     Raises:
         BadInput: naming each source and its first such tensors.
     """
-    hashes, faults = {}, []
+    hashes, faults, places = {}, [], {}
     for name, source in campaign.sources.items():
+        if is_candidate(source.name):
+            key = f"sources.{campaign.labels[name]}"
+            source = open_source(str(materialize(source.name, file, key)), file=file, key=key)
+        places[name] = source.place
         found = digest(source)
         hashes[name] = found.sha256
         if found.not_finite:
@@ -185,7 +185,7 @@ def hash_sources(campaign: Campaign, file: str) -> Campaign:
             faults.append(Fault(file, f"sources.{label}", wrong, "mend or leave out the model"))
     if faults:
         raise BadInput(*faults)
-    campaign.worker = replace(campaign.worker, hashes=hashes)
+    campaign.worker = replace(campaign.worker, hashes=hashes, sources=places)
     return campaign
 
 

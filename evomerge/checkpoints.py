@@ -27,6 +27,10 @@ class Tensor(NamedTuple):
     end: int
 
     @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def bytes(self) -> int:
         return self.end - self.begin
 

@@ -189,7 +189,7 @@ def export(directory: Path, out: Path, pick: str, moved: tuple, unverified: bool
     \b
       evomerge export runs/crosslingual-maths merged/ --pick best
     """
-    from evomerge.session import export_candidate
+    from evomerge.candidates import export_candidate
 
     candidate, checksum = export_candidate(directory, out, pick, _moved(moved), not unverified)
     verified = "not compared" if unverified else "as scored"
@@ -206,10 +206,12 @@ def merge(recipe: Path, out: Path) -> None:
     \b
       evomerge merge merged/recipe.json again/
     """
+    from evomerge.candidates import places_of
     from evomerge.export import merge_to
     from evomerge.session import read_recipe
 
-    checksum = merge_to(read_recipe(recipe), out, file=str(recipe))
+    found = read_recipe(recipe)
+    checksum = merge_to(found, out, file=str(recipe), places=places_of(found, str(recipe)))
     click.echo(f"{recipe} -> {out} (weights {checksum})")
 
 

@@ -2,6 +2,7 @@
 
 EvomergeError           the command or the campaign failed (exit code 1)
 ├── BadInput            the user's input is at fault; nothing was loaded or written (exit code 2)
+├── SourceChanged       a model's files are no longer those that were hashed
 └── CandidateFailure    one candidate could not be merged or scored; becomes its outcome
 """
 
@@ -34,6 +35,10 @@ class BadInput(EvomergeError):
     def __init__(self, *faults: Fault):
         super().__init__("\n".join(map(str, faults)))
         self.faults = faults
+
+
+class SourceChanged(EvomergeError):
+    """A model's files are no longer those that were hashed: no candidate's fault."""
 
 
 class CandidateFailure(EvomergeError):

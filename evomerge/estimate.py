@@ -19,7 +19,7 @@ def estimate(campaign: Campaign) -> dict:
     """
     worker, plan = campaign.worker, campaign.plan
     frame = campaign.sources[worker.frame]
-    parameters = sum(_count(t.shape) for t in frame.tensors.values())
+    parameters = sum(t.elements for t in frame.tensors.values())
     model = parameters * _BYTES[worker.compute_dtype]
     sources = sum(s.bytes for s in campaign.sources.values())
     searched = {n: len(s.search) for n, s in campaign.splits.items()}
@@ -51,13 +51,6 @@ def estimate(campaign: Campaign) -> dict:
         "seconds_at_least": seconds,
     }
     return {"summary": found, "warnings": campaign.warnings, **numbers}
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
 
 
 def _size(number: float) -> str:

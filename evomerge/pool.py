@@ -1,63 +1,17 @@
-"""Workers and the two pools that run them: inline (this process) and Ray (actors).
+"""The two pools that run workers: inline (this process) and Ray (actors).
 
-A worker is warm: sources mapped, one model resident on its device, requests built. A pool
-takes jobs and gives back outcomes, or `Lost` where a worker died under one.
+A pool takes jobs and gives back outcomes, or `Lost` where a worker died under one.
 """
 
-import gc
 import os
-import platform
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
-from evomerge.errors import CandidateFailure, EvomergeError, one_line
-from evomerge.fitness import open_fitness
-from evomerge.items import Split
-from evomerge.recipe import Outcome, Recipe, from_json
-from evomerge.sources import open_source
-
-
-@dataclass(frozen=True)
-class WorkerPlan:
-    """What a worker needs to start, as plain data that can be sent to another machine.
-
-    Attributes:
-        sources: name as recipes write it -> local directory.
-        hashes: name -> content hash.
-        frame: the source that gives config and tokenizer.
-        dtype: of the merged weights.
-        compute_dtype: of the resident model, into which they are copied. A wider one takes
-            nothing from them, and is quicker where the processor has no bfloat16.
-        fitness: the campaign's entries, by objective.
-        splits: objective -> (search ordinals, held-out ordinals).
-        threads: torch threads in the worker.
-        device: "cpu", "cuda", or "auto" for CUDA where there is one.
-        trust_remote_code: run code that comes with a source.
-    """
-
-    sources: Mapping[str, str]
-    hashes: Mapping[str, str]
-    frame: str
-    dtype: str
-    compute_dtype: str
-    fitness: Mapping[str, Mapping[str, Any]]
-    splits: Mapping[str, Split]
-    threads: int
-    device: str = "auto"
-    trust_remote_code: bool = False
-
-
-class Job(NamedTuple):
-    """One candidate to materialize and score on one split ("search" or "heldout")."""
-
-    candidate: int
-    recipe: dict
-    split: str
+from evomerge.errors import EvomergeError, SourceChanged, one_line
+from evomerge.recipe import Outcome
+from evomerge.worker import Job, Worker, WorkerPlan
 
 
 class Finished(NamedTuple):
@@ -74,101 +28,18 @@ class Lost(NamedTuple):
     reason: str
 
 
-class Worker:
-    """Materializes recipes into its resident model and scores them."""
+class _Actor:
+    """A worker in a process of its own, made by `ready`, so that its errors come through whole."""
 
     def __init__(self, plan: WorkerPlan):
-        import torch
-
-        from evomerge.merge import Merger
-        from evomerge.resident import ResidentModel
-
-        torch.set_num_threads(plan.threads)
-        cuda = torch.cuda.is_available()
-        device = ("cuda" if cuda else "cpu") if plan.device == "auto" else plan.device
-        opened = {
-            name: open_source(path, trust_remote_code=plan.trust_remote_code)
-            for name, path in plan.sources.items()
-        }
-        self.name = f"{platform.node()}/{os.getpid()}/{device}"
-        self._merger = Merger(opened, plan.hashes, device)
-        self._resident = ResidentModel(
-            opened[plan.frame], plan.compute_dtype, device, plan.trust_remote_code
-        )
-        self._splits = plan.splits
-        self._fitness = {}
-        for objective, spec in plan.fitness.items():
-            fitness = open_fitness(spec, "worker", objective)
-            split = plan.splits[objective]
-            ordinals = sorted((*split.search, *split.heldout))
-            fitness.prepare(self._resident.model, self._resident.tokenizer, ordinals)
-            self._fitness[objective] = fitness
+        self._plan = plan
 
     def ready(self) -> str:
-        """Return the worker's name; answers only when it is warm."""
-        return self.name
+        self._worker = Worker(self._plan)
+        return self._worker.name
 
     def evaluate(self, job: Job) -> Outcome:
-        """Merge and score one candidate; whatever it does wrong is in the outcome."""
-        clock = [time.perf_counter()]
-        try:
-            checksum = self._materialize(from_json(job.recipe))
-            clock.append(time.perf_counter())
-            scores = self._score(job.split)
-            answers = self._answers(job.split) if job.split == "heldout" else {}
-        except (Exception, SystemExit) as error:
-            known = isinstance(error, CandidateFailure)
-            reason = str(error) if known else one_line(error)
-            error.__traceback__ = None  # its frames hold tensors
-            _free_memory()
-            seconds = np.diff([*clock, time.perf_counter()]).tolist()
-            return Outcome("failed", reason, {}, *seconds, worker=self.name)
-        seconds = np.diff([*clock, time.perf_counter()]).tolist()
-        return Outcome("ok", "", scores, *seconds, checksum, self.name, answers)
-
-    def _materialize(self, recipe: Recipe) -> str:
-        from evomerge.merge import Checksum
-
-        checksum = Checksum()
-
-        def seen():
-            for name, tensor in self._merger.stream(recipe):
-                checksum.update(name, tensor)
-                yield name, tensor
-
-        self._resident.load(seen())
-        return checksum.hexdigest()
-
-    def _score(self, split: str) -> dict[str, np.ndarray]:
-        import torch
-
-        scores = {}
-        for objective, ordinals in self._asked(split).items():
-            torch.manual_seed(0)  # a task that samples draws the same for every candidate
-            with torch.inference_mode():
-                found = self._fitness[objective].score(ordinals)
-            if not np.isfinite(found).all():
-                first = int(np.flatnonzero(~np.isfinite(found))[0])
-                raise CandidateFailure(f"{objective} scored {found[first]} on item {first}")
-            scores[objective] = found
-        return scores
-
-    def _answers(self, split: str) -> dict[str, list[str]]:
-        said = {o: self._fitness[o].answers(asked) for o, asked in self._asked(split).items()}
-        return {objective: answers for objective, answers in said.items() if answers is not None}
-
-    def _asked(self, split: str) -> dict[str, tuple[int, ...]]:
-        """Return objective -> ordinals of a split; an objective may hold nothing out."""
-        found = {o: getattr(self._splits[o], split) for o in self._fitness}
-        return {objective: ordinals for objective, ordinals in found.items() if ordinals}
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        return self._worker.evaluate(job)
 
 
 class Pool(Protocol):
@@ -251,7 +122,7 @@ class RayPool:
             options |= {"include_dashboard": False} if local else {}
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
         self._check_resources(cpus_each, gpus_each)
-        self._actor = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each, max_restarts=0)(Worker)
+        self._actor = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each, max_restarts=0)(_Actor)
         self._plan = ray.put(plan)
         self._starting: dict[Any, Any] = {}  # future of ready() -> worker
         self._running: dict[Any, tuple[Any, Job, float]] = {}  # future -> worker, job, started
@@ -321,12 +192,15 @@ class RayPool:
         try:
             self._ray.get(future)
         except self._ray.exceptions.RayError as error:
+            self._ray.kill(worker)
             self._failed_starts += 1
             if self._failed_starts >= self._START_FAILURES:
                 if self._running or self._free or self._starting:
                     self._count -= 1  # go on with those that work
                     return
-                raise EvomergeError(f"workers do not start: {one_line(_cause(error))}") from None
+                cause = _cause(error)
+                reason = str(cause) if isinstance(cause, EvomergeError) else one_line(cause)
+                raise EvomergeError(f"workers do not start: {reason}") from None
             self._start()
             return
         self._failed_starts = 0
@@ -338,6 +212,8 @@ class RayPool:
         try:
             outcome = self._ray.get(future)
         except self._ray.exceptions.RayError as error:
+            if isinstance(error, SourceChanged):
+                raise SourceChanged(str(_cause(error))) from None
             # evaluate() catches what a candidate does wrong: this is the worker's death.
             self._ray.kill(worker)
             self._start()

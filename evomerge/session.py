@@ -6,14 +6,15 @@ import logging
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from evomerge import config, views
 from evomerge.archive import Archive, DatabaseError
 from evomerge.campaign import Campaign, Runner
-from evomerge.check import hash_sources, moved_faults, prepare, read_plan
+from evomerge.candidates import adopted, pinned
+from evomerge.check import hash_sources, prepare, read_plan
 from evomerge.errors import BadInput, EvomergeError, Fault, one_line
 from evomerge.lock import RunLock
 from evomerge.recipe import Recipe, from_json
@@ -23,7 +24,8 @@ log = logging.getLogger("evomerge")
 
 def checked(file: Path, settings: Sequence[str], moved: Mapping[str, str]) -> Campaign:
     """Load and check a campaign file; see `check.read_plan` and `check.prepare`."""
-    return prepare(read_plan(file, settings, moved), str(file), moved)
+    plan = pinned(read_plan(file, settings, moved), None, str(file))
+    return prepare(plan, str(file), moved)
 
 
 def run_campaign(
@@ -51,10 +53,15 @@ def run_campaign(
     """
     plan = read_plan(file, settings, moved or {})
     directory = directory or Path("runs") / plan["name"]
-    if _finished(directory, plan, str(file)):
+    before = _before(directory)
+    plan = pinned(plan, before.plan, str(file))
+    if _finished(before, plan, str(file)):
         progress.say(_summary(directory))
         return True
     campaign = hash_sources(prepare(plan, str(file), moved), str(file))
+    if before.fresh:
+        hashes = campaign.worker.hashes
+        campaign.adopted = adopted(plan["init"], campaign.space, hashes, str(file))
     for warning in campaign.warnings:
         progress.say(f"warning: {warning}")
     _make_directory(directory)
@@ -71,26 +78,50 @@ def run_campaign(
     return finished
 
 
-def _finished(directory: Path, plan: dict, file: str) -> bool:
-    """Tell whether the run there has spent its budget.
+class _Before(NamedTuple):
+    """What a run's directory says of an earlier start; `plan` is None if there was none."""
 
-    Raises:
-        BadInput: it was started with another plan than this one.
-    """
+    directory: Path
+    plan: dict | None = None
+    state: str = ""
+    proposed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the controller has not yet been asked."""
+        return not self.proposed
+
+
+def _before(directory: Path) -> _Before:
     if not (directory / "archive.db").exists():
-        return False
+        return _Before(directory)
     with contextlib.closing(Archive(directory / "archive.db")) as archive:
         begun = archive.campaign
         if begun is None:
-            return False
-        if keys := config.differences(begun["plan"], plan):
-            mend = f"restore it, or give the new campaign a name or --run of its own ({directory})"
-            raise BadInput(*(Fault(file, k, "differs from the campaign begun", mend) for k in keys))
-        hours = plan["budget"]["hours"]
-        spent = archive.proposed() >= plan["budget"]["evaluations"]
-        timed_out = hours is not None and archive.seconds >= hours * 3600
-        same_finals = plan["finals"] == begun["plan"]["finals"]
-        return begun["state"] == "finished" and (spent or timed_out) and same_finals
+            return _Before(directory)
+        return _Before(
+            directory, begun["plan"], begun["state"], archive.proposed(), archive.seconds
+        )
+
+
+def _finished(before: _Before, plan: dict, file: str) -> bool:
+    """Tell whether an earlier start has spent the budget.
+
+    Raises:
+        BadInput: it was made with another plan than this one.
+    """
+    if before.plan is None:
+        return False
+    if keys := config.differences(before.plan, plan):
+        place = f"({before.directory})"
+        mend = f"restore it, or give the new campaign a name or a --run of its own {place}"
+        raise BadInput(*(Fault(file, k, "differs from the campaign begun", mend) for k in keys))
+    hours = plan["budget"]["hours"]
+    spent = before.proposed >= plan["budget"]["evaluations"]
+    timed_out = hours is not None and before.seconds >= hours * 3600
+    same_finals = plan["finals"] == before.plan["finals"]
+    return before.state == "finished" and (spent or timed_out) and same_finals
 
 
 def _make_directory(directory: Path) -> None:
@@ -226,61 +257,6 @@ def _summary(directory: Path) -> str:
     parts += ["", "Pareto front and baselines:", tables.front(rows)]
     parts += ["", f"Export the best: evomerge export {directory} OUT --pick best"]
     return "\n".join(parts)
-
-
-def export_candidate(
-    directory: Path, out: Path, which: str, moved: Mapping[str, str], verify: bool
-) -> tuple[int, str]:
-    """Export a candidate of a run; return its number and the weights' checksum.
-
-    Raises:
-        BadInput: there is no such candidate, or a source is not where and what it was.
-        EvomergeError: the weights are not the ones that were scored.
-    """
-    from evomerge.card import model_card
-    from evomerge.export import merge_to
-    from evomerge.sources import digest, open_source
-
-    archive = views.open_run(directory)
-    candidate = views.pick(archive, which, str(directory))
-    (found,) = archive.candidates("id = ?", (candidate,))
-    recipe = from_json(found.recipe, f"{directory} candidate {candidate}")
-    provenance = archive.campaign["provenance"]
-    trust = archive.campaign["plan"]["sources"]["trust_remote_code"]
-    places, faults = {}, moved_faults(moved, provenance["sources"])
-    for label, source in provenance["sources"].items():
-        if source["name"] not in recipe.sources:
-            continue
-        where = source["name"] if Path(source["name"]).is_dir() else source["path"]
-        where = places[source["name"]] = moved.get(label, where)
-        opened = open_source(
-            where, file=str(directory), key=f"sources.{label}", trust_remote_code=trust
-        )
-        if digest(opened).sha256 != source["sha256"]:
-            wrong = f"{where} is not the model that was searched"
-            faults.append(Fault(str(directory), f"sources.{label}", wrong, "restore the model"))
-    if faults:
-        raise BadInput(*faults)
-    outcome = archive.outcome(candidate)
-    checksum = outcome["weights_checksum"] if verify else None
-    on_gpu = outcome["worker"].endswith("cuda") and _has_cuda()
-    card = model_card(archive, candidate, recipe)
-    written = merge_to(
-        recipe,
-        out,
-        places=places,
-        card=card,
-        checksum=checksum,
-        trust_remote_code=trust,
-        device="cuda" if on_gpu else "cpu",
-    )
-    return candidate, written
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def read_recipe(file: Path) -> Recipe:

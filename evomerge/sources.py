@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from evomerge.checkpoints import (
     read_json,
     shards,
 )
-from evomerge.errors import BadInput, Fault, one_line
+from evomerge.errors import BadInput, Fault, nearest, one_line
 from evomerge.layout import canonical_order, count_layers
 from evomerge.recipe import canonical_json
 
@@ -238,28 +238,38 @@ def _vocabulary(path: Path) -> dict[str, int]:
     return vocabulary if isinstance(vocabulary, dict) else {}
 
 
+def stamp(source: Source) -> list:
+    """Return path, size and time of every file that a source's content comes from."""
+    files = sorted({t.file for _, t in source.stored})
+    beside = [source.path / "config.json", source.path / "tokenizer.json"]
+    beside += [source.adapter.path / "adapter_config.json"] if source.adapter else []
+    files += [p for p in beside if p.exists()]
+    return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the folder under `$XDG_CACHE_HOME/evomerge` for what can be made again."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "evomerge" / kind
+
+
 def digest(source: Source) -> Digest:
     """Hash a source's content and look for NaN and infinity, in one pass over its weights.
 
     Cached in `$XDG_CACHE_HOME/evomerge` by path, size and time of every file. The content
     is the weights by name, the config less its history, and the tokenizer.
     """
-    files = sorted({t.file for _, t in source.stored})
-    beside = [source.path / "config.json", source.path / "tokenizer.json"]
-    beside += [source.adapter.path / "adapter_config.json"] if source.adapter else []
-    files += [p for p in beside if p.exists()]
-    stamp = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    name = hashlib.sha256(canonical_json(stamp).encode()).hexdigest()
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    cache = Path(home) / "evomerge" / "digests"
+    now = stamp(source)
+    name = hashlib.sha256(canonical_json(now).encode()).hexdigest()
+    cache = cache_folder("digests")
     known = read_json(cache / f"{name}.json")
-    if isinstance(known, dict) and known.get("stamp") == stamp:
+    if isinstance(known, dict) and known.get("stamp") == now:
         return Digest(known["sha256"], tuple(known["not_finite"]))
     found = _digest(source)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         beside = cache / f"{name}.{os.getpid()}.tmp"
-        beside.write_text(json.dumps({"stamp": stamp, **found._asdict()}))
+        beside.write_text(json.dumps({"stamp": now, **found._asdict()}))
         beside.replace(cache / f"{name}.json")
     except OSError:
         return found  # a home that cannot be written costs the next start a pass, no more
@@ -289,3 +299,13 @@ def _digest(source: Source, chunk: int = 1 << 24) -> Digest:
         if not finite:
             not_finite.append(name)
     return Digest(sha.hexdigest(), tuple(not_finite))
+
+
+def moved_faults(moved: Mapping[str, str], labels: Iterable[str]) -> list[Fault]:
+    """Return a fault for each `--source label=path` whose label is none of `labels`."""
+    labels = list(labels)
+    return [
+        Fault("--source", label, "is no source of this campaign", nearest(label, labels))
+        for label in moved
+        if label not in labels
+    ]

@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from evomerge.archive import Archive, Score
+from evomerge.archive import Archive
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.lock import RunLock
+from evomerge.scores import Score
 
 
 def open_run(directory: Path | str) -> Archive:

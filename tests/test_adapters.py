@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from evomerge import config, views
+from evomerge.candidates import export_candidate
 from evomerge.errors import BadInput
 from evomerge.merge import Merger
-from evomerge.session import export_candidate, run_campaign
+from evomerge.session import run_campaign
 from evomerge.sources import digest, open_source
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT talks of tied weights

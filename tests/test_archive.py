@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from evomerge.archive import MIGRATIONS, Archive, decode_scores, encode_scores, summary
+from evomerge.archive import MIGRATIONS, Archive
 from evomerge.errors import EvomergeError
 from evomerge.pareto import dominates
 from evomerge.recipe import Outcome
+from evomerge.scores import decode_scores, encode_scores, summary
 
 OBJECTIVES = [
     {"name": "x", "direction": "maximize", "weight": 1.0},

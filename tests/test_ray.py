@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from evomerge.archive import Archive
-from evomerge.pool import Finished, Job, Lost, RayPool
+from evomerge.pool import Finished, Lost, RayPool
 from evomerge.recipe import single
 from evomerge.session import run_campaign
+from evomerge.worker import Job
 
 # Scores the embeddings' sum. A file named after a trouble makes the next score have it.
 TROUBLE = """

@@ -18,16 +18,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import modules of its own floor and of those below it.
 FLOORS = [
-    {"adapters", "checkpoints", "errors", "layout", "lock", "machine", "registry"},
+    {"adapters", "campaign_file", "checkpoints", "errors", "layout", "lock", "machine"}
+    | {"registry", "scores"},
     {"recipe", "pareto"},
     {"operators", "spaces", "controllers", "sources"},
     {"kernels", "items"},
     {"merge", "lm_eval"},
     {"fitness", "resident", "testing"},
-    {"archive", "pool"},
+    {"archive", "worker"},
+    {"pool"},
     {"campaign"},
-    {"catalogue", "check", "config", "mergekit", "tables", "views"},
+    {"catalogue", "config", "mergekit", "tables", "views"},
     {"card", "estimate", "export", "progress"},
+    {"candidates"},
+    {"check"},
     {"session"},
     {"cli"},
 ]
@@ -88,7 +92,7 @@ def test_every_module_has_its_floor():
 
 def test_no_file_is_longer_than_one_idea():
     long = {f.name: len(f.read_text().splitlines()) for f in FILES}
-    allowed = {"archive.py": 590, "config.py": 415, "campaign.py": 380, "pool.py": 390}
+    allowed = {"archive.py": 580, "campaign.py": 390}
     assert {n: c for n, c in long.items() if c > allowed.get(n, 340)} == {}
 
 

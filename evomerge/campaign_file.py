@@ -1,0 +1,102 @@
+"""A campaign file's text: YAML read strictly, and `--set` overrides put in."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge.errors import BadInput, Fault
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice, and reads 1e-3 as the number it is."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, str | int | float | bool) and key in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
+            )
+        seen.add(key if isinstance(key, str | int | float | bool) else id(key_node))
+    loader.flatten_mapping(node)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def read(path: Path | str, settings: Sequence[str] = ()) -> dict:
+    """Read a campaign file's mapping with `settings` put in; its form is not yet checked.
+
+    Raises:
+        BadInput: it is no mapping in YAML, or a setting has no place in it.
+    """
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        mend = "see search_spaces/ for examples"
+        raise BadInput(Fault(str(path), "", "a campaign file is a mapping of keys", mend))
+    for setting in settings:
+        _override(data, setting)
+    return data
+
+
+def read_yaml(path: Path | str) -> Any:
+    """Return a YAML file's content.
+
+    Raises:
+        BadInput: there is no such file, or it is not YAML; the fault names the line.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        wrong = f"cannot be read ({error.strerror or error})"
+        raise BadInput(Fault(str(path), "", wrong, "check the path")) from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else ""
+        wrong = getattr(error, "problem", None) or "this is not YAML"
+        raise BadInput(Fault(str(path), where, wrong, "mend the YAML")) from None
+
+
+def _override(data: dict, setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise BadInput(Fault("--set", setting, "is not key=value", "write e.g. budget.hours=2"))
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise BadInput(Fault("--set", key, f"'{text}' is not YAML", "quote it")) from None
+    *path, last = key.split(".")
+    for part in path:
+        data = _child(data, part, key)
+    if isinstance(data, list):
+        data[_index(data, last, key)] = value
+    else:
+        data[last] = value
+
+
+def _child(data: Any, part: str, key: str) -> Any:
+    here = isinstance(data, list)
+    child = data[_index(data, part, key)] if here else data.setdefault(part, {})
+    if not isinstance(child, dict | list):
+        raise BadInput(Fault("--set", key, f"'{part}' is no mapping", "name a key of a mapping"))
+    return child
+
+
+def _index(data: list, part: str, key: str) -> int:
+    if not (part.isascii() and part.isdigit()) or int(part) >= len(data):
+        mend = f"write a number below {len(data)}"
+        raise BadInput(Fault("--set", key, f"there is no entry '{part}'", mend))
+    return int(part)

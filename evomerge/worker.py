@@ -1,0 +1,170 @@
+"""The worker: materializes recipes into its resident model and scores them.
+
+It is warm: sources mapped, one model resident on its device, requests built.
+"""
+
+import gc
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evomerge.errors import CandidateFailure, SourceChanged, one_line
+from evomerge.fitness import open_fitness
+from evomerge.items import Split
+from evomerge.recipe import Outcome, Recipe, from_json
+from evomerge.sources import digest, open_source, stamp
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What a worker needs to start, as plain data that can be sent to another machine.
+
+    Attributes:
+        sources: name as recipes write it -> local directory.
+        hashes: name -> content hash.
+        frame: the source that gives config and tokenizer.
+        dtype: of the merged weights.
+        compute_dtype: of the resident model, into which they are copied. A wider one takes
+            nothing from them, and is quicker where the processor has no bfloat16.
+        fitness: the campaign's entries, by objective.
+        splits: objective -> (search ordinals, held-out ordinals).
+        threads: torch threads in the worker.
+        device: "cpu", "cuda", or "auto" for CUDA where there is one.
+        trust_remote_code: run code that comes with a source.
+    """
+
+    sources: Mapping[str, str]
+    hashes: Mapping[str, str]
+    frame: str
+    dtype: str
+    compute_dtype: str
+    fitness: Mapping[str, Mapping[str, Any]]
+    splits: Mapping[str, Split]
+    threads: int
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+class Job(NamedTuple):
+    """One candidate to materialize and score on one split ("search" or "heldout")."""
+
+    candidate: int
+    recipe: dict
+    split: str
+
+
+class Worker:
+    """Materializes recipes into its resident model and scores them."""
+
+    def __init__(self, plan: WorkerPlan):
+        import torch
+
+        from evomerge.merge import Merger
+        from evomerge.resident import ResidentModel
+
+        torch.set_num_threads(plan.threads)
+        cuda = torch.cuda.is_available()
+        device = ("cuda" if cuda else "cpu") if plan.device == "auto" else plan.device
+        opened = {
+            name: open_source(path, trust_remote_code=plan.trust_remote_code)
+            for name, path in plan.sources.items()
+        }
+        for name, source in opened.items():
+            if (found := digest(source).sha256) != plan.hashes[name]:
+                hashes = f"sha256 {found[:12]} on {platform.node()}, and {plan.hashes[name][:12]}"
+                raise SourceChanged(f"{source.place} has changed: {hashes} when it was hashed")
+        self._stamps = [(source, stamp(source)) for source in opened.values()]
+        self.name = f"{platform.node()}/{os.getpid()}/{device}"
+        self._merger = Merger(opened, plan.hashes, device)
+        self._resident = ResidentModel(
+            opened[plan.frame], plan.compute_dtype, device, plan.trust_remote_code
+        )
+        self._splits = plan.splits
+        self._fitness = {}
+        for objective, spec in plan.fitness.items():
+            fitness = open_fitness(spec, "worker", objective)
+            split = plan.splits[objective]
+            ordinals = sorted((*split.search, *split.heldout))
+            fitness.prepare(self._resident.model, self._resident.tokenizer, ordinals)
+            self._fitness[objective] = fitness
+
+    def evaluate(self, job: Job) -> Outcome:
+        """Merge and score one candidate; whatever it does wrong is in the outcome.
+
+        Raises:
+            SourceChanged: a source's files are not those that were hashed; nothing is scored.
+        """
+        clock = [time.perf_counter()]
+        self._check_sources()
+        try:
+            checksum = self._materialize(from_json(job.recipe))
+            clock.append(time.perf_counter())
+            scores = self._score(job.split)
+            answers = self._answers(job.split) if job.split == "heldout" else {}
+        except (Exception, SystemExit) as error:
+            known = isinstance(error, CandidateFailure)
+            reason = str(error) if known else one_line(error)
+            error.__traceback__ = None  # its frames hold tensors
+            _free_memory()
+            seconds = np.diff([*clock, time.perf_counter()]).tolist()
+            return Outcome("failed", reason, {}, *seconds, worker=self.name)
+        seconds = np.diff([*clock, time.perf_counter()]).tolist()
+        return Outcome("ok", "", scores, *seconds, checksum, self.name, answers)
+
+    def _check_sources(self) -> None:
+        for source, before in self._stamps:
+            try:
+                same = stamp(source) == before
+            except OSError:
+                same = False
+            if not same:
+                raise SourceChanged(f"{source.place} has changed while the campaign ran")
+
+    def _materialize(self, recipe: Recipe) -> str:
+        from evomerge.merge import Checksum
+
+        checksum = Checksum()
+
+        def seen():
+            for name, tensor in self._merger.stream(recipe):
+                checksum.update(name, tensor)
+                yield name, tensor
+
+        self._resident.load(seen())
+        return checksum.hexdigest()
+
+    def _score(self, split: str) -> dict[str, np.ndarray]:
+        import torch
+
+        scores = {}
+        for objective, ordinals in self._asked(split).items():
+            torch.manual_seed(0)  # a task that samples draws the same for every candidate
+            with torch.inference_mode():
+                found = self._fitness[objective].score(ordinals)
+            if not np.isfinite(found).all():
+                first = int(np.flatnonzero(~np.isfinite(found))[0])
+                raise CandidateFailure(f"{objective} scored {found[first]} on item {first}")
+            scores[objective] = found
+        return scores
+
+    def _answers(self, split: str) -> dict[str, list[str]]:
+        said = {o: self._fitness[o].answers(asked) for o, asked in self._asked(split).items()}
+        return {objective: answers for objective, answers in said.items() if answers is not None}
+
+    def _asked(self, split: str) -> dict[str, tuple[int, ...]]:
+        """Return objective -> ordinals of a split; an objective may hold nothing out."""
+        found = {o: getattr(self._splits[o], split) for o in self._fitness}
+        return {objective: ordinals for objective, ordinals in found.items() if ordinals}
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

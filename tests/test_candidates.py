@@ -1,0 +1,209 @@
+"""Archived candidates as sources of another campaign, and as what it begins with."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from evomerge import views
+from evomerge.archive import Archive
+from evomerge.candidates import export_candidate, materialize
+from evomerge.cli import main
+from evomerge.errors import BadInput
+from evomerge.session import checked, run_campaign
+from evomerge.sources import cache_folder
+
+# The nearer the embeddings are to a mixture of sources, the better.
+NEAR = """
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+NAME = "model.embed_tokens.weight"
+
+
+def items():
+    return list(range(40))
+
+
+def score(model, tokenizer, items):
+    folder = Path(__file__).parent
+    read = {n: load_file(folder / n / "model.safetensors")[NAME].float() for n in "abc"}
+    wanted = sum(share * read[n] for n, share in MIXTURE.items()).flatten()
+    weight = model.get_input_embeddings().weight.float().flatten()
+    return [-abs(float(weight[i] - wanted[i])) for i in items]
+"""
+NEAR_TWO = [
+    {"name": "ab", "function": "ab.py", "direction": "maximize"},
+    {"name": "bc", "function": "bc.py", "direction": "maximize"},
+]
+
+
+@pytest.fixture
+def first(campaign_file, here, silent, monkeypatch):
+    """A finished run, runs/first, on whose front are candidates, and a cache of our own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache-of-candidates"))
+    for name, mixture in (("ab", {"a": 0.7, "b": 0.3}), ("bc", {"b": 0.3, "c": 0.7})):
+        text = NEAR.replace("MIXTURE", repr(mixture)).replace("Path(__file__).parent", "Path()")
+        (here / f"{name}.py").write_text(text)
+    file = campaign_file(name="first", fitness=NEAR_TWO, budget__evaluations=20)
+    run_campaign(file, progress=silent)
+    return here / "runs" / "first"
+
+
+def scores(run, candidate):
+    archive = Archive(run / "archive.db")
+    return [archive.item_scores(candidate, o.name, "search") for o in archive.objectives]
+
+
+def best(run):
+    return views.status(run)["best"]["id"]
+
+
+SECOND = {"base": "base", "models": {"a": "a", "merged": "runs/first#best"}}
+
+
+def test_a_candidate_is_a_source(first, campaign_file, here, silent):
+    file = campaign_file(fitness=NEAR_TWO, name="second", sources=SECOND, budget__evaluations=6)
+    assert checked(file, [], {}).space.dimension == 6
+    assert not cache_folder("candidates").exists()  # `check` merges nothing
+    run_campaign(file, progress=silent)
+    run, name = here / "runs" / "second", f"runs/first#{best(first)}"
+    archive = Archive(run / "archive.db")
+    (baseline,) = archive.candidates("label = 'merged'")
+    assert baseline.recipe["models"] == [name]
+    assert np.array_equal(scores(run, baseline.id), scores(first, best(first)))
+    shutil.rmtree(cache_folder("candidates"))
+    export_candidate(run, here / "out", str(baseline.id))
+    export_candidate(first, here / "same", "best")
+    ours, theirs = (load_file(here / d / "model.safetensors") for d in ("out", "same"))
+    assert all((ours[n] == theirs[n]).all() for n in theirs)
+    done = CliRunner().invoke(main, ["merge", "out/recipe.json", "again"])
+    assert done.exit_code == 0, done.output
+    again = load_file(here / "again" / "model.safetensors")
+    assert all((again[n] == theirs[n]).all() for n in theirs)
+
+
+def test_best_means_the_best_when_the_campaign_began(first, campaign_file, here, silent):
+    options = {"name": "second", "sources": SECOND, "fitness": NEAR_TWO}
+    run_campaign(campaign_file(**options, budget__evaluations=2), progress=silent)
+    before = best(first)
+    archive = Archive(first / "archive.db", write=True)
+    archive._execute("UPDATE outcomes SET value = 99 WHERE candidate_id = 7")
+    archive.close()
+    assert best(first) == 7 != before
+    assert run_campaign(campaign_file(**options, budget__evaluations=3), progress=silent)
+    plan = Archive(here / "runs" / "second" / "archive.db").campaign["plan"]
+    assert plan["sources"]["models"]["merged"] == f"runs/first#{before}"
+
+
+def test_a_candidate_of_a_candidate(first, campaign_file, here, silent):
+    run_campaign(
+        campaign_file(fitness=NEAR_TWO, name="second", sources=SECOND, budget__evaluations=4),
+        progress=silent,
+    )
+    third = {"base": "runs/first#6", "models": {"x": "runs/second#best", "y": "runs/first#7"}}
+    file = campaign_file(fitness=NEAR_TWO, name="third", sources=third, budget__evaluations=2)
+    run_campaign(file, progress=silent)
+    run = here / "runs" / "third"
+    assert views.status(run)["candidates"]["failed"] == 0
+    shutil.rmtree(cache_folder("candidates"))
+    assert export_candidate(run, here / "out", "best")[0] == best(run)
+
+
+def test_a_candidate_whose_sources_changed_is_refused(first, campaign_file, here, silent, world):
+    (here / "a").unlink()
+    shutil.copytree(world / "b", here / "a")
+    file = campaign_file(fitness=NEAR_TWO, name="second", sources=SECOND)
+    with pytest.raises(BadInput, match=r"sources.a: .*a is not the model that was searched"):
+        run_campaign(file, progress=silent)
+    with pytest.raises(BadInput, match=r"sources.a"):
+        materialize("runs/first#7")
+
+
+REFUSED = {
+    "runs/absent#best": r"sources.models.m: runs/absent: is no run's directory; write RUN#best",
+    "runs/first#999": r"sources.models.m: runs/first: candidate 999 is not there or has no scores",
+    "runs/first#worst": r"sources.models.m: runs/first: there is no 'worst'",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_candidates_that_are_not_there(first, campaign_file, name):
+    file = campaign_file(
+        fitness=NEAR_TWO, name="second", sources={"base": "base", "models": {"a": "a", "m": name}}
+    )
+    with pytest.raises(BadInput, match=REFUSED[name]):
+        checked(file, [], {})
+
+
+def proposals(run):
+    archive = Archive(run / "archive.db")
+    return [c.genome.tolist() for c in archive.candidates("origin = 'search'")]
+
+
+@pytest.mark.parametrize("kind", ["cmaes", "random"])
+def test_a_campaign_begins_with_the_front_of_another(first, campaign_file, here, silent, kind):
+    options = {"init": ["runs/first#front"], "controller": {"kind": kind}, "fitness": NEAR_TWO}
+    run_campaign(campaign_file(**options, name="whole", budget__evaluations=9), progress=silent)
+    run_campaign(campaign_file(**options, name="parts", budget__evaluations=2), progress=silent)
+    front = [c for c in Archive(first / "archive.db").front() if c > 5]
+    moved = first.rename(here / "runs" / "elsewhere")  # its candidates are in the archive by now
+    run_campaign(campaign_file(**options, name="parts", budget__evaluations=9), progress=silent)
+    whole, parts = here / "runs" / "whole", here / "runs" / "parts"
+    assert proposals(whole) == proposals(parts)
+    archive = Archive(whole / "archive.db")
+    adopted = archive.candidates("origin = 'adopted'")
+    assert [c.label for c in adopted] == [f"runs/first#{i}" for i in front] and front
+    for candidate, theirs in zip(adopted, front, strict=True):
+        assert np.array_equal(scores(whole, candidate.id), scores(moved, theirs))
+    kinds = [e.kind for e in archive.events()]
+    assert kinds.index("ask") == 5 + len(front)  # baselines and adopted are told before
+    if kind == "cmaes":  # which starts from the best of them
+        start = max(adopted, key=lambda c: archive.outcome(c.id)["value"]).genome
+        spread = np.abs(np.array(proposals(whole)) - start).mean()
+        assert spread < 0.25 < np.abs(np.random.default_rng(0).random((99, 9)) - start).mean()
+    assert views.show(whole, adopted[0].id)["label"] == f"runs/first#{front[0]}"
+
+
+def test_beginnings_are_known_by_their_models_not_by_names(first, campaign_file, here, silent):
+    shutil.copytree(here / "b", here / "other-b")
+    sources = {"base": "base", "models": {"c": "c", "bee": "other-b", "a": "a"}}
+    init = [f"runs/first#{best(first)}"]
+    file = campaign_file(
+        fitness=NEAR_TWO, name="second", sources=sources, init=init, budget__evaluations=1
+    )
+    run_campaign(file, progress=silent)
+    run = here / "runs" / "second"
+    (adopted,) = Archive(run / "archive.db").candidates("origin = 'adopted'")
+    (theirs,) = Archive(first / "archive.db").candidates("id = ?", (best(first),))
+    for ours, original in zip(adopted.recipe["groups"], theirs.recipe["groups"], strict=True):
+        assert ours["weight"] == pytest.approx(original["weight"][::-1])
+
+
+def test_beginnings_that_will_not_do(first, campaign_file, silent):
+    two = {"base": "base", "models": {"a": "a", "b": "b"}}
+    init = ["runs/first#front", "runs/none#best", "runs/first#1"]
+    file = campaign_file(fitness=NEAR_TWO, name="second", sources=two, init=init)
+    with pytest.raises(BadInput) as error:
+        run_campaign(file, progress=silent)
+    lines = str(error.value).splitlines()
+    assert "init.0: 'runs/first#" in lines[0] and "merges c, which is no source" in lines[0]
+    assert "init.1: runs/none: is no run's directory" in lines[-2]
+    assert "init.2: 'runs/first#1' holds baselines only" in lines[-1]
+    with pytest.raises(BadInput, match=r"init\.0: .runs/first. names no candidates"):
+        checked(campaign_file(init=["runs/first"]), [], {})
+
+
+def test_an_archive_from_before_a_key_was_there_goes_on(campaign_file, here, silent):
+    run_campaign(campaign_file(budget__evaluations=2), progress=silent)
+    archive = Archive(here / "runs" / "tiny" / "archive.db", write=True)
+    plan = {k: v for k, v in archive.campaign["plan"].items() if k != "init"}
+    archive._execute("UPDATE campaign SET plan = ?", (json.dumps(plan),))
+    archive.close()
+    assert run_campaign(campaign_file(budget__evaluations=3), progress=silent)
+    with pytest.raises(BadInput, match="init: differs from the campaign begun"):
+        run_campaign(campaign_file(init=["runs/tiny#best"]), progress=silent)
