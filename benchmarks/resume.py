@@ -1,17 +1,20 @@
-"""How long the ledger takes: appending, looking, and resuming, at a given number of candidates.
+"""How long the ledger takes: appending, looking, and resuming, at given numbers of candidates.
 
-    python benchmarks/resume.py --candidates 2000 --items 500
+    python benchmarks/resume.py --candidates 1000 10000 100000 --items 500
 
 Outcomes are synthetic; proposals, archive, controller and replay are the real code.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+from tabulate import tabulate
 
 from evomerge import views
 from evomerge.archive import Archive
@@ -70,18 +73,21 @@ def make_campaign(candidates: int, items: int) -> Campaign:
     )
     shape = Sources("base", tuple(models), tuple(models), 24, "bfloat16", 0)
     split = Split(tuple(range(items // 2)), ())
+    names = {n: n for n in ("base", "a", "b", "c")}
     worker = WorkerPlan(
-        sources={}, hashes={n: n for n in ("base", "a", "b", "c")}, frame="base",
-        dtype="bfloat16", compute_dtype="bfloat16", fitness={}, splits={}, threads=1,
+        sources=names, hashes=names, frame="base", dtype="bfloat16", compute_dtype="bfloat16",
+        fitness={}, splits={}, threads=1,
     )  # fmt: skip
+    fitness = SimpleNamespace(hashes=[f"{i:016x}" for i in range(items)], definition="")
     return Campaign(
-        plan,
-        SPACES.get("parameters")(plan["space"], shape),
-        (Objective("x"), Objective("y")),
-        {"x": split, "y": split},
-        {n: [f"{i:016x}" for i in range(items)] for n in "xy"},
-        worker,
-        {"base": "base", "a": "a", "b": "b", "c": "c"},
+        plan=plan,
+        space=SPACES.get("parameters")(plan["space"], shape),
+        objectives=(Objective("x"), Objective("y")),
+        splits={"x": split, "y": split},
+        sources={},
+        fitness={"x": fitness, "y": fitness},
+        worker=worker,
+        labels={"base": "base", "a": "a", "b": "b", "c": "c"},
     )
 
 
@@ -91,33 +97,39 @@ def timed(work) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--candidates", type=int, default=2000)
-    parser.add_argument("--items", type=int, default=500, help="of both objectives together")
-    options = parser.parse_args()
-    campaign = make_campaign(options.candidates, options.items)
+def measure(candidates: int, items: int) -> dict:
+    campaign = make_campaign(candidates, items)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "archive.db"
         archive = Archive(path, write=True)
         archive.begin("resume", campaign.plan, campaign.provenance(), campaign.items())
-        runner = Runner(campaign, archive, SyntheticPool(options.items))
+        runner = Runner(campaign, archive, SyntheticPool(items))
         append = timed(runner.run)
         archive.close()
         size = path.stat().st_size
         again = Archive(path, write=True)
-        resumed = Runner(campaign, again, SyntheticPool(options.items))
-        resume = timed(resumed.run)
-        (Path(folder) / "lock").touch()
-        status = timed(lambda: views.status(folder))
-        front = timed(lambda: views.front(folder))
-    n = options.candidates
-    print(f"{campaign.space.dimension} genes, {n} candidates, {options.items} items each")
-    print(
-        f"ask + archive + tell: {1000 * append / n:.2f} ms a candidate, {n / append:.0f} a second"
-    )
-    print(f"resume by replay {resume:.2f} s; status {status:.3f} s; front {front:.3f} s")
-    print(f"archive: {size / 1e6:.1f} MB, {size / n:.0f} bytes a candidate")
+        resume = timed(Runner(campaign, again, SyntheticPool(items)).run)
+        return {
+            "candidates": candidates,
+            "ask, archive, tell (ms each)": f"{1000 * append / candidates:.2f}",
+            "resume (s)": f"{resume:.2f}",
+            "status (s)": f"{timed(lambda: views.status(folder)):.3f}",
+            "front (s)": f"{timed(lambda: views.front(folder)):.3f}",
+            "on it": len(again.front()),
+            "MB": f"{size / 1e6:.1f}",
+            "bytes each": size // candidates,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--candidates", type=int, nargs="+", default=[2000])
+    parser.add_argument("--items", type=int, default=500, help="of both objectives together")
+    options = parser.parse_args()
+    dimension = make_campaign(1, 2).space.dimension
+    print(f"{os.cpu_count()} cores; cmaes, {dimension} genes, {options.items} items a candidate")
+    rows = [measure(n, options.items) for n in options.candidates]
+    print(tabulate(rows, headers="keys", disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -73,6 +73,9 @@ MIGRATIONS = (
         candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT,
         ordinal INTEGER, answer TEXT, PRIMARY KEY (candidate_id, objective, split, ordinal)
     ) WITHOUT ROWID;
+    CREATE INDEX candidates_ordinal ON candidates(ordinal);
+    CREATE INDEX candidates_origin ON candidates(origin);
+    CREATE INDEX events_batch ON events(batch);
     """,
 )
 
@@ -237,13 +240,8 @@ class Archive:
         """
         ids = []
         with self.db.atomic():
-            last = self._query(
-                "SELECT MAX(batch) AS b, MAX(ordinal) AS o FROM (SELECT MAX(batch)"
-                " AS batch, NULL AS ordinal FROM events UNION ALL SELECT NULL,"
-                " MAX(ordinal) FROM candidates)"
-            )[0]
-            batch = (last["b"] or 0) + 1
-            ordinal = -1 if last["o"] is None else last["o"]
+            batch = (self._query("SELECT MAX(batch) AS b FROM events")[0]["b"] or 0) + 1
+            ordinal = self.proposed() - 1
             for genome, recipe_id, recipe in proposals:
                 ordinal += 1
                 blob = np.asarray(genome, "<f8").tobytes()

@@ -17,7 +17,14 @@ from evomerge.errors import BadInput, Fault
 from evomerge.fitness import open_fitness
 from evomerge.items import Fitness, Split, split_items
 from evomerge.pareto import Objective
-from evomerge.sources import Source, digest, mismatches, moved_faults, open_source
+from evomerge.sources import (
+    Source,
+    differing_settings,
+    digest,
+    mismatches,
+    moved_faults,
+    open_source,
+)
 from evomerge.spaces import SPACES, Sources
 from evomerge.worker import WorkerPlan
 
@@ -65,7 +72,7 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
     entries = dict(enumerate(plan["fitness"]))
     named = _open_named(plan["sources"], entries, _wants_test(plan), file, moved or {})
     faults = list(named.faults)
-    splits, warnings = {}, []
+    splits, warnings = {}, differing_settings([*named.sources.values()])
     for index, spec in entries.items():
         if spec["name"] not in named.fitness:
             continue

