@@ -72,7 +72,9 @@ def run_campaign(
             finished = _drive(campaign, archive, adopt, progress, directory)
             archive.close()
     except (OSError, DatabaseError) as error:
-        raise EvomergeError(f"{directory} cannot be written: {one_line(error)}") from error
+        reason = f"{directory} cannot be written: {one_line(error)}"
+        mend = "what is archived stays; make room or mend the disk, and run the same again"
+        raise EvomergeError(f"{reason}; {mend}") from error
     if finished:
         progress.say(_summary(directory))
     return finished
@@ -218,6 +220,8 @@ def _drive(
         log.exception("failed")
         with contextlib.suppress(DatabaseError):  # the disk may be what failed
             archive.set_state("failed", reason)
+        if isinstance(error, DatabaseError):
+            raise
         if known:
             raise EvomergeError(reason) from error
         raise EvomergeError(f"{reason} (details in {directory / 'log.txt'})") from error

@@ -30,7 +30,7 @@ SEED = 7
 ITEMS = 240
 BATCH = 12
 DATES_STEPS, DATES_RATE = 50, 3e-5
-TICKETS_STEPS, TICKETS_RATE = 60, 3e-4
+TICKETS_STEPS, TICKETS_RATE = 120, 1e-3
 MONTHS = {
     "en": "January February March April May June July August September October November December",
     "fr": "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
