@@ -299,7 +299,11 @@ class Runner:
     def _wait(self) -> None:
         """Take the next event of the pool, if there is one within a heartbeat."""
         event = self.pool.next_finished(timeout=_HEARTBEAT)
-        if isinstance(event, Lost):
+        if isinstance(event, Lost) and self.stop:
+            log.warning(
+                "candidate %d: left for the next start: %s", event.job.candidate, event.reason
+            )
+        elif isinstance(event, Lost):
             deaths = self.archive.record_retry(event.job.candidate, event.reason)
             log.warning("candidate %d: its worker was lost: %s", event.job.candidate, event.reason)
             if deaths <= _DEATHS_ALLOWED:

@@ -3,7 +3,9 @@
 A pool takes jobs and gives back outcomes, or `Lost` where a worker died under one.
 """
 
+import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -12,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 from evomerge.errors import EvomergeError, SourceChanged, one_line
 from evomerge.recipe import Outcome
 from evomerge.worker import Job, Worker, WorkerPlan
+
+log = logging.getLogger("evomerge")
 
 
 class Finished(NamedTuple):
@@ -94,6 +98,8 @@ class RayPool:
     """
 
     _START_FAILURES = 3  # in a row, after which the campaign stops
+    _HEAD_CHECK = 5.0  # seconds between looks at the cluster's head
+    _HEAD_PATIENCE = 20.0  # seconds without it; after 60, Ray ends this process without a word
 
     def __init__(
         self,
@@ -110,20 +116,14 @@ class RayPool:
             cpus_each, gpus_each: what Ray reserves for each.
             timeout: seconds that one job may take.
         """
-        import logging
-
-        import ray
-
-        self._ray, self._timeout = ray, timeout
-        if not ray.is_initialized():
-            local = "RAY_ADDRESS" not in os.environ
-            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            options = {"num_cpus": max(count * cpus_each, 1)} if local else {}
-            options |= {"include_dashboard": False} if local else {}
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        self._ray, self._timeout = _ray(max(count * cpus_each, 1)), timeout
+        self._head = self._ray.get_runtime_context().gcs_address
+        self._head_seen = self._head_looked = time.monotonic()
         self._check_resources(cpus_each, gpus_each)
-        self._actor = ray.remote(num_cpus=cpus_each, num_gpus=gpus_each, max_restarts=0)(_Actor)
-        self._plan = ray.put(plan)
+        self._actor = self._ray.remote(num_cpus=cpus_each, num_gpus=gpus_each, max_restarts=0)(
+            _Actor
+        )
+        self._plan = self._ray.put(plan)
         self._starting: dict[Any, Any] = {}  # future of ready() -> worker
         self._running: dict[Any, tuple[Any, Job, float]] = {}  # future -> worker, job, started
         self._free: list[Any] = []
@@ -156,6 +156,7 @@ class RayPool:
     def next_finished(self, timeout: float | None = None) -> Finished | Lost | None:
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.busy:
+            self._look_at_head()
             if late := self._overdue():
                 return late
             futures = [*self._running, *self._starting]
@@ -170,8 +171,27 @@ class RayPool:
                 return None
         return None
 
+    def _look_at_head(self) -> None:
+        now = time.monotonic()
+        if now - self._head_looked < self._HEAD_CHECK:
+            return
+        self._head_looked = now
+        host, _, port = self._head.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+            self._head_seen = now
+        except OSError as error:
+            if now - self._head_seen > self._HEAD_PATIENCE:
+                self._head = ""
+                raise EvomergeError(
+                    f"the head of the Ray cluster is gone ({one_line(error)}); what is archived"
+                    " stays: start the cluster and run the same again"
+                ) from None
+
     def close(self) -> None:
         self._queued.clear()
+        if not self._head:
+            return  # whatever is asked of Ray now waits for its head
         for worker in (*self._free, *self._starting.values()):
             self._ray.kill(worker)
         for worker, _, _ in self._running.values():
@@ -192,7 +212,7 @@ class RayPool:
         try:
             self._ray.get(future)
         except self._ray.exceptions.RayError as error:
-            self._ray.kill(worker)
+            log.warning("a worker did not start: %s", one_line(_cause(error)))
             self._failed_starts += 1
             if self._failed_starts >= self._START_FAILURES:
                 if self._running or self._free or self._starting:
@@ -242,6 +262,34 @@ class RayPool:
         if self._timeout is not None and self._running:
             moments.append(min(s for _, _, s in self._running.values()) + self._timeout + 0.01)
         return max(0.0, min(moments) - time.monotonic()) if moments else None
+
+
+def _ray(cpus: float) -> Any:
+    """Return the module ray, connected to the cluster that RAY_ADDRESS names or to one begun here.
+
+    Args:
+        cpus: that a cluster begun here may use.
+
+    Raises:
+        EvomergeError: the cluster cannot be reached.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    # Leave CUDA_VISIBLE_DEVICES as it is in workers that reserve no GPU.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return ray
+    options = {} if address else {"num_cpus": cpus, "include_dashboard": False}
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if not address:
+            raise EvomergeError(f"Ray does not start here: {one_line(error)}") from error
+        hint = "a cluster begun with `ray start` may ask for RAY_AUTH_MODE=token"
+        reason = f"the Ray cluster at {address} cannot be reached: {one_line(error)}"
+        raise EvomergeError(f"{reason} ({hint})") from error
+    return ray
 
 
 def _cause(error: BaseException) -> BaseException:

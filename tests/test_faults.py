@@ -285,3 +285,57 @@ def test_a_failing_pool_says_how_to_go_on(troubled, here, silent, monkeypatch):
     assert "Traceback" in (run / "log.txt").read_text()
     assert views.status(run)["state"] == "failed"
     assert run_campaign(file, progress=silent) and len(ledger(run)) == 12
+
+
+RAY = {"pool": "ray", "count": 2, "threads": 1}
+
+
+def test_a_batch_systems_sigterm_to_every_process(troubled, here, silent):
+    """It ends Ray's own processes too; what was in flight is left for the next start."""
+    file = troubled({"all": "slow"}, workers=RAY, budget__evaluations=40)
+    run = here / "runs" / "tiny"
+    process = start(file, start_new_session=True)
+    wait_for(run, 6, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert f"To continue: evomerge run {file}" in out
+    assert views.status(run)["state"] == "interrupted"
+    before = [row for row in ledger(run) if row[2]]
+    file = troubled({"all": "slow"}, workers={"pool": "inline"}, budget__evaluations=20)
+    assert run_campaign(file, progress=silent)
+    after = ledger(run)
+    assert after[: len(before)] == before and all(row[2] for row in after)
+    assert not any(r["retries"] for r in outcomes(run))
+
+
+def test_a_lost_node_is_outlived_and_a_lost_head_said(troubled, here, silent):
+    """Two nodes on this machine; first the one that is not the head is killed, then the head."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        file = troubled({"all": "slow"}, workers=RAY, budget__evaluations=500)
+        run = here / "runs" / "tiny"
+        process = start(file, env=os.environ | {"RAY_ADDRESS": cluster.address})
+        wait_for(run, 6, process)
+        cluster.remove_node(node, allow_graceful=False)
+        wait_for(run, Archive(run / "archive.db").proposed() + 6, process)
+        cluster.head_node.kill_gcs_server(check_alive=False)
+        cluster.head_node.kill_raylet(check_alive=False)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "evomerge: the head of the Ray cluster is gone" in error
+        assert "run the same again" in error
+    finally:
+        cluster.shutdown()
+    proposed = Archive(run / "archive.db").proposed()
+    before = [row for row in ledger(run) if row[2]]
+    inline = {"pool": "inline"}
+    file = troubled({"all": "slow"}, workers=inline, budget__evaluations=proposed + 2)
+    assert run_campaign(file, progress=silent)
+    after = ledger(run)
+    assert len(after) == proposed + 2 and all(row[2] for row in after)
+    assert [row for row in after if row in before] == before
+    assert not [r for r in outcomes(run) if r["status"] != "ok"]

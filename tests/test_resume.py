@@ -114,7 +114,8 @@ def test_nothing_that_was_archived_is_scored_again(killed):
     assert len(scored) >= one_campaign * len(reports)
 
 
-def test_interrupt_waits_for_what_is_in_flight_and_says_how_to_go_on(campaign_file, here):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_waits_for_what_is_in_flight_and_says_how_to_go_on(campaign_file, here, number):
     import time
 
     slow = (
@@ -135,7 +136,7 @@ def test_interrupt_waits_for_what_is_in_flight_and_says_how_to_go_on(campaign_fi
         time.sleep(0.2)
         if path.exists() and (archive := Archive(path)).campaign and archive.proposed() >= 2:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "stopping: waiting for what is in flight" in out
