@@ -2,7 +2,8 @@
 
 `simple_evaluate` rebuilds everything for every model; here a worker keeps the task and its
 requests and clears only the responses. The scores are what `process_results` returns for a
-document before any aggregation, so only metrics that lm-eval itself averages can serve.
+document before any aggregation, so only metrics that lm-eval itself averages can serve, and
+bits per byte.
 """
 
 import contextlib
@@ -136,7 +137,9 @@ class TaskFitness:
             wrong = f"'{self._task.task_name}' has no metric '{metric}'"
             raise self._fault("metric", wrong, nearest(metric, aggregation))
         how = getattr(aggregation[metric], "__name__", str(aggregation[metric]))
-        if how not in ("mean", "nanmean"):
+        # Of one document bits per byte is a score like any; lm-eval weighs documents by length.
+        self._of_one = (lambda v: aggregation[metric]([v])) if how == "bits_per_byte" else float
+        if how not in ("mean", "nanmean", "bits_per_byte"):
             usable = [m for m, a in aggregation.items() if getattr(a, "__name__", "") == "mean"]
             wrong = f"'{metric}' is no mean of items (lm-eval aggregates it by {how})"
             mend = f"take one of {', '.join(usable)}" if usable else "take another task"
@@ -167,6 +170,7 @@ class TaskFitness:
                         samples=set(wanted),
                         system_instruction=self._spec.get("system"),
                         apply_chat_template=chat,
+                        fewshot_as_multiturn=chat,  # as lm-eval's command line does
                         chat_template=self._lm.apply_chat_template if chat else None,
                         tokenizer_name=self._lm.tokenizer_name if chat else "",
                     )
@@ -183,7 +187,8 @@ class TaskFitness:
         scores = []
         for ordinal in ordinals:
             answers = [r.filtered_resps[self._filter] for r in self._requests[ordinal]]
-            scores.append(self._task.process_results(self._docs[ordinal], answers)[self._metric])
+            found = self._task.process_results(self._docs[ordinal], answers)[self._metric]
+            scores.append(self._of_one(found))
         return np.array(scores, np.float32)
 
     def answers(self, ordinals: Sequence[int]) -> list[str] | None:

@@ -92,6 +92,18 @@ metric_list:
   - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
 """
 
+ROLLING = """
+task: tiny_rolling
+custom_dataset: !function data.load
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{q}} {{a}} {{q}}"
+metric_list:
+  - {metric: bits_per_byte}
+  - {metric: word_perplexity}
+"""
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
@@ -108,6 +120,7 @@ def world(tmp_path_factory) -> Path:
         "choice.yaml": CHOICE,
         "aggregated.yaml": AGGREGATED,
         "likelihood.yaml": LIKELIHOOD,
+        "rolling.yaml": ROLLING,
     }
     for name, text in files.items():
         (folder / name).write_text(text)

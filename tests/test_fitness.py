@@ -1,5 +1,8 @@
 """Items, splits, and lm-eval's own scores, item by item."""
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -63,37 +66,97 @@ def live(world):
     return model, AutoTokenizer.from_pretrained(world / "a")
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("fewshot", [0, 2])
-def test_scores_are_those_of_lm_evals_own_evaluation(here, live, task, fewshot):
-    """Every document, in one batch size, item by item, against simple_evaluate."""
+def lm_evals_samples(live, task, **options):
+    """What lm-eval's own evaluation says of each document, in their order."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    metric = TASKS[task]
-    spec = {"name": "t", "task": task, "metric": metric, "batch_size": 16, "fewshot": fewshot}
-    fitness = open_fitness(spec, "c.yaml", "fitness.0")
-    ordinals = list(range(len(fitness.hashes)))
-    fitness.prepare(*live, ordinals)
-    ours = fitness.score(ordinals)
     model, tokenizer = live
-    theirs = simple_evaluate(
+    found = simple_evaluate(
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, device="cpu"),
         tasks=[task],
         task_manager=TaskManager(include_defaults=False),
         bootstrap_iters=0,
-        num_fewshot=fewshot,
         random_seed=None,
         numpy_random_seed=None,
         torch_random_seed=None,
+        **options,
     )
-    (samples,) = theirs["samples"].values()
-    assert ours.tolist() == [float(s[metric]) for s in sorted(samples, key=lambda s: s["doc_id"])]
+    (samples,) = found["samples"].values()
+    return sorted(samples, key=lambda s: s["doc_id"])
+
+
+def scored(live, **spec):
+    """The scores of every document, taken twice."""
+    fitness = open_fitness({"name": "t", "batch_size": 16} | spec, "c.yaml", "fitness.0")
+    ordinals = list(range(len(fitness.hashes)))
+    fitness.prepare(*live, ordinals)
+    ours = fitness.score(ordinals)
+    assert np.array_equal(ours, fitness.score(ordinals))  # again, the responses cleared
+    return ours, fitness.answers(ordinals)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("fewshot", [0, 2])
+def test_scores_are_those_of_lm_evals_own_evaluation(here, live, task, fewshot):
+    """Every document, in one batch size, item by item, against simple_evaluate."""
+    metric = TASKS[task]
+    ours, _ = scored(live, task=task, metric=metric, fewshot=fewshot)
+    samples = lm_evals_samples(live, task, num_fewshot=fewshot)
+    assert ours.tolist() == [float(s[metric]) for s in samples]
     assert 0 < ours.sum() < len(ours) or fewshot  # neither all right nor all wrong
-    # again, with the responses cleared
-    other = fitness.score(ordinals)
-    assert np.array_equal(ours, other)
+
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'] == 'user' and 'w1' or 'w2' }} {{ m['content'] }} "
+    "{% endfor %}{% if add_generation_prompt %}w3 {% endif %}"
+)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_chat_templates_systems_and_fewshot_are_lm_evals(here, live, task):
+    model, tokenizer = live
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = CHAT
+    options = {"chat_template": True, "system": "w4 w5", "fewshot": 2}
+    ours, _ = scored((model, tokenizer), task=task, metric=TASKS[task], **options)
+    samples = lm_evals_samples(
+        (model, tokenizer),
+        task,
+        num_fewshot=2,
+        apply_chat_template=True,
+        system_instruction="w4 w5",
+    )
+    assert "w4 w5" in str(samples[0]["arguments"]) and "w1" in str(samples[0]["arguments"])
+    assert ours.tolist() == [float(s[TASKS[task]]) for s in samples]
+
+
+def test_generation_arguments_and_stop_strings_are_lm_evals(here, live):
+    plain = {"until": ["</s>"], "max_gen_toks": 6}
+    spec = {"task": "generation.yaml", "metric": "exact_match"}
+    _, said = scored(live, generation=plain, **spec)
+    first = said[0].split()
+    assert len(first) > 2
+    kwargs = {"until": [first[2]], "max_gen_toks": 6}
+    ours, stopped = scored(live, generation=kwargs, **spec)
+    samples = lm_evals_samples(live, "generation.yaml", num_fewshot=0, gen_kwargs=kwargs)
+    assert stopped == [s["filtered_resps"][0] for s in samples]
+    assert ours.tolist() == [s["exact_match"] for s in samples]
+    assert first[2] in said[0] and first[2] not in stopped[0]
+
+
+def test_rolling_likelihoods_are_bits_per_byte_of_each_document(here, live):
+    ours, answers = scored(live, task="rolling.yaml", metric="bits_per_byte")
+    samples = lm_evals_samples(live, "rolling.yaml")
+    theirs = [s["bits_per_byte"] for s in samples]
+    wanted = [-nats / (size * math.log(2)) for nats, size in theirs]
+    assert ours.tolist() == pytest.approx(wanted, rel=1e-6) and min(wanted) > 0
+    assert answers is None
+    spec = {"name": "t", "task": "rolling.yaml", "metric": "bits_per_byte"}
+    assert open_fitness(spec, "c.yaml", "f").direction == "minimize"
+    with pytest.raises(BadInput, match="'word_perplexity' is no mean of items"):
+        open_fitness(spec | {"metric": "word_perplexity"}, "c.yaml", "f")
 
 
 def test_scores_of_a_subset_belong_to_their_items(here, live):
