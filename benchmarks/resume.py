@@ -52,7 +52,7 @@ class SyntheticPool:
         return Finished(job, Outcome("ok", "", scores, 0.01, 0.1, "0" * 32, "synthetic"))
 
 
-def make_campaign(candidates: int, items: int) -> Campaign:
+def make_campaign(candidates: int, items: int, **options) -> Campaign:
     axes = {"weight": {"low": 0.0, "high": 1.5}}
     models = {"a": "a", "b": "b", "c": "c"}
     plan = check_plan(
@@ -65,7 +65,7 @@ def make_campaign(candidates: int, items: int) -> Campaign:
                 "layer_groups": 7,
                 "axes": axes,
             },
-            "controller": {"kind": "cmaes"},
+            "controller": {"kind": "cmaes", **options},
             "fitness": [{"name": n, "function": "synthetic"} for n in "xy"],
             "budget": {"evaluations": candidates},
         },
