@@ -34,6 +34,7 @@ def _method(operator: Operator) -> dict:
         "axes": axes,
         "options": operator.options,
         "needs_base": operator.needs_base,
+        "takes_base": operator.takes_base,
         "models": operator.models,
         "paper": operator.paper,
     }

@@ -4,6 +4,8 @@ Eager float32 forms, exact and in a fixed order: products and sums are separate 
 (no contraction to FMA), so the same recipe gives the same bits on the same kind of device.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -31,47 +33,108 @@ def weighted_sum(tensors: list[torch.Tensor], coefficients: np.ndarray) -> torch
     return total
 
 
+class Kept(NamedTuple):
+    """What thinning one task vector needs beside it: magnitudes' bounds, or a generator's key."""
+
+    low: float = 0.0
+    high: float = float("inf")
+    key: tuple[int, int] = (0, 0)
+
+
 def masked_sum(
-    base: torch.Tensor,
-    tensors: list[torch.Tensor],
-    how: Masked,
-    thresholds: list[float],
-    keys: list[tuple[int, int]],
+    base: torch.Tensor, tensors: list[torch.Tensor], how: Masked, kept: list[Kept]
 ) -> torch.Tensor:
-    """Return base + scale * consensus of the thinned and weighted task vectors.
+    """Return base + scale * what is left of the thinned and weighted task vectors, joined.
 
     Args:
         base: W_0.
         tensors: n models' tensors of base's shape.
         how: see `Masked`.
-        thresholds: for thin "magnitude", the least magnitude kept of each task vector.
-        keys: for thin "random", the generator's key of each task vector.
+        kept: for each model.
 
     Returns:
         float32 (float64 if a tensor is), of base's shape.
     """
     dtype = _accumulator([base, *tensors])
-    parts = []
-    for i, tensor in enumerate(tensors):
-        tau = task_vector(base, tensor).to(dtype)
-        density = float(how.density[i])
-        if how.thin == "random":
-            tau *= random_mask(tau.numel(), density, keys[i], tau.device).view_as(tau)
-            if how.rescale and density > 0.0:
-                tau /= density
-        else:
-            tau *= tau.abs() >= thresholds[i]
-        parts.append(tau * float(how.weight[i]))
-    sign = torch.stack(parts).sum(0).sign() if how.elect else None
+    taus = [task_vector(base, tensor).to(dtype) for tensor in tensors]
+    if how.thin in ("variance", "votes"):
+        mask = _agreed(taus, how, kept)
+        taus = [tau * mask for tau in taus]
+    else:
+        taus = [_thinned(tau, how, i, kept[i]) for i, tau in enumerate(taus)]
+    weights = [float(w) for w in how.weight]
+    if how.energy:
+        energy = [float((tau.double() ** 2).mean()) for tau in taus]
+        weights = [w * e / (sum(energy) or 1.0) for w, e in zip(weights, energy, strict=True)]
+    parts = [tau * w for tau, w in zip(taus, weights, strict=True)]
+    if how.join == "largest":
+        return base.to(dtype) + _largest(parts) * how.scale
+    sign = torch.stack(parts).sum(0).sign() if how.join == "elect" else None
     total, divisor = torch.zeros_like(parts[0]), torch.zeros_like(parts[0])
-    for part, weight in zip(parts, how.weight, strict=True):
-        kept = part.sign() == sign if how.elect else torch.ones_like(part, dtype=torch.bool)
-        kept &= part != 0
-        total += part * kept
-        divisor += kept * abs(float(weight))
+    for part, weight in zip(parts, weights, strict=True):
+        left = part != 0
+        if sign is not None:
+            left &= part.sign() == sign
+        total += part * left
+        divisor += left * abs(weight)
     if how.normalize:
         total /= torch.where(divisor > 0, divisor, torch.ones_like(divisor))
     return base.to(dtype) + total * how.scale
+
+
+def _thinned(tau: torch.Tensor, how: Masked, i: int, kept: Kept) -> torch.Tensor:
+    density = float(how.density[i])
+    if how.thin in ("magnitude", "band"):
+        size = tau.abs()
+        return tau * ((size >= kept.low) & (size <= kept.high))
+    if how.thin == "random":
+        thinned = tau * random_mask(tau.numel(), density, kept.key, tau.device).view_as(tau)
+        return thinned / density if how.rescale and density > 0.0 else thinned
+    if density >= 1.0:
+        return tau
+    chance = rank_chances(tau, density, how.epsilon)
+    mask = philox(tau.numel(), kept.key, tau.device).view_as(tau) < (chance * 2.0**32).long()
+    return tau * mask / chance.clamp(min=2.0**-32).to(tau.dtype) if how.rescale else tau * mask
+
+
+def rank_chances(tau: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
+    """Return float64 probabilities rising with the rank of |tau| in its row (last dimension).
+
+    density - epsilon for the smallest, density + epsilon for the largest, clipped to [0, 1];
+    equals are ranked in their order. A row of one element has `density` (DELLA,
+    arXiv:2406.11617, section 3).
+    """
+    rows = tau.abs().reshape(-1, tau.shape[-1] if tau.dim() else 1)
+    n = rows.shape[1]
+    order = rows.argsort(dim=1, stable=True)
+    rank = torch.empty_like(order)
+    rank.scatter_(1, order, torch.arange(n, device=tau.device).expand_as(order).contiguous())
+    step = 2.0 * epsilon / (n - 1) if n > 1 else 0.0
+    start = density - epsilon if n > 1 else density
+    return (start + step * rank.double()).clamp(0.0, 1.0).view_as(tau)
+
+
+def _agreed(taus: list[torch.Tensor], how: Masked, kept: list[Kept]) -> torch.Tensor:
+    """Return the mask that all models share."""
+    if how.thin == "variance":
+        return variance(taus) >= kept[0].low
+    total = torch.stack(taus).sum(0)
+    votes = torch.zeros_like(total)
+    for tau, threshold in zip(taus, how.threshold, strict=True):
+        votes += tau.abs() > (total - tau).abs() * float(threshold)
+    return votes >= float(how.least)
+
+
+def variance(taus: list[torch.Tensor]) -> torch.Tensor:
+    """Return the variance of n tensors across them (divided by n), float32 or float64."""
+    return torch.stack(taus).var(0, unbiased=False)
+
+
+def _largest(parts: list[torch.Tensor]) -> torch.Tensor:
+    found = parts[0]
+    for part in parts[1:]:
+        found = torch.where(part.abs() >= found.abs(), part, found)
+    return found
 
 
 def task_vector(base: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
@@ -89,12 +152,16 @@ def _accumulator(tensors: list[torch.Tensor]) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def gram_matrix(tensors: list[torch.Tensor], chunk: int = 1 << 22) -> np.ndarray:
-    """Return the (K, K) inner products of K flattened tensors, float64 throughout."""
+def gram_matrix(
+    tensors: list[torch.Tensor], origin: torch.Tensor | None = None, chunk: int = 1 << 22
+) -> np.ndarray:
+    """Return the (K, K) inner products of K flattened tensors less `origin`, in float64."""
     flat = [t.reshape(-1) for t in tensors]
     total = np.zeros((len(flat), len(flat)))
     for start in range(0, flat[0].numel(), chunk):
         rows = torch.stack([f[start : start + chunk].double() for f in flat])
+        if origin is not None:
+            rows -= origin.reshape(-1)[start : start + chunk].double()
         total += (rows @ rows.T).cpu().numpy()
     return total
 
@@ -131,16 +198,35 @@ class MagnitudeTable:
             The k-th largest magnitude; infinity for k = 0 (nothing is kept).
         """
         k = int(density * self.size)
-        if k >= self.size:
-            return 0.0
+        return 0.0 if k >= self.size else self.largest(tau, k)
+
+    def largest(self, tau: torch.Tensor, k: int) -> float:
+        """Return the k-th largest magnitude; infinity for k < 1, 0 beyond the last."""
         if k < 1:
             return float("inf")
-        index = int(np.searchsorted(-self.above, -k, side="right")) - 1  # last bin with >= k above
+        if k > self.size:
+            return 0.0
+        index, rank = self.place(k)
         if self.exact:
             return _from_bin(index)
-        inside = tau.reshape(-1)[_bins(tau) == index].abs()
-        rank = k - (int(self.above[index + 1]) if index + 1 < self.BINS else 0)
-        return float(torch.topk(inside, rank).values[-1])
+        return float(torch.topk(in_bin(tau, index), rank).values[-1])
+
+    def place(self, k: int) -> tuple[int, int]:
+        """Return the bin of the k-th largest magnitude, and its rank from above in there."""
+        index = int(np.searchsorted(-self.above, -k, side="right")) - 1  # last with >= k above
+        return index, k - (int(self.above[index + 1]) if index + 1 < self.BINS else 0)
+
+    def __add__(self, other: "MagnitudeTable") -> "MagnitudeTable":
+        """Return the table of both task vectors' elements together."""
+        both = object.__new__(MagnitudeTable)
+        both.size, both.exact = self.size + other.size, self.exact and other.exact
+        both.above = self.above + other.above
+        return both
+
+
+def in_bin(tau: torch.Tensor, index: int) -> torch.Tensor:
+    """Return the magnitudes of `tau` that fall into one bin of a `MagnitudeTable`."""
+    return tau.reshape(-1)[_bins(tau) == index].abs()
 
 
 def _bins(tau: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from evomerge import kernels
 from evomerge.checkpoints import Tensor
 from evomerge.errors import BadInput, CandidateFailure, Fault, nearest
 from evomerge.layout import place
-from evomerge.operators import OPERATORS, Operator
+from evomerge.operators import OPERATORS, Masked, Operator
 from evomerge.recipe import Group, Recipe
 from evomerge.sources import Source
 
@@ -95,6 +95,7 @@ class Merger:
         self._on_device: dict[tuple, torch.Tensor] = {}
         self._grams: dict[tuple, np.ndarray] = {}
         self._tables: dict[tuple, kernels.MagnitudeTable] = {}
+        self._thresholds: dict[tuple, float] = {}
 
     def tensor(self, source: str, name: str) -> torch.Tensor:
         """Return one tensor of a source on the merger's device.
@@ -147,28 +148,81 @@ class Merger:
             else np.full(len(recipe.models) if p.axis.per_model else (), p.default, float)
             for p in operator.parameters
         } | dict(recipe.options)
-        named = ((recipe.base,) if operator.needs_base else ()) + recipe.models
+        based = operator.takes_base and recipe.base is not None
+        named = ((recipe.base,) if based else ()) + recipe.models
         tensors = [self.tensor(source, name) for source in named]
         if operator.family == "linear":
-            gram = [self._gram(named, name, tensors)] if operator.needs_gram else []
+            gram = [self._gram(named, name, tensors, based)] if operator.needs_gram else []
             coefficients = operator.function(*gram, **values)
+            if based:
+                coefficients = np.concatenate([[1.0 - coefficients.sum()], coefficients])
             return kernels.weighted_sum(tensors, coefficients)
         how = operator.function(**values)
         base, *models = tensors
-        thresholds, keys = [], []
-        for i, source in enumerate(recipe.models):
-            if how.thin == "magnitude":
-                tau = kernels.task_vector(base, models[i])
-                table = self._table(recipe.base, source, name, tau)
-                thresholds.append(table.threshold(tau, float(how.density[i])))
-            else:
-                keys.append(mask_key(recipe.seed, self.hashes[source], name))
-        return kernels.masked_sum(base, models, how, thresholds, keys)
+        kept = [self._kept(recipe, how, i, name, base, models) for i in range(len(models))]
+        return kernels.masked_sum(base, models, how, kept)
 
-    def _gram(self, named: tuple[str, ...], name: str, tensors: list) -> np.ndarray:
-        if (named, name) not in self._grams:
-            self._grams[named, name] = kernels.gram_matrix(tensors)
-        return self._grams[named, name]
+    def _kept(
+        self, recipe: Recipe, how: Masked, i: int, name: str, base: torch.Tensor, models: list
+    ) -> kernels.Kept:
+        """Return what thinning the i-th model's tensor needs, from tables made once."""
+        source, density = recipe.models[i], float(how.density[i])
+        if how.thin in ("random", "ranked"):
+            return kernels.Kept(key=mask_key(recipe.seed, self.hashes[source], name))
+        if how.thin == "variance":
+            return kernels.Kept(low=self._variance(recipe, name, base, models, density))
+        if how.thin == "votes":
+            return kernels.Kept()
+        if how.whole:
+            return kernels.Kept(low=self._whole_threshold(recipe.base, source, density))
+        tau = kernels.task_vector(base, models[i])
+        table = self._table(recipe.base, source, name, tau)
+        if how.thin == "magnitude":
+            return kernels.Kept(low=table.threshold(tau, density))
+        outliers = int(float(how.gamma[i]) * table.size)
+        last = min(int(density * table.size) + outliers, table.size)
+        if last <= outliers:
+            return kernels.Kept(low=float("inf"))
+        low = table.largest(tau, last) if last < table.size else 0.0
+        return kernels.Kept(low, table.largest(tau, outliers + 1))
+
+    def _variance(
+        self, recipe: Recipe, name: str, base: torch.Tensor, models: list, density: float
+    ) -> float:
+        """Return the least variance across models kept at `density` of those above zero."""
+        spread = kernels.variance([kernels.task_vector(base, m).float() for m in models])
+        key = ("variance", recipe.base, recipe.models, name)
+        if key not in self._tables:
+            self._tables[key] = kernels.MagnitudeTable(spread)
+        k = int(density * int((spread > 0).sum()))
+        return 0.0 if density >= 1.0 else self._tables[key].largest(spread, k)
+
+    def _whole_threshold(self, base: str, model: str, density: float) -> float:
+        """Return the least magnitude kept of a whole task vector, all its tensors together."""
+        key = ("whole", base, model, density)
+        if key not in self._thresholds:
+            names = list(self.sources[base].tensors)
+            tables = [self._table(base, model, n, self._tau(base, model, n)) for n in names]
+            table = sum(tables[1:], start=tables[0])
+            k = int(density * table.size)
+            if k < 1 or k >= table.size or table.exact:
+                found = 0.0 if k >= table.size else table.largest(torch.empty(0), k)
+            else:
+                index, rank = table.place(k)
+                inside = [kernels.in_bin(self._tau(base, model, n), index) for n in names]
+                found = float(torch.topk(torch.cat(inside), rank).values[-1])
+            self._thresholds[key] = found
+        return self._thresholds[key]
+
+    def _tau(self, base: str, model: str, name: str) -> torch.Tensor:
+        return kernels.task_vector(self.tensor(base, name), self.tensor(model, name))
+
+    def _gram(self, named: tuple[str, ...], name: str, tensors: list, based: bool) -> np.ndarray:
+        """Return the Gram matrix of the models' tensors, or of their task vectors."""
+        if (named, name, based) not in self._grams:
+            base, models = (tensors[0], tensors[1:]) if based else (None, tensors)
+            self._grams[named, name, based] = kernels.gram_matrix(models, base)
+        return self._grams[named, name, based]
 
     def _table(self, base: str, model: str, name: str, tau: torch.Tensor):
         if (base, model, name) not in self._tables:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -212,8 +213,20 @@ controller_laws = (
 # --- laws of merge methods ---------------------------------------------------------------
 
 
-def recipe_of(name: str, models: Sequence[str], base: str, **values: float | tuple) -> Recipe:
-    """Return a one-group recipe of a method; axes not given take their default, or a half."""
+def recipe_of(
+    name: str,
+    models: Sequence[str],
+    base: str,
+    *,
+    based: bool = True,
+    seed: int = 11,
+    options: dict | None = None,
+    **values: float | tuple,
+) -> Recipe:
+    """Return a one-group recipe of a method; axes not given take their default, or a half.
+
+    `based` false leaves out a base that the method takes but does not need.
+    """
     operator = OPERATORS.get(name)
     models = tuple(models)[: operator.models] if operator.models else tuple(models)
     filled: dict = {}
@@ -226,14 +239,23 @@ def recipe_of(name: str, models: Sequence[str], base: str, **values: float | tup
         name,
         models,
         (Group(None, None, filled),),
-        base if operator.needs_base else None,
+        base if operator.needs_base or (based and operator.takes_base) else None,
         "float32",
-        11 if operator.draws else None,
+        seed if operator.draws else None,
+        options or {},
     )
 
 
-def merge_arrays(name: str, base: np.ndarray, models: Sequence[np.ndarray], **values) -> np.ndarray:
-    """Merge single float32 arrays through the real engine; return the float32 result."""
+def merge_arrays(
+    name: str, base: np.ndarray, models: Sequence[np.ndarray], **values: Any
+) -> np.ndarray:
+    """Merge single float32 arrays through the real engine; return the float32 result.
+
+    Args:
+        name: of the method.
+        base, models: arrays of one shape.
+        values: as `recipe_of` takes them.
+    """
     import tempfile
 
     import torch
@@ -289,7 +311,10 @@ def law_one_hot_gives_the_model(name: str) -> None:
     if "weight" not in operator.parameter:
         return
     base, *models = _some_arrays((6, 7), 3)
-    merged = merge_arrays(name, base, models, weight=(0.0, 1.0, 0.0))
+    count = operator.models or 3
+    weight = tuple(float(i == 1) for i in range(count))
+    kept = {"density": 1.0, "gamma": 0.0, "threshold": 0.0, "least": 1.0, "scale": 1.0}
+    merged = merge_arrays(name, base, models[:count], weight=weight, **kept)
     assert np.allclose(merged, models[1], atol=1e-6)
 
 

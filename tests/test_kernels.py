@@ -145,7 +145,7 @@ def test_dare_keeps_the_expected_task_vector():
     """The mean over many seeds is the undropped sum, as the paper's rescaling promises."""
     base, tau = torch.zeros(4000), torch.linspace(0.5, 1.5, 4000)
     how = Masked(np.array([1.0]), np.array([0.25]), "random", rescale=True)
-    merged = [kernels.masked_sum(base, [tau], how, [], [(s, 0)]) for s in range(200)]
+    merged = [kernels.masked_sum(base, [tau], how, [kernels.Kept(key=(s, 0))]) for s in range(200)]
     mean = torch.stack(merged).mean(0)
     # standard error of one element: tau sqrt((1 - p) / p / 200) = 0.12 tau; of the mean ratio, less
     assert abs((mean / tau).mean().item() - 1.0) < 0.01

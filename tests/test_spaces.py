@@ -25,7 +25,7 @@ def make(method="ties", layers=7, models=("x", "y", "z"), **spec):
         p.name: {"low": 0.1, "high": 1.0}
         for p in operator.parameters
         if p.default is None or p.name == "density"
-    }
+    } or {"scale": {"low": 0.1, "high": 1.0}}
     models = models[: operator.models] if operator.models else models
     spec = {"kind": "parameters", "method": method, "axes": axes} | spec
     cls = SPACES.get("parameters")

@@ -3,8 +3,8 @@
 Two families (design: "two kernels and a preparation"); `kernels.py` executes both:
 
 - `@linear_method`: the function maps the parameters of a group (and, if its first argument is
-  called `gram`, the tensor's Gram matrix) to one coefficient per source. The merged tensor
-  is sum_k c_k W_k.
+  called `gram`, the tensor's Gram matrix) to one coefficient c_i per model. The merged tensor
+  is sum c_i W_i, or W_0 + sum c_i tau_i where there is a base.
 - `@masked_method`: the function maps them to a `Masked`: how the task vectors are thinned out and
   agreed upon before they are added to the base.
 
@@ -36,6 +36,8 @@ Weights = Annotated[np.ndarray, Axis(-np.inf, np.inf, per_model=True)]
 Densities = Annotated[np.ndarray, Axis(0.0, 1.0, per_model=True)]
 Scale = Annotated[float, Axis(-np.inf, np.inf)]
 Fraction = Annotated[float, Axis(0.0, 1.0)]
+Thresholds = Annotated[np.ndarray, Axis(0.0, np.inf, per_model=True)]
+Count = Annotated[float, Axis(1.0, np.inf)]
 
 
 @dataclass(frozen=True)
@@ -51,22 +53,44 @@ class Parameter:
 class Masked:
     """What the masked kernel does with task vectors tau_i = W_i - W_base, i = 1..n.
 
+    Each is thinned out, multiplied by its weight, and joined with the others.
+
     Attributes:
-        weight, density: (n,) float64; density is the share of tau_i's elements kept.
-        thin: "magnitude" keeps the largest of each tensor, "random" draws them.
-        rescale: divide what a random mask kept by its density, so the mean stays.
-        elect: drop the elements whose sign is not that of the weighted sum.
+        weight: (n,) float64.
+        density: (n,) float64, the share of tau_i's elements kept.
+        thin: what is kept of tau_i.
+            "magnitude"  the largest elements of each tensor
+            "band"       the same, once the share `gamma` of the very largest is left out
+            "random"     elements drawn with probability `density`
+            "ranked"     drawn with a probability that rises with the rank of the magnitude in
+                         its row, from density - epsilon to density + epsilon
+            "variance"   the elements that vary most across models, density[0] of those that do
+            "votes"      the elements at which |tau_i| > threshold_i |sum tau - tau_i| holds for
+                         `least` models or more
+        join: how elements come together.
+            "sum"        all are added
+            "elect"      those whose sign is that of the sum are added
+            "largest"    the one of largest magnitude stands for all
+        whole: rank magnitudes over the whole task vector, not tensor by tensor.
+        rescale: divide what a draw kept by its probability, so the mean stays.
         normalize: divide by the sum of |weight| of the elements that are left.
+        energy: multiply each weight by the share of tau_i's kept mean square in all of them.
         scale: multiplier of the merged task vector (lambda).
     """
 
     weight: np.ndarray
     density: np.ndarray
     thin: str
+    join: str = "sum"
+    whole: bool = False
     rescale: bool = False
-    elect: bool = False
     normalize: bool = False
+    energy: bool = False
     scale: float = 1.0
+    gamma: np.ndarray | None = None
+    epsilon: float = 0.0
+    threshold: np.ndarray | None = None
+    least: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +103,7 @@ class Operator:
     parameters: tuple[Parameter, ...]
     options: dict[str, bool]  # name -> default
     needs_base: bool
+    takes_base: bool  # the base makes it merge task vectors
     needs_gram: bool
     draws: bool
     models: int | None  # the exact number of models, where it is fixed
@@ -96,12 +121,17 @@ class Operator:
 OPERATORS = Registry("evomerge.operators", "merge method")
 
 
-def linear_method(*, paper: str, base: bool = False, models: int | None = None) -> Callable:
+def linear_method(*, paper: str, base: bool | None = False, models: int | None = None) -> Callable:
     """Register a method of the linear family.
 
-    The function returns float64 coefficients, (models,), or (1 + models,) with the base's
-    first if it needs one. `gram` is the float64 matrix of inner products of the same
-    sources' tensors, in the same order.
+    The function returns (models,) float64 coefficients of what it merges: the models' tensors,
+    or their task vectors where there is a base. `gram` is the (models, models) float64 matrix
+    of their inner products.
+
+    Args:
+        paper: where it is described.
+        base: whether it needs a base; None if it takes one where there is one.
+        models: the exact number of models, if it is fixed.
     """
     return _decorator("linear", paper, base, models, draws=False)
 
@@ -111,7 +141,9 @@ def masked_method(*, paper: str, draws: bool = False) -> Callable:
     return _decorator("masked", paper, True, None, draws)
 
 
-def _decorator(family: str, paper: str, base: bool, models: int | None, draws: bool) -> Callable:
+def _decorator(
+    family: str, paper: str, base: bool | None, models: int | None, draws: bool
+) -> Callable:
     def decorate(function: Callable) -> Callable:
         signature = inspect.signature(function, eval_str=True).parameters
         parameters, options = [], {}
@@ -132,7 +164,8 @@ def _decorator(family: str, paper: str, base: bool, models: int | None, draws: b
                 function,
                 tuple(parameters),
                 options,
-                base,
+                base is True,
+                base is not False,
                 "gram" in signature,
                 draws,
                 models,
@@ -142,3 +175,25 @@ def _decorator(family: str, paper: str, base: bool, models: int | None, draws: b
         return function
 
     return decorate
+
+
+def unit_weights(weight: np.ndarray) -> np.ndarray:
+    """Return (n,) weights over their sum; equal ones where they cancel."""
+    total = weight.sum()
+    return weight / total if abs(total) >= 1e-8 else np.full(len(weight), 1.0 / len(weight))
+
+
+def on_the_circle(gram: np.ndarray, t: float, chord_above: float) -> np.ndarray:
+    """Return the two coefficients of spherical interpolation (Shoemake 1985).
+
+    Args:
+        gram: (2, 2) inner products.
+        t: 0 at the first, 1 at the second.
+        chord_above: |cosine| from which the chord stands for the arc.
+    """
+    norms = np.sqrt(np.diag(gram))
+    cosine = gram[0, 1] / (norms[0] * norms[1]) if norms.all() else 1.0
+    if abs(cosine) > chord_above:
+        return np.array([1.0 - t, t])
+    angle = np.arccos(cosine)
+    return np.array([np.sin((1.0 - t) * angle), np.sin(t * angle)]) / np.sin(angle)

@@ -18,5 +18,5 @@ def dare_ties(
     The masks hang on the recipe's seed, the model and the tensor alone.
     """
     return Masked(
-        weight, density, "random", rescale=rescale, elect=True, normalize=normalize, scale=scale
+        weight, density, "random", "elect", rescale=rescale, normalize=normalize, scale=scale
     )

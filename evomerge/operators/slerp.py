@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evomerge.operators import Fraction, linear_method
+from evomerge.operators import Fraction, linear_method, on_the_circle
 
 LERP_ABOVE = 0.9995  # cosine from which mergekit interpolates linearly
 
@@ -15,9 +15,4 @@ def slerp(gram: np.ndarray, *, t: Fraction) -> np.ndarray:
     tensors; the chord (1 - t) A + t B where |cos w| > 0.9995 or a tensor is zero, as in
     mergekit. Fine-tunes of one base are nearly always within that.
     """
-    norms = np.sqrt(np.diag(gram))
-    cosine = gram[0, 1] / (norms[0] * norms[1]) if norms.all() else 1.0
-    if abs(cosine) > LERP_ABOVE:
-        return np.array([1.0 - t, t])
-    angle = np.arccos(cosine)
-    return np.array([np.sin((1.0 - t) * angle), np.sin(t * angle)]) / np.sin(angle)
+    return on_the_circle(gram, t, LERP_ABOVE)

@@ -8,5 +8,4 @@ from evomerge.operators import Scale, Weights, linear_method
 @linear_method(paper="https://arxiv.org/abs/2212.04089", base=True)
 def task_arithmetic(*, weight: Weights, scale: Scale = 1.0) -> np.ndarray:
     """Add the task vectors to the base: W_0 + scale * sum w_i (W_i - W_0)."""
-    task = scale * weight
-    return np.concatenate([[1.0 - task.sum()], task])
+    return scale * weight

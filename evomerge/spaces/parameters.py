@@ -118,7 +118,7 @@ class ParametersSpace:
             for values in [self._between(cells, position, module)]
         ]
         groups += [Group(part, None, cells["outer", None]) for part in PARTS]
-        base = self.sources.base if self.operator.needs_base else None
+        base = self.sources.base if self.operator.takes_base else None
         seed = self.sources.seed if self.operator.draws else None
         return Recipe(
             self.operator.name,
