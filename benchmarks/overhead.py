@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from tabulate import tabulate
 
 from evomerge import config, pool
@@ -31,7 +32,10 @@ class Clock:
             self._depth += 1
             started = time.perf_counter()
             try:
-                return function(*arguments, **options)
+                found = function(*arguments, **options)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                return found
             finally:
                 self._depth -= 1
                 if not self._depth:

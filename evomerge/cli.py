@@ -201,10 +201,11 @@ def export(directory: Path, out: Path, pick: str, moved: tuple, unverified: bool
 @click.argument("out", type=FILE)
 @_errors_are_lines
 def merge(recipe: Path, out: Path) -> None:
-    """Materialize one RECIPE (JSON) into the directory OUT, without a campaign.
+    """Materialize one RECIPE (JSON, or a mergekit YAML) into OUT, without a campaign.
 
     \b
       evomerge merge merged/recipe.json again/
+      evomerge merge mergekit_config.yml merged/
     """
     from evomerge.candidates import places_of
     from evomerge.export import merge_to

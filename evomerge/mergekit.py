@@ -8,8 +8,12 @@ from evomerge.layout import place
 from evomerge.recipe import Group, Recipe
 from evomerge.sources import Source
 
-_METHODS = {"linear", "task_arithmetic", "ties", "slerp"}  # DARE's masks cannot be reproduced
-_NORMALIZE = {"linear": True, "ties": True, "task_arithmetic": False}
+# Random masks (DARE, DELLA) cannot be reproduced from a configuration.
+_METHODS = {
+    "linear", "task_arithmetic", "ties", "slerp", "nuslerp", "multislerp", "model_stock",
+    "breadcrumbs",
+}  # fmt: skip
+_NORMALIZE = {"linear": True, "ties": True, "task_arithmetic": False, "breadcrumbs": False}
 
 
 def to_mergekit(recipe: Recipe, frame: Source) -> str | None:
@@ -19,7 +23,9 @@ def to_mergekit(recipe: Recipe, frame: Source) -> str | None:
     filters, which mergekit matches as substrings, the first that fits. Its task vectors and
     thresholds are ours up to rounding when computed in float32.
     """
-    if recipe.method not in _METHODS or (recipe.method == "slerp" and len(recipe.models) != 2):
+    if recipe.method not in _METHODS or recipe.options.get("whole"):
+        return None
+    if recipe.method == "model_stock" and any(g.values.get("scale", 1) != 1 for g in recipe.groups):
         return None
     spans = sorted({g.layers for g in recipe.groups if isinstance(g.layers, tuple)})
     whole = [g for g in recipe.groups if g.layers is None]
@@ -40,7 +46,8 @@ def to_mergekit(recipe: Recipe, frame: Source) -> str | None:
             filters += [(name, held[part]) for part in parts for name in outside[part]]
         filters += [(g.modules, g) for g in groups]
         slices.append(_slice(recipe, span, filters))
-    config: dict[str, Any] = {"merge_method": recipe.method, "slices": slices}
+    method = recipe.method + ("_ties" if recipe.options.get("elect") else "")
+    config: dict[str, Any] = {"merge_method": method, "slices": slices}
     if recipe.base is not None:
         config["base_model"] = recipe.base
     elif recipe.method == "slerp":

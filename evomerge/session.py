@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from evomerge import config, views
+from evomerge import campaign_file, config, views
 from evomerge.archive import Archive, DatabaseError
 from evomerge.campaign import Campaign, Runner
 from evomerge.candidates import adopted, pinned
 from evomerge.check import hash_sources, prepare, read_plan
 from evomerge.errors import BadInput, EvomergeError, Fault, one_line
 from evomerge.lock import RunLock
+from evomerge.mergekit_in import from_mergekit
 from evomerge.recipe import Recipe, from_json
 
 log = logging.getLogger("evomerge")
@@ -264,11 +265,13 @@ def _summary(directory: Path) -> str:
 
 
 def read_recipe(file: Path) -> Recipe:
-    """Read a recipe's JSON file.
+    """Read a recipe: its JSON, or a mergekit configuration (.yml, .yaml).
 
     Raises:
         BadInput: it cannot be read or is no recipe.
     """
+    if file.suffix in (".yml", ".yaml"):
+        return from_mergekit(campaign_file.read_yaml(file), str(file))
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

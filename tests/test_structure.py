@@ -28,7 +28,7 @@ FLOORS = [
     {"archive", "worker"},
     {"pool"},
     {"campaign"},
-    {"catalogue", "config", "mergekit", "tables", "views"},
+    {"catalogue", "config", "mergekit", "mergekit_in", "tables", "views"},
     {"card", "estimate", "export", "progress"},
     {"candidates"},
     {"check"},

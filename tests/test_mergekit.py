@@ -1,0 +1,220 @@
+"""mergekit's configurations, read and written."""
+
+import itertools
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from evomerge.cli import main
+from evomerge.errors import BadInput
+from evomerge.merge import group_of
+from evomerge.mergekit import to_mergekit
+from evomerge.mergekit_in import from_mergekit
+from evomerge.operators import OPERATORS
+from evomerge.recipe import Group, Recipe
+from evomerge.sources import open_source
+from evomerge.testing import tiny_llama
+
+METHODS = ["linear", "task_arithmetic", "ties", "slerp", "nuslerp", "multislerp", "breadcrumbs"]
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A folder with models of five layers, with the folder as their names' beginning."""
+    folder = tmp_path_factory.mktemp("deep")
+    for seed, name in enumerate(("base", "x", "y")):
+        tiny_llama(folder / name, seed, layers=5, near=folder / "base" if seed else None)
+    return folder
+
+
+def value_of(recipe, axis, tensor):
+    """The value of an axis for a tensor, the method's default where it says none."""
+    found = group_of(recipe, tensor).values.get(axis)
+    parameter = OPERATORS.get(recipe.method).parameter[axis]
+    return (parameter.default,) * len(recipe.models) if found is None else found
+
+
+@given(
+    method=st.sampled_from(METHODS),
+    edges=st.sets(st.integers(1, 4), max_size=2),
+    module=st.sampled_from([None, "mlp", "self_attn"]),
+    options=st.booleans(),
+    draws=st.lists(st.floats(0.1, 0.9), min_size=60, max_size=60),
+)
+def test_what_is_written_is_read_back(deep, method, edges, module, options, draws):
+    """For every tensor of every recipe over groups of layers and modules."""
+    operator = OPERATORS.get(method)
+    numbers = iter([round(d, 6) for d in draws])
+    models = (str(deep / "x"), str(deep / "y"))
+
+    def values():
+        return {
+            p.name: (next(numbers), next(numbers)) if p.axis.per_model else next(numbers)
+            for p in operator.parameters
+            if p.name != "scale" or method != "breadcrumbs"
+        }
+
+    cuts = [0, *sorted(edges), 5]
+    groups = []
+    for first, last in itertools.pairwise(cuts):
+        groups += [Group((first, last), module, values())] if module else []
+        groups += [Group((first, last), None, values())]
+    groups += [Group(part, None, values()) for part in ("embed", "norm", "head")]
+    said = {name: options for name in operator.options if name in ("normalize", "elect")}
+    base = str(deep / "base") if operator.needs_base else None
+    recipe = Recipe(method, models, tuple(groups), base, "bfloat16", options=said)
+    frame = open_source(str(deep / "base"))
+    again = from_mergekit(yaml.safe_load(to_mergekit(recipe, frame)), "m.yml")
+    assert (again.method, again.models, again.base) == (recipe.method, recipe.models, recipe.base)
+    assert again.dtype == "bfloat16"
+    for name in ("normalize", "elect"):
+        if name in operator.options:
+            default = operator.options[name]
+            assert again.options.get(name, default) == recipe.options.get(name, default)
+    for tensor in frame.tensors:
+        for axis in operator.parameter:
+            if axis in group_of(recipe, tensor).values:
+                ours = value_of(again, axis, tensor)
+                assert ours == pytest.approx(value_of(recipe, axis, tensor)), (tensor, axis)
+
+
+def read(text, deep, **changes):
+    data = yaml.safe_load(text.replace("DIR", str(deep)))
+    return from_mergekit(data | changes, "m.yml")
+
+
+SLERP = """
+slices:
+  - sources:
+      - {model: DIR/x, layer_range: [0, 5]}
+      - {model: DIR/y, layer_range: [0, 5]}
+merge_method: slerp
+base_model: DIR/x
+parameters:
+  t:
+    - {filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}
+    - {filter: mlp, value: [1, 0]}
+    - value: 0.25
+dtype: bfloat16
+"""
+
+
+def test_the_well_known_slerp_configuration(deep):
+    recipe = read(SLERP, deep)
+    assert recipe.models == (str(deep / "x"), str(deep / "y")) and recipe.base is None
+    layer = "model.layers.{}.{}.weight"
+    attention = [0, 0.5, 0.3, 0.7, 1]
+    for n in range(5):
+        assert value_of(recipe, "t", layer.format(n, "self_attn.q_proj")) == attention[n]
+        assert value_of(recipe, "t", layer.format(n, "mlp.up_proj")) == 1 - n / 4
+        assert value_of(recipe, "t", layer.format(n, "input_layernorm")) == 0.25
+    assert value_of(recipe, "t", "model.embed_tokens.weight") == 0.25
+    other = read(SLERP, deep, base_model=str(deep / "y"))
+    assert other.models == (str(deep / "y"), str(deep / "x"))  # t counts from the base
+
+
+TIES = """
+models:
+  - model: DIR/base
+  - {model: DIR/x, parameters: {density: [1, 0.5], weight: 0.3}}
+  - model: DIR/y
+    parameters:
+      weight: [{filter: mlp, value: 0.9}, {value: 0.1}]
+merge_method: ties
+base_model: DIR/base
+parameters: {density: 0.7, normalize: false, lambda: 1.1, int8_mask: true}
+dtype: float32
+out_dtype: bfloat16
+tokenizer_source: base
+"""
+
+
+def test_precedence_gradients_and_the_base_among_the_models(deep):
+    recipe = read(TIES, deep)
+    assert recipe.models == (str(deep / "x"), str(deep / "y"))
+    assert recipe.base == str(deep / "base") and recipe.dtype == "bfloat16"
+    assert recipe.options == {"normalize": False}
+    name = "model.layers.{}.mlp.up_proj.weight"
+    for n in range(5):
+        assert value_of(recipe, "density", name.format(n)) == pytest.approx((1 - n / 8, 0.7))
+        assert value_of(recipe, "weight", name.format(n)) == (0.3, 0.9)
+        assert value_of(recipe, "scale", name.format(n)) == 1.1
+    assert value_of(recipe, "density", "model.embed_tokens.weight") == (1.0, 0.7)
+    assert value_of(recipe, "density", "model.norm.weight") == (1.0, 0.7)  # the first value
+    assert value_of(recipe, "weight", "model.norm.weight") == (0.3, 0.1)
+
+
+def test_slices_own_the_tensors_beside_the_layers(deep):
+    text = """
+slices:
+  - sources: [{model: DIR/x, layer_range: [0, 2], parameters: {weight: 1}},
+              {model: DIR/y, layer_range: [0, 2], parameters: {weight: 2}}]
+  - sources: [{model: DIR/x, layer_range: [2, 5]}, {model: DIR/y, layer_range: [2, 5]}]
+    parameters: {weight: 3}
+merge_method: linear
+dtype: bfloat16
+"""
+    recipe = read(text, deep)
+    assert value_of(recipe, "weight", "model.embed_tokens.weight") == (1, 2)
+    assert value_of(recipe, "weight", "model.layers.1.mlp.up_proj.weight") == (1, 2)
+    assert value_of(recipe, "weight", "model.layers.2.mlp.up_proj.weight") == (3, 3)
+    assert value_of(recipe, "weight", "model.norm.weight") == (3, 3)
+
+
+@pytest.mark.parametrize("method, ours", [("della_linear", "della"), ("breadcrumbs_ties", None)])
+def test_mergekits_names_are_options_here(deep, method, ours):
+    recipe = read(TIES, deep, merge_method=method)
+    assert recipe.method == (ours or "breadcrumbs")
+    assert recipe.options["elect"] is (ours is None)
+    assert (recipe.seed == 0) is (method == "della_linear")
+
+
+REFUSED = {
+    "merge_method: 'passthrough' is not supported": {"merge_method": "passthrough"},
+    "modules: 'modules' is not supported": {"modules": {}},
+    "models: exactly one of models and slices": {"slices": []},
+    "tokenizer_source: 'union': vocabularies are not joined": {"tokenizer_source": "union"},
+    "dtype: 'int4' is no dtype": {"dtype": "int4"},
+    "parameters: weight is missing for ": {"models": [{"model": "DIR/x"}, {"model": "DIR/y"}]},
+    "models: is not a list of {model: ...}": {"models": ["DIR/x"]},
+    "parameters.filter_wise: is not supported; write false": {"parameters": {"filter_wise": True}},
+    "parameters: could not convert string to float": {
+        "models": [{"model": "DIR/x", "parameters": {"weight": "much"}}]
+    },
+    "there is no directory": {"base_model": "./nowhere"},
+    "chat_template: 'chat_template' is not supported": {"chat_template": "auto"},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_not_supported_is_said(deep, message):
+    changes = yaml.safe_load(yaml.safe_dump(REFUSED[message]).replace("DIR", str(deep)))
+    with pytest.raises(BadInput) as error:
+        read(TIES, deep, **changes)
+    assert f"m.yml: {message}" in str(error.value) or message in str(error.value)
+
+
+def test_slices_that_route_layers_are_refused(deep):
+    routed = SLERP.replace("layer_range: [0, 5]}", "layer_range: [1, 5]}", 1)
+    with pytest.raises(BadInput, match="its sources have different layers"):
+        read(routed, deep)
+    with pytest.raises(BadInput, match="end at layer 4 of 5"):
+        read(SLERP.replace("[0, 5]", "[0, 4]"), deep)
+
+
+def test_the_command_takes_a_configuration(here):
+    values = {"weight": (0.4, 0.7), "density": (0.5, 0.9)}
+    recipe = Recipe("ties", ("a", "b"), (Group(None, None, values),), "base")
+    (here / "m.yml").write_text(to_mergekit(recipe, open_source("a")))
+    done = CliRunner().invoke(main, ["merge", "m.yml", "one"])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(main, ["merge", "one/recipe.json", "two"])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(main, ["merge", "two/mergekit_config.yml", "three"])
+    assert done.exit_code == 0, done.output
+    one, *others = (load_file(here / d / "model.safetensors") for d in ("one", "two", "three"))
+    assert all((one[n] == other[n]).all() for other in others for n in one)
