@@ -4,6 +4,7 @@ Eager float32 forms, exact and in a fixed order: products and sums are separate 
 (no contraction to FMA), so the same recipe gives the same bits on the same kind of device.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,23 +15,46 @@ from evomerge.operators import Masked
 _UINT32 = 0xFFFFFFFF
 
 
-def weighted_sum(tensors: list[torch.Tensor], coefficients: np.ndarray) -> torch.Tensor:
+TILE = 1 << 18  # elements worked on at a time: a few float32 tiles stay in the cache
+
+
+def weighted_sum(
+    tensors: list[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """Return sum_k c_k W_k.
 
     Args:
         tensors: K tensors of one shape, any floating dtype.
         coefficients: (K,) float64; rounded to float32 one by one. Terms of coefficient 0
             are left out, so one-hot coefficients give that source back, bit for bit.
+        dtype: of the result, rounded to once; that of the accumulation by default.
 
     Returns:
-        The sum in float32 (float64 if a tensor is), accumulated in the order given.
+        The sum, accumulated in float32 (float64 if a tensor is) in the order given.
     """
-    dtype = _accumulator(tensors)
-    total = torch.zeros_like(tensors[0], dtype=dtype)
-    for tensor, c in zip(tensors, coefficients, strict=True):
-        if c != 0.0:
-            total += tensor.to(dtype) * float(c)
-    return total
+    wide = _accumulator(tensors)
+    terms = [(t.reshape(-1), float(c)) for t, c in zip(tensors, coefficients, strict=True) if c]
+
+    def tile(start: int, stop: int) -> torch.Tensor:
+        total = torch.zeros(stop - start, dtype=wide, device=tensors[0].device)
+        for tensor, c in terms:
+            # A product and a sum of their own: alpha of add_ would contract them.
+            total += tensor[start:stop].to(wide) * c
+        return total
+
+    return _tiled(tensors[0], dtype or wide, tile)
+
+
+def _tiled(
+    like: torch.Tensor, dtype: torch.dtype, tile: Callable[[int, int], torch.Tensor]
+) -> torch.Tensor:
+    """Fill a tensor of `like`'s shape from tiles of its flattened elements."""
+    out = torch.empty(like.numel(), dtype=dtype, device=like.device)
+    step = TILE if like.device.type == "cpu" else max(like.numel(), 1)
+    for start in range(0, like.numel(), step):
+        stop = min(start + step, like.numel())
+        out[start:stop] = tile(start, stop)
+    return out.view_as(like)
 
 
 class Kept(NamedTuple):
@@ -42,7 +66,11 @@ class Kept(NamedTuple):
 
 
 def masked_sum(
-    base: torch.Tensor, tensors: list[torch.Tensor], how: Masked, kept: list[Kept]
+    base: torch.Tensor,
+    tensors: list[torch.Tensor],
+    how: Masked,
+    kept: list[Kept],
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Return base + scale * what is left of the thinned and weighted task vectors, joined.
 
@@ -51,24 +79,48 @@ def masked_sum(
         tensors: n models' tensors of base's shape.
         how: see `Masked`.
         kept: for each model.
+        dtype: of the result, rounded to once; that of the accumulation by default.
 
     Returns:
-        float32 (float64 if a tensor is), of base's shape.
+        A tensor of base's shape, computed in float32 (float64 if a tensor is).
     """
-    dtype = _accumulator([base, *tensors])
-    taus = [task_vector(base, tensor).to(dtype) for tensor in tensors]
-    if how.thin in ("variance", "votes"):
-        mask = _agreed(taus, how, kept)
-        taus = [tau * mask for tau in taus]
-    else:
-        taus = [_thinned(tau, how, i, kept[i]) for i, tau in enumerate(taus)]
+    wide = _accumulator([base, *tensors])
+    flat, models = base.reshape(-1), [t.reshape(-1) for t in tensors]
+    chances = [None] * len(models)
+    if how.thin == "ranked":
+        chances = [
+            rank_chances(task_vector(base, t), float(how.density[i]), how.epsilon).reshape(-1)
+            for i, t in enumerate(tensors)
+        ]
+
+    def thinned(start: int, stop: int) -> list[torch.Tensor]:
+        taus = [task_vector(flat[start:stop], m[start:stop]).to(wide) for m in models]
+        if how.thin in ("variance", "votes"):
+            mask = _agreed(taus, how, kept)
+            return [tau * mask for tau in taus]
+        return [
+            _thinned(tau, how, i, kept[i], start, None if c is None else c[start:stop])
+            for i, (tau, c) in enumerate(zip(taus, chances, strict=True))
+        ]
+
     weights = [float(w) for w in how.weight]
     if how.energy:
-        energy = [float((tau.double() ** 2).mean()) for tau in taus]
+        energy = [float((tau.double() ** 2).mean()) for tau in thinned(0, flat.numel())]
         weights = [w * e / (sum(energy) or 1.0) for w, e in zip(weights, energy, strict=True)]
-    parts = [tau * w for tau, w in zip(taus, weights, strict=True)]
+
+    def tile(start: int, stop: int) -> torch.Tensor:
+        taus = thinned(start, stop)
+        parts = [tau * w for tau, w in zip(taus, weights, strict=True)]
+        return flat[start:stop].to(wide) + _joined(parts, weights, how) * how.scale
+
+    return _tiled(base, dtype or wide, tile)
+
+
+def _joined(parts: list[torch.Tensor], weights: list[float], how: Masked) -> torch.Tensor:
     if how.join == "largest":
-        return base.to(dtype) + _largest(parts) * how.scale
+        return _largest(parts)
+    if how.join == "sum" and not how.normalize:
+        return torch.stack(parts).sum(0)
     sign = torch.stack(parts).sum(0).sign() if how.join == "elect" else None
     total, divisor = torch.zeros_like(parts[0]), torch.zeros_like(parts[0])
     for part, weight in zip(parts, weights, strict=True):
@@ -77,23 +129,31 @@ def masked_sum(
             left &= part.sign() == sign
         total += part * left
         divisor += left * abs(weight)
-    if how.normalize:
-        total /= torch.where(divisor > 0, divisor, torch.ones_like(divisor))
-    return base.to(dtype) + total * how.scale
+    return total / divisor.where(divisor > 0, 1.0) if how.normalize else total
 
 
-def _thinned(tau: torch.Tensor, how: Masked, i: int, kept: Kept) -> torch.Tensor:
+def _thinned(
+    tau: torch.Tensor,
+    how: Masked,
+    i: int,
+    kept: Kept,
+    start: int,
+    chance: torch.Tensor | None,
+) -> torch.Tensor:
+    """Thin a tile of tau_i that begins at element `start`."""
     density = float(how.density[i])
     if how.thin in ("magnitude", "band"):
+        if kept.low == 0.0 and kept.high == float("inf"):
+            return tau
         size = tau.abs()
         return tau * ((size >= kept.low) & (size <= kept.high))
-    if how.thin == "random":
-        thinned = tau * random_mask(tau.numel(), density, kept.key, tau.device).view_as(tau)
-        return thinned / density if how.rescale and density > 0.0 else thinned
     if density >= 1.0:
         return tau
-    chance = rank_chances(tau, density, how.epsilon)
-    mask = philox(tau.numel(), kept.key, tau.device).view_as(tau) < (chance * 2.0**32).long()
+    draws = philox(tau.numel(), kept.key, tau.device, start)
+    if how.thin == "random":
+        thinned = tau * (draws < int(density * 2.0**32))
+        return thinned / density if how.rescale and density > 0.0 else thinned
+    mask = draws < (chance * 2.0**32).long()
     return tau * mask / chance.clamp(min=2.0**-32).to(tau.dtype) if how.rescale else tau * mask
 
 
@@ -181,10 +241,22 @@ class MagnitudeTable:
         Args:
             tau: a task vector of any floating dtype and shape; not kept.
         """
-        self.size = tau.numel()
-        self.exact = tau.dtype == torch.bfloat16
-        counts = torch.bincount(_bins(tau), minlength=self.BINS)
-        self.above = torch.flip(torch.cumsum(torch.flip(counts, [0]), 0), [0]).cpu().numpy()
+        exact = tau.dtype == torch.bfloat16
+        self._fill(
+            tau.numel(), exact, torch.bincount(_bins(tau), minlength=self.BINS).cpu().numpy()
+        )
+
+    def _fill(self, size: int, exact: bool, counts: np.ndarray) -> None:
+        self.size, self.exact = size, exact
+        there = np.flatnonzero(counts)
+        self.first, last = (int(there[0]), int(there[-1])) if len(there) else (0, 0)
+        # how many elements lie in each occupied bin or above it
+        self.above = np.cumsum(counts[self.first : last + 1][::-1])[::-1].astype(np.int64)
+
+    def _counts(self) -> np.ndarray:
+        counts = np.zeros(self.BINS, np.int64)
+        counts[self.first : self.first + len(self.above)] = -np.diff(self.above, append=0)
+        return counts
 
     def threshold(self, tau: torch.Tensor, density: float) -> float:
         """Return the least magnitude kept at `density`.
@@ -214,13 +286,14 @@ class MagnitudeTable:
     def place(self, k: int) -> tuple[int, int]:
         """Return the bin of the k-th largest magnitude, and its rank from above in there."""
         index = int(np.searchsorted(-self.above, -k, side="right")) - 1  # last with >= k above
-        return index, k - (int(self.above[index + 1]) if index + 1 < self.BINS else 0)
+        higher = int(self.above[index + 1]) if index + 1 < len(self.above) else 0
+        return self.first + index, k - higher
 
     def __add__(self, other: "MagnitudeTable") -> "MagnitudeTable":
         """Return the table of both task vectors' elements together."""
         both = object.__new__(MagnitudeTable)
-        both.size, both.exact = self.size + other.size, self.exact and other.exact
-        both.above = self.above + other.above
+        counts = self._counts() + other._counts()
+        both._fill(self.size + other.size, self.exact and other.exact, counts)
         return both
 
 
@@ -249,7 +322,9 @@ def random_mask(
     return philox(size, key, device) < int(density * 2.0**32)
 
 
-def philox(size: int, key: tuple[int, int], device: torch.device | str = "cpu") -> torch.Tensor:
+def philox(
+    size: int, key: tuple[int, int], device: torch.device | str = "cpu", start: int = 0
+) -> torch.Tensor:
     """Return `size` draws of Philox4x32-10 as int64 in [0, 2^32).
 
     Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Element e is lane
@@ -259,11 +334,14 @@ def philox(size: int, key: tuple[int, int], device: torch.device | str = "cpu") 
         size: the number of draws.
         key: two 32-bit words.
         device: where the draws are made.
+        start: the first element.
     """
-    blocks = torch.arange((size + 3) // 4, dtype=torch.int64, device=device)
+    first, skipped = divmod(start, 4)
+    count = (skipped + size + 3) // 4
+    blocks = torch.arange(first, first + count, dtype=torch.int64, device=device)
     zero = torch.zeros_like(blocks)
     counter = [blocks & _UINT32, blocks >> 32, zero, zero]
-    return torch.stack(philox_rounds(counter, key), dim=1).reshape(-1)[:size]
+    return torch.stack(philox_rounds(counter, key), dim=1).reshape(-1)[skipped : skipped + size]
 
 
 def philox_rounds(counter: list[torch.Tensor], key: tuple[int, int]) -> list[torch.Tensor]:

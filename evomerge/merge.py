@@ -136,12 +136,14 @@ class Merger:
         dtype = getattr(torch, recipe.dtype)
         for name in self.sources[recipe.sources[0]].tensors:
             group = group_of(recipe, name)
-            merged = self._merge(recipe, operator, group, name).to(dtype)
-            if not torch.isfinite(merged).all():
+            merged = self._merge(recipe, operator, group, name, dtype)
+            if merged.numel() and not torch.stack(torch.aminmax(merged)).isfinite().all():
                 raise CandidateFailure(f"merged tensor {name} is not finite")
             yield name, merged
 
-    def _merge(self, recipe: Recipe, operator: Operator, group: Group, name: str) -> torch.Tensor:
+    def _merge(
+        self, recipe: Recipe, operator: Operator, group: Group, name: str, dtype: torch.dtype
+    ) -> torch.Tensor:
         values = {
             p.name: np.asarray(group.values[p.name], float)
             if p.name in group.values
@@ -156,11 +158,11 @@ class Merger:
             coefficients = operator.function(*gram, **values)
             if based:
                 coefficients = np.concatenate([[1.0 - coefficients.sum()], coefficients])
-            return kernels.weighted_sum(tensors, coefficients)
+            return kernels.weighted_sum(tensors, coefficients, dtype)
         how = operator.function(**values)
         base, *models = tensors
         kept = [self._kept(recipe, how, i, name, base, models) for i in range(len(models))]
-        return kernels.masked_sum(base, models, how, kept)
+        return kernels.masked_sum(base, models, how, kept, dtype)
 
     def _kept(
         self, recipe: Recipe, how: Masked, i: int, name: str, base: torch.Tensor, models: list

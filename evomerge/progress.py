@@ -61,7 +61,9 @@ def line(found: dict[str, Any]) -> str:
         top = max(rated, key=lambda b: b["value"])
         means = [s["search"]["mean"] for s in top["scores"].values()]
         parts.append(f"best baseline ({top['label']}) " + " ".join(f"{m:.3f}" for m in means))
-    parts.append(f"{found['per_hour']:.0f}/h, {tables.duration(seconds['left'])} left")
+    left = f"{tables.duration(seconds['left'])} left"
+    whole = done >= budget["evaluations"]
+    parts.append(f"{found['per_hour']:.0f}/h, {'held-out items' if whole else left}")
     if counts["failed"]:
         parts.append(f"{counts['failed']} failed")
     return " | ".join(parts)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge import kernels
-from evomerge.operators import Masked
+from evomerge.operators import OPERATORS, Masked
 from evomerge.testing import merge_arrays
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,6 +35,26 @@ def test_philox_lanes_are_blocks_of_four():
     zero = torch.zeros(1, dtype=torch.int64)
     block = kernels.philox_rounds([zero + 2, zero, zero, zero], (3, 4))
     assert whole[8:10].tolist() == [int(block[0]), int(block[1])]
+
+
+@given(start=st.integers(0, 40), size=st.integers(0, 40))
+def test_philox_may_start_anywhere(start, size):
+    assert torch.equal(
+        kernels.philox(size, (5, 6), start=start), kernels.philox(90, (5, 6))[start : start + size]
+    )
+
+
+@pytest.mark.parametrize("method", OPERATORS.all())
+def test_tiles_change_no_bit(method, monkeypatch):
+    """Whatever the tile, also where it cuts a row or a block of four draws."""
+    rng = np.random.default_rng(2)
+    count = OPERATORS.get(method).models or 3
+    base = rng.normal(size=(9, 31)).astype(np.float32)
+    models = [base + rng.normal(size=base.shape).astype(np.float32) * 0.1 for _ in range(count)]
+    whole = merge_arrays(method, base, models, density=0.6)
+    for tile in (1, 7, 64):
+        monkeypatch.setattr(kernels, "TILE", tile)
+        assert np.array_equal(merge_arrays(method, base, models, density=0.6), whole)
 
 
 def test_random_masks_are_nested_and_keep_the_density():

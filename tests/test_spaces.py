@@ -116,3 +116,17 @@ def test_quantized_genomes_are_multiples_in_the_box(values):
 @pytest.mark.parametrize("name, layer", [("h.3.attn.w", 3), ("model.layers.11.mlp.w", 11)])
 def test_layers_are_read_off_names(name, layer):
     assert place(name).layer == layer
+
+
+def test_two_tied_knots_are_lines_depth_scaling():
+    """lambda_l = alpha + beta (l - 1) / (L - 1) for block l of L, alpha elsewhere."""
+    axes = {"weight": {"low": 0.0, "high": 2.0, "tied": ["models", "outside"]}}
+    space = make("task_arithmetic", layers=6, layer_groups=2, smooth=True, axes=axes)
+    assert space.dimension == 2
+    recipe = space.decode(np.array([0.1, 0.4]))
+    alpha, beta = 0.2, 0.6
+    for group in recipe.groups:
+        block = group.layers[0] + 1 if isinstance(group.layers, tuple) else 1
+        wanted = alpha + beta * (block - 1) / 5
+        assert group.values["weight"] == pytest.approx((wanted,) * 3), group.layers
+    assert space.encode(recipe) == pytest.approx([0.1, 0.4])

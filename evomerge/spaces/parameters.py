@@ -16,7 +16,7 @@ from evomerge.spaces import Sources, space
 
 _KEYS = {"kind", "method", "options", "layer_groups", "module_groups", "smooth", "axes", "dtype"}
 _AXIS_KEYS = {"low", "high", "log", "start", "tied"}
-_TIES = ("layers", "modules", "models")
+_TIES = ("layers", "modules", "models", "outside")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class ParametersSpace:
     Layers are cut into `layer_groups` runs of as equal length as can be; the tensors outside
     the layers are one more group. With `smooth: true` the groups are knots, spread evenly
     over depth, between which each layer's values are interpolated linearly. An axis may be
-    `tied` over layers, modules or models; one written as a plain number is fixed.
+    `tied` over layers, modules or models, or have what is `outside` the layers follow the
+    first group; one written as a plain number is fixed. Two smooth knots so tied are LiNeS'
+    depth scaling (arXiv:2410.17146): alpha at the first layer and outside, alpha + beta at
+    the last.
     """
 
     def __init__(self, spec: Mapping[str, Any], sources: Sources):
@@ -200,6 +203,8 @@ class ParametersSpace:
     def _key(self, axis: str, cell: tuple, model: int | None) -> tuple:
         layer, module = cell
         tied = self.axes[axis].get("tied", ())
+        if layer == "outer" and "outside" in tied:
+            layer = 0
         return (
             axis,
             None if "models" in tied else model,
