@@ -119,9 +119,12 @@ def masked_sum(
 def _joined(parts: list[torch.Tensor], weights: list[float], how: Masked) -> torch.Tensor:
     if how.join == "largest":
         return _largest(parts)
+    whole = torch.zeros_like(parts[0])
+    for part in parts:
+        whole += part
     if how.join == "sum" and not how.normalize:
-        return torch.stack(parts).sum(0)
-    sign = torch.stack(parts).sum(0).sign() if how.join == "elect" else None
+        return whole
+    sign = whole.sign() if how.join == "elect" else None
     total, divisor = torch.zeros_like(parts[0]), torch.zeros_like(parts[0])
     for part, weight in zip(parts, weights, strict=True):
         left = part != 0

@@ -12,13 +12,15 @@ import torch
 import xxhash
 from safetensors import safe_open
 
-from evomerge import kernels
+from evomerge import fast, kernels
 from evomerge.checkpoints import Tensor
 from evomerge.errors import BadInput, CandidateFailure, Fault, nearest
 from evomerge.layout import place
 from evomerge.operators import OPERATORS, Masked, Operator
 from evomerge.recipe import Group, Recipe
 from evomerge.sources import Source
+
+COMPILE_FROM = 20_000_000  # parameters; smaller models are merged before anything is compiled
 
 
 def plan(recipe: Recipe, file: str = "recipe") -> Operator:
@@ -91,6 +93,8 @@ class Merger:
             device: where tensors are merged.
         """
         self.sources, self.hashes, self.device = dict(sources), dict(hashes), torch.device(device)
+        size = sum(t.elements for t in next(iter(self.sources.values())).tensors.values())
+        self._kernels = fast if size >= COMPILE_FROM else kernels
         self._files: dict = {}
         self._on_device: dict[tuple, torch.Tensor] = {}
         self._grams: dict[tuple, np.ndarray] = {}
@@ -158,11 +162,11 @@ class Merger:
             coefficients = operator.function(*gram, **values)
             if based:
                 coefficients = np.concatenate([[1.0 - coefficients.sum()], coefficients])
-            return kernels.weighted_sum(tensors, coefficients, dtype)
+            return self._kernels.weighted_sum(tensors, coefficients, dtype)
         how = operator.function(**values)
         base, *models = tensors
         kept = [self._kept(recipe, how, i, name, base, models) for i in range(len(models))]
-        return kernels.masked_sum(base, models, how, kept, dtype)
+        return self._kernels.masked_sum(base, models, how, kept, dtype)
 
     def _kept(
         self, recipe: Recipe, how: Masked, i: int, name: str, base: torch.Tensor, models: list

@@ -23,6 +23,7 @@ FLOORS = [
     {"recipe", "pareto"},
     {"operators", "spaces", "controllers", "sources"},
     {"kernels", "items"},
+    {"fast"},
     {"merge", "lm_eval"},
     {"fitness", "resident", "testing"},
     {"archive", "worker"},

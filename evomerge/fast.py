@@ -1,0 +1,164 @@
+"""The kernels compiled: one fused pass over memory where eager torch makes many.
+
+What is compiled (torch.compile, that is C++ on a CPU and Triton on a GPU) says the same as
+`kernels.py`, operation by operation, and no product is contracted with a sum, so the bits are
+the same. Compiling takes seconds and is kept in torch's own cache; a machine without a compiler
+says so once and goes on in eager torch.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from evomerge import kernels
+from evomerge.operators import Masked
+
+log = logging.getLogger("evomerge")
+
+_ROUNDED = (torch.bfloat16, torch.float32)  # dtypes of task vectors that are rounded here
+SMALLEST = 1 << 16  # elements below which a call costs more than its passes
+_broken = False
+
+
+def weighted_sum(
+    tensors: list[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return what `kernels.weighted_sum` returns."""
+    plain = any(t.dtype == torch.float64 for t in tensors) or not np.all(coefficients)
+    if plain or tensors[0].numel() < SMALLEST:
+        return kernels.weighted_sum(tensors, coefficients, dtype)
+    device = tensors[0].device
+    scalars = [torch.tensor(float(c), dtype=torch.float32, device=device) for c in coefficients]
+    flat = [t.reshape(-1) for t in tensors]
+    found = _call(_weighted, flat, scalars, dtype)
+    if found is None:
+        return kernels.weighted_sum(tensors, coefficients, dtype)
+    return found.view_as(tensors[0])
+
+
+def masked_sum(
+    base: torch.Tensor,
+    tensors: list[torch.Tensor],
+    how: Masked,
+    kept: list[kernels.Kept],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Return what `kernels.masked_sum` returns."""
+    wide = any(t.dtype == torch.float64 for t in tensors) or base.dtype not in _ROUNDED
+    ours = how.thin in ("magnitude", "band", "random") and how.join in ("sum", "elect")
+    if wide or not ours or base.numel() < SMALLEST:
+        return kernels.masked_sum(base, tensors, how, kept, dtype)
+    densities = [min(float(d), 1.0) for d in how.density]
+    rows = [
+        (float(w), k.low, k.high, d) for w, k, d in zip(how.weight, kept, densities, strict=True)
+    ]
+    keys = [(*k.key, int(d * 2.0**32)) for k, d in zip(kept, densities, strict=True)]
+    found = _call(
+        _masked,
+        base.reshape(-1),
+        [t.reshape(-1) for t in tensors],
+        torch.tensor(rows, dtype=torch.float32, device=base.device),
+        torch.tensor(keys, dtype=torch.int64, device=base.device),
+        torch.tensor(float(how.scale), dtype=torch.float32, device=base.device),
+        _How(how.thin == "random", how.rescale, how.join == "elect", how.normalize),
+        dtype,
+    )
+    if found is None:
+        return kernels.masked_sum(base, tensors, how, kept, dtype)
+    return found.view_as(base)
+
+
+def _weighted(
+    tensors: list[torch.Tensor], scalars: list[torch.Tensor], dtype: torch.dtype
+) -> torch.Tensor:
+    total = torch.zeros_like(tensors[0], dtype=torch.float32)
+    for tensor, c in zip(tensors, scalars, strict=True):
+        total = total + tensor.to(torch.float32) * c
+    return total.to(dtype)
+
+
+class _How(NamedTuple):
+    """What is compiled in."""
+
+    random: bool
+    rescale: bool
+    elect: bool
+    normalize: bool
+
+
+def _masked(
+    base: torch.Tensor,
+    tensors: list[torch.Tensor],
+    scalars: torch.Tensor,
+    keys: torch.Tensor,
+    scale: torch.Tensor,
+    how: _How,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The eager kernel's steps; rows of `scalars` are weight, low, high, density of a model."""
+    origin = base.to(torch.float32)
+    parts = []
+    for i, tensor in enumerate(tensors):
+        weight, low, high, density = scalars[i, 0], scalars[i, 1], scalars[i, 2], scalars[i, 3]
+        tau = tensor.to(torch.float32) - origin
+        tau = _to_bfloat16(tau) if base.dtype == torch.bfloat16 else tau
+        if how.random:
+            tau = tau * (_draws(base, keys[i, 0], keys[i, 1]) < keys[i, 2])
+            if how.rescale:
+                tau = torch.where(density > 0, tau / density, tau)
+        else:
+            size = tau.abs()
+            tau = tau * ((size >= low) & (size <= high))
+        parts.append(tau * weight)
+    whole = torch.zeros_like(origin)
+    for part in parts:
+        whole = whole + part
+    if not how.elect and not how.normalize:
+        return (origin + whole * scale).to(dtype)
+    total, divisor = torch.zeros_like(origin), torch.zeros_like(origin)
+    for i, part in enumerate(parts):
+        left = part != 0
+        if how.elect:
+            left = left & (part.sign() == whole.sign())
+        total = total + part * left
+        divisor = divisor + left * scalars[i, 0].abs()
+    if how.normalize:
+        total = total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+    return (origin + total * scale).to(dtype)
+
+
+def _draws(like: torch.Tensor, k0: torch.Tensor, k1: torch.Tensor) -> torch.Tensor:
+    """The draws of `kernels.philox`, each element making its own block of four."""
+    element = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
+    block, lane = element >> 2, element & 3
+    zero = torch.zeros_like(block)
+    words = kernels.philox_rounds([block & 0xFFFFFFFF, block >> 32, zero, zero], (k0, k1))
+    low = torch.where(lane == 0, words[0], words[1])
+    return torch.where(lane < 2, low, torch.where(lane == 2, words[2], words[3]))
+
+
+def _to_bfloat16(x: torch.Tensor) -> torch.Tensor:
+    """Round to the nearest bfloat16, ties to even: a cast there and back is optimized out."""
+    bits = x.view(torch.int32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
+
+
+_COMPILED: dict[Callable, Callable] = {}
+
+
+def _call(function: Callable, *arguments: object) -> torch.Tensor | None:
+    """Run a compiled function; None, said once, where there is nothing to compile with."""
+    global _broken
+    if _broken:
+        return None
+    if function not in _COMPILED:
+        _COMPILED[function] = torch.compile(function, dynamic=True, fullgraph=True)
+    try:
+        return _COMPILED[function](*arguments)
+    except Exception as error:  # a missing compiler shows in many ways
+        _broken = True
+        log.warning("merging in eager torch, which is slower: %s", str(error).strip()[:200])
+        return None
