@@ -1,15 +1,19 @@
 """A recipe becomes an ordinary Hugging Face directory, written beside and renamed when whole."""
 
+import itertools
 import json
+import math
 import os
 import shutil
+import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
+from evomerge.checkpoints import DTYPES, SIZE
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.merge import Checksum, Merger, plan
 from evomerge.mergekit import to_mergekit
@@ -17,6 +21,7 @@ from evomerge.recipe import Recipe
 from evomerge.sources import Source, digest, mismatches, open_source
 
 SHARD_BYTES = 5_000_000_000
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 # Beside the weights and config.json, what a directory of transformers may hold.
 _COMPANIONS = (
     "generation_config.json",
@@ -116,34 +121,47 @@ def _open_all(
 
 
 def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> str:
-    """Write shards as they fill up; return the checksum of the stream."""
-    checksum, shard, size, total = Checksum(), {}, 0, 0
-    files: list[list[str]] = []
-
-    def flush() -> None:
-        name = f"part-{len(files)}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        files.append(list(shard))
-        shard.clear()
-
-    for name, tensor in merger.stream(recipe):
-        checksum.update(name, tensor)
-        if shard and size + tensor.nbytes > limit:
-            flush()
-            size = 0
-        shard[name] = tensor.detach().cpu().contiguous()
-        size, total = size + tensor.nbytes, total + tensor.nbytes
-    flush()
-    weight_map = {}
-    for index, names in enumerate(files):
-        final = f"model-{index + 1:05d}-of-{len(files):05d}.safetensors"
-        final = "model.safetensors" if len(files) == 1 else final
-        (folder / f"part-{index}.safetensors").rename(folder / final)
-        weight_map |= dict.fromkeys(names, final)
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    """Write each tensor as it comes, so that one is in memory at a time; return the checksum."""
+    shapes = {n: t.shape for n, t in merger.sources[recipe.sources[0]].tensors.items()}
+    size = SIZE[_CODES[recipe.dtype]]
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    filled = 0
+    for name, shape in shapes.items():
+        taken = math.prod(shape) * size
+        if shards[-1] and filled + taken > limit:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = shape
+        filled += taken
+    checksum, stream, weight_map, total = Checksum(), merger.stream(recipe), {}, 0
+    for index, shard in enumerate(shards):
+        file = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        file = "model.safetensors" if len(shards) == 1 else file
+        weight_map |= dict.fromkeys(shard, file)
+        with open(folder / file, "wb") as out:
+            out.write(_header(shard, _CODES[recipe.dtype]))
+            for name, tensor in itertools.islice(stream, len(shard)):
+                checksum.update(name, tensor)
+                total += tensor.nbytes
+                flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                out.write(flat.numpy().data)
+    if len(shards) > 1:
+        listed = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(listed, indent=1))
     return checksum.hexdigest()
+
+
+def _header(shapes: Mapping[str, tuple[int, ...]], code: str) -> bytes:
+    """Return what stands before the data of a safetensors file, for tensors in this order."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, shape in shapes.items():
+        end = begin + math.prod(shape) * SIZE[code]
+        entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of eight bytes
+    return struct.pack("<Q", len(text)) + text
 
 
 def _write_config(frame: Source, recipe: Recipe, folder: Path) -> None:
