@@ -280,7 +280,8 @@ def _ray(cpus: float) -> Any:
 
     if ray.is_initialized():
         return ray
-    options = {} if address else {"num_cpus": cpus, "include_dashboard": False}
+    local = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    options = {} if address else local  # else it would join one that happens to run here
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -117,6 +117,7 @@ def outcomes(run):
     )
 
 
+@pytest.mark.xdist_group("ray")
 def test_a_campaign_outlives_everything_that_its_workers_do(troubled, here, silent):
     """Two Ray workers; 5 baselines, then every kind of trouble, one after the other."""
     troubles = {
@@ -290,6 +291,7 @@ def test_a_failing_pool_says_how_to_go_on(troubled, here, silent, monkeypatch):
 RAY = {"pool": "ray", "count": 2, "threads": 1}
 
 
+@pytest.mark.xdist_group("ray")
 def test_a_batch_systems_sigterm_to_every_process(troubled, here, silent):
     """It ends Ray's own processes too; what was in flight is left for the next start."""
     file = troubled({"all": "slow"}, workers=RAY, budget__evaluations=40)
@@ -309,6 +311,7 @@ def test_a_batch_systems_sigterm_to_every_process(troubled, here, silent):
     assert not any(r["retries"] for r in outcomes(run))
 
 
+@pytest.mark.xdist_group("ray")
 def test_a_lost_node_is_outlived_and_a_lost_head_said(troubled, here, silent):
     """Two nodes on this machine; first the one that is not the head is killed, then the head."""
     from ray.cluster_utils import Cluster

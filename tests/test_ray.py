@@ -13,6 +13,8 @@ from evomerge.recipe import single
 from evomerge.session import run_campaign
 from evomerge.worker import Job
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 # Scores the embeddings' sum. A file named after a trouble makes the next score have it.
 TROUBLE = """
 import os
