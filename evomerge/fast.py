@@ -15,6 +15,7 @@ import torch
 
 from evomerge import kernels
 from evomerge.operators import Masked
+from evomerge.philox import philox_rounds
 
 log = logging.getLogger("evomerge")
 
@@ -135,7 +136,7 @@ def _draws(like: torch.Tensor, k0: torch.Tensor, k1: torch.Tensor) -> torch.Tens
     element = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
     block, lane = element >> 2, element & 3
     zero = torch.zeros_like(block)
-    words = kernels.philox_rounds([block & 0xFFFFFFFF, block >> 32, zero, zero], (k0, k1))
+    words = philox_rounds([block & 0xFFFFFFFF, block >> 32, zero, zero], (k0, k1))
     low = torch.where(lane == 0, words[0], words[1])
     return torch.where(lane < 2, low, torch.where(lane == 2, words[2], words[3]))
 

@@ -1,5 +1,6 @@
 """Where a tensor stands in a model, read off its name: embeddings, layer n, final norm, head."""
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -19,6 +20,7 @@ class Place(NamedTuple):
     layer: int | None
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def place(name: str) -> Place:
     """Return where the tensor `name` of a decoder checkpoint stands."""
     if match := _LAYER.search(name):

@@ -6,6 +6,7 @@ computed once per `Merger` and kept.
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from evomerge import fast, kernels
 from evomerge.checkpoints import Tensor
 from evomerge.errors import BadInput, CandidateFailure, Fault, nearest
 from evomerge.layout import place
+from evomerge.magnitudes import MagnitudeTable, in_bin
 from evomerge.operators import OPERATORS, Masked, Operator
 from evomerge.recipe import Group, Recipe
 from evomerge.sources import Source
@@ -98,7 +100,7 @@ class Merger:
         self._files: dict = {}
         self._on_device: dict[tuple, torch.Tensor] = {}
         self._grams: dict[tuple, np.ndarray] = {}
-        self._tables: dict[tuple, kernels.MagnitudeTable] = {}
+        self._tables: dict[tuple, MagnitudeTable] = {}
         self._thresholds: dict[tuple, float] = {}
 
     def tensor(self, source: str, name: str) -> torch.Tensor:
@@ -114,9 +116,9 @@ class Merger:
             return tensor
         factor = adapter.factors[name]
         dtype = torch.promote_types(tensor.dtype, torch.float32)
-        update = self._stored(factor.b).to(dtype) @ self._stored(factor.a).to(dtype)
-        update = update.T if factor.transposed else update
-        return tensor.to(dtype) + update * factor.scale
+        a, b = self._stored(factor.a).to(dtype), self._stored(factor.b).to(dtype)
+        left, right = (a.T, b.T) if factor.transposed else (b, a)
+        return torch.addmm(tensor.to(dtype), left, right, alpha=factor.scale)
 
     def _stored(self, stored: Tensor) -> torch.Tensor:
         """Read a stored tensor: from the page cache, or from the device if it is another."""
@@ -138,32 +140,29 @@ class Merger:
         """
         operator = plan(recipe)
         dtype = getattr(torch, recipe.dtype)
+        resolved: dict[int, Any] = {}  # of each group: the method's answer, or its values
         for name in self.sources[recipe.sources[0]].tensors:
             group = group_of(recipe, name)
-            merged = self._merge(recipe, operator, group, name, dtype)
+            if id(group) not in resolved:
+                values = _values(recipe, operator, group)
+                resolved[id(group)] = values if operator.needs_gram else operator.function(**values)
+            merged = self._merge(recipe, operator, resolved[id(group)], name, dtype)
             if merged.numel() and not torch.stack(torch.aminmax(merged)).isfinite().all():
                 raise CandidateFailure(f"merged tensor {name} is not finite")
             yield name, merged
 
     def _merge(
-        self, recipe: Recipe, operator: Operator, group: Group, name: str, dtype: torch.dtype
+        self, recipe: Recipe, operator: Operator, how: Any, name: str, dtype: torch.dtype
     ) -> torch.Tensor:
-        values = {
-            p.name: np.asarray(group.values[p.name], float)
-            if p.name in group.values
-            else np.full(len(recipe.models) if p.axis.per_model else (), p.default, float)
-            for p in operator.parameters
-        } | dict(recipe.options)
         based = operator.takes_base and recipe.base is not None
         named = ((recipe.base,) if based else ()) + recipe.models
         tensors = [self.tensor(source, name) for source in named]
         if operator.family == "linear":
-            gram = [self._gram(named, name, tensors, based)] if operator.needs_gram else []
-            coefficients = operator.function(*gram, **values)
+            if operator.needs_gram:
+                how = operator.function(self._gram(named, name, tensors, based), **how)
             if based:
-                coefficients = np.concatenate([[1.0 - coefficients.sum()], coefficients])
-            return self._kernels.weighted_sum(tensors, coefficients, dtype)
-        how = operator.function(**values)
+                how = np.concatenate([[1.0 - how.sum()], how])
+            return self._kernels.weighted_sum(tensors, how, dtype)
         base, *models = tensors
         kept = [self._kept(recipe, how, i, name, base, models) for i in range(len(models))]
         return self._kernels.masked_sum(base, models, how, kept, dtype)
@@ -181,16 +180,29 @@ class Merger:
             return kernels.Kept()
         if how.whole:
             return kernels.Kept(low=self._whole_threshold(recipe.base, source, density))
-        tau = kernels.task_vector(base, models[i])
-        table = self._table(recipe.base, source, name, tau)
+        tensors = base, models[i]
+        key = (recipe.base, source, name)
         if how.thin == "magnitude":
-            return kernels.Kept(low=table.threshold(tau, density))
-        outliers = int(float(how.gamma[i]) * table.size)
-        last = min(int(density * table.size) + outliers, table.size)
+            k = int(density * base.numel())
+            return kernels.Kept(low=self._largest(key, tensors, k))
+        outliers = int(float(how.gamma[i]) * base.numel())
+        last = min(int(density * base.numel()) + outliers, base.numel())
         if last <= outliers:
             return kernels.Kept(low=float("inf"))
-        low = table.largest(tau, last) if last < table.size else 0.0
-        return kernels.Kept(low, table.largest(tau, outliers + 1))
+        low = self._largest(key, tensors, last)
+        return kernels.Kept(low, self._largest(key, tensors, outliers + 1))
+
+    def _largest(self, key: tuple, tensors: tuple[torch.Tensor, torch.Tensor], k: int) -> float:
+        """Return the k-th largest magnitude of a task vector; 0 where all are kept."""
+        if k >= tensors[0].numel():
+            return 0.0
+        if key not in self._tables:
+            self._tables[key] = MagnitudeTable(kernels.task_vector(*tensors))
+        table = self._tables[key]
+        if (*key, k) not in self._thresholds:
+            tau = torch.empty(0) if table.exact else kernels.task_vector(*tensors)
+            self._thresholds[*key, k] = table.largest(tau, k)
+        return self._thresholds[*key, k]
 
     def _variance(
         self, recipe: Recipe, name: str, base: torch.Tensor, models: list, density: float
@@ -199,7 +211,7 @@ class Merger:
         spread = kernels.variance([kernels.task_vector(base, m).float() for m in models])
         key = ("variance", recipe.base, recipe.models, name)
         if key not in self._tables:
-            self._tables[key] = kernels.MagnitudeTable(spread)
+            self._tables[key] = MagnitudeTable(spread)
         k = int(density * int((spread > 0).sum()))
         return 0.0 if density >= 1.0 else self._tables[key].largest(spread, k)
 
@@ -208,14 +220,14 @@ class Merger:
         key = ("whole", base, model, density)
         if key not in self._thresholds:
             names = list(self.sources[base].tensors)
-            tables = [self._table(base, model, n, self._tau(base, model, n)) for n in names]
+            tables = [MagnitudeTable(self._tau(base, model, n)) for n in names]
             table = sum(tables[1:], start=tables[0])
             k = int(density * table.size)
             if k < 1 or k >= table.size or table.exact:
                 found = 0.0 if k >= table.size else table.largest(torch.empty(0), k)
             else:
                 index, rank = table.place(k)
-                inside = [kernels.in_bin(self._tau(base, model, n), index) for n in names]
+                inside = [in_bin(self._tau(base, model, n), index) for n in names]
                 found = float(torch.topk(torch.cat(inside), rank).values[-1])
             self._thresholds[key] = found
         return self._thresholds[key]
@@ -230,10 +242,16 @@ class Merger:
             self._grams[named, name, based] = kernels.gram_matrix(models, base)
         return self._grams[named, name, based]
 
-    def _table(self, base: str, model: str, name: str, tau: torch.Tensor):
-        if (base, model, name) not in self._tables:
-            self._tables[base, model, name] = kernels.MagnitudeTable(tau)
-        return self._tables[base, model, name]
+
+def _values(recipe: Recipe, operator: Operator, group: Group) -> dict[str, Any]:
+    """Return a method's arguments in a group: float64 arrays, and the recipe's options."""
+    values = {
+        p.name: np.asarray(group.values[p.name], float)
+        if p.name in group.values
+        else np.full(len(recipe.models) if p.axis.per_model else (), p.default, float)
+        for p in operator.parameters
+    }
+    return values | dict(recipe.options)
 
 
 def group_of(recipe: Recipe, name: str) -> Group:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from evomerge import fast, kernels
+from evomerge.magnitudes import MagnitudeTable
 from evomerge.operators import Masked
 
 SHAPES = [(), (1,), (17,), (33, 65), (3, 5, 7), (70_001,)]
@@ -67,7 +68,7 @@ def test_masked_sums_have_the_same_bits(compiled, count, dtype, thin, join, norm
             options = {"normalize": normalize, "scale": 1.3, "rescale": True}
             how = Masked(weight, densities, thin, join, **options)
             kept = [
-                kernels.Kept(kernels.MagnitudeTable(t).threshold(t, float(d)), key=(seed, 7))
+                kernels.Kept(MagnitudeTable(t).threshold(t, float(d)), key=(seed, 7))
                 for t, d in zip(taus, densities, strict=True)
             ]
             got = fast.masked_sum(base, models, how, kept, dtype)

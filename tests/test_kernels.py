@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge import kernels
+from evomerge.magnitudes import MagnitudeTable
 from evomerge.operators import OPERATORS, Masked
+from evomerge.philox import philox, philox_rounds
 from evomerge.testing import merge_arrays
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,21 +29,19 @@ FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 )
 def test_philox_gives_the_known_answers_of_random123(counter, key, draws):
     words = [torch.tensor([c], dtype=torch.int64) for c in counter]
-    assert [int(w) for w in kernels.philox_rounds(words, key)] == draws
+    assert [int(w) for w in philox_rounds(words, key)] == draws
 
 
 def test_philox_lanes_are_blocks_of_four():
-    whole = kernels.philox(10, (3, 4))
+    whole = philox(10, (3, 4))
     zero = torch.zeros(1, dtype=torch.int64)
-    block = kernels.philox_rounds([zero + 2, zero, zero, zero], (3, 4))
+    block = philox_rounds([zero + 2, zero, zero, zero], (3, 4))
     assert whole[8:10].tolist() == [int(block[0]), int(block[1])]
 
 
 @given(start=st.integers(0, 40), size=st.integers(0, 40))
 def test_philox_may_start_anywhere(start, size):
-    assert torch.equal(
-        kernels.philox(size, (5, 6), start=start), kernels.philox(90, (5, 6))[start : start + size]
-    )
+    assert torch.equal(philox(size, (5, 6), start=start), philox(90, (5, 6))[start : start + size])
 
 
 @pytest.mark.parametrize("method", OPERATORS.all())
@@ -58,12 +58,13 @@ def test_tiles_change_no_bit(method, monkeypatch):
 
 
 def test_random_masks_are_nested_and_keep_the_density():
-    masks = [kernels.random_mask(100_000, d, (1, 2)) for d in (0.0, 0.1, 0.5, 1.0)]
+    densities = (0.0, 0.1, 0.5, 1.0)
+    masks = [philox(100_000, (1, 2)) < int(d * 2.0**32) for d in densities]
     assert masks[0].sum() == 0 and masks[3].all()
-    for mask, density in zip(masks, (0.0, 0.1, 0.5, 1.0), strict=True):
+    for mask, density in zip(masks, densities, strict=True):
         assert abs(mask.float().mean().item() - density) < 0.006  # 4 standard errors
     assert (masks[1] <= masks[2]).all()
-    assert not torch.equal(masks[2], kernels.random_mask(100_000, 0.5, (1, 3)))
+    assert not torch.equal(masks[2], philox(100_000, (1, 3)) < 2**31)
 
 
 @given(
@@ -76,7 +77,7 @@ def test_random_masks_are_nested_and_keep_the_density():
 def test_threshold_is_the_kth_largest_magnitude(size, density, dtype, seed, coarse):
     tau = torch.randn(size, generator=torch.Generator().manual_seed(seed))
     tau = (tau.round() if coarse else tau).to(FLOATS[dtype])  # rounding makes many ties
-    threshold = kernels.MagnitudeTable(tau).threshold(tau, density)
+    threshold = MagnitudeTable(tau).threshold(tau, density)
     k = int(density * size)
     ranked = tau.float().abs().sort(descending=True).values
     kept = tau.float().abs() >= threshold
@@ -91,7 +92,7 @@ def test_threshold_is_the_kth_largest_magnitude(size, density, dtype, seed, coar
 
 def test_threshold_of_all_zeros_keeps_harmlessly():
     tau = torch.zeros(8)
-    assert kernels.MagnitudeTable(tau).threshold(tau, 0.5) == 0.0
+    assert MagnitudeTable(tau).threshold(tau, 0.5) == 0.0
 
 
 @given(

