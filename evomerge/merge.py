@@ -184,18 +184,20 @@ class Merger:
         key = (recipe.base, source, name)
         if how.thin == "magnitude":
             k = int(density * base.numel())
-            return kernels.Kept(low=self._largest(key, tensors, k))
+            return kernels.Kept(low=self._least(key, tensors, k))
         outliers = int(float(how.gamma[i]) * base.numel())
         last = min(int(density * base.numel()) + outliers, base.numel())
         if last <= outliers:
             return kernels.Kept(low=float("inf"))
-        low = self._largest(key, tensors, last)
+        low = self._least(key, tensors, last)
         return kernels.Kept(low, self._largest(key, tensors, outliers + 1))
 
+    def _least(self, key: tuple, tensors: tuple[torch.Tensor, torch.Tensor], k: int) -> float:
+        """Return the least magnitude kept when the k largest are."""
+        return 0.0 if k >= tensors[0].numel() else self._largest(key, tensors, k)
+
     def _largest(self, key: tuple, tensors: tuple[torch.Tensor, torch.Tensor], k: int) -> float:
-        """Return the k-th largest magnitude of a task vector; 0 where all are kept."""
-        if k >= tensors[0].numel():
-            return 0.0
+        """Return the k-th largest magnitude of a task vector."""
         if key not in self._tables:
             self._tables[key] = MagnitudeTable(kernels.task_vector(*tensors))
         table = self._tables[key]

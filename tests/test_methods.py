@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -39,6 +39,7 @@ def dots(vectors):
     gamma=st.floats(0.0, 1.0),
     elect=st.booleans(),
 )
+@example(seed=0, shape=(1,), density=1.0, gamma=0.0, elect=False)
 def test_breadcrumbs(seed, shape, density, gamma, elect):
     base, models, taus = arrays(seed, shape, 3)
     weight = (0.5, 1.0, -0.7)
