@@ -185,26 +185,27 @@ class Runner:
             if label not in there:
                 recipe_id = recipe.id(self.campaign.worker.hashes)
                 self.archive.add_baseline(recipe_id, recipe.to_json(), label)
-        self._score_all("baseline")
+        self._score_all(self._waiting("baseline"), self._submit)
 
     def _score_adopted(self) -> None:
         """Score what the campaign begins with; the controller hears of it before its first ask."""
         if self.campaign.adopted and not self.archive.proposed():
-            there = {c.label for c in self.archive.candidates("origin = 'adopted'")}
             rows = []
             for label, genome in self.campaign.adopted:
                 recipe = self.campaign.space.decode(genome)
                 hashes = self.campaign.worker.hashes
                 rows.append((label, genome, recipe.id(hashes), recipe.to_json()))
-            self.archive.add_adopted([row for row in rows if row[0] not in there])
-        self._score_all("adopted")
+            self.archive.add_adopted(rows)
+        self._score_all(self._waiting("adopted"), self._submit)
 
-    def _score_all(self, origin: str) -> None:
-        """Score the candidates of one origin that have no outcome; return when all have."""
-        waiting = [c for c in self.archive.unfinished() if c.origin == origin]
+    def _waiting(self, origin: str) -> list[Candidate]:
+        return [c for c in self.archive.unfinished() if c.origin == origin]
+
+    def _score_all(self, waiting: list[Candidate], submit: Callable[[Candidate], None]) -> None:
+        """Submit candidates as workers are free; return when all are done, or at a stop."""
         while (waiting and not self.stop) or self.pool.busy:
             while waiting and self.pool.idle and not self.stop:
-                self._submit(waiting.pop(0))
+                submit(waiting.pop(0))
             self._wait()
 
     def _baselines_scored(self) -> list[tuple[Candidate, dict[str, float]]]:
@@ -359,12 +360,9 @@ class Runner:
         if not any(split.heldout for split in self.campaign.splits.values()):
             return
         done = self.archive.finals_done()
-        waiting = [c for c in self.finalists() if c not in done]
-        while (waiting and not self.stop) or self.pool.busy:
-            while waiting and self.pool.idle and not self.stop:
-                (candidate,) = self.archive.candidates("id = ?", (waiting.pop(0),))
-                self.pool.submit(Job(candidate.id, candidate.recipe, "heldout"))
-            self._wait()
+        left = [i for i in self.finalists() if i not in done]
+        waiting = [c for i in left for c in self.archive.candidates("id = ?", (i,))]
+        self._score_all(waiting, lambda c: self.pool.submit(Job(c.id, c.recipe, "heldout")))
 
     def finalists(self) -> list[int]:
         """Return the baselines, the best, and up to `finals` of the front.

@@ -159,6 +159,8 @@ def _call(function: Callable, *arguments: object) -> torch.Tensor | None:
         _COMPILED[function] = torch.compile(function, dynamic=True, fullgraph=True)
     try:
         return _COMPILED[function](*arguments)
+    except torch.OutOfMemoryError:
+        raise  # the candidate's trouble, not the compiler's
     except Exception as error:  # a missing compiler shows in many ways
         _broken = True
         log.warning("merging in eager torch, which is slower: %s", str(error).strip()[:200])

@@ -140,6 +140,7 @@ class Merger:
         """
         operator = plan(recipe)
         dtype = getattr(torch, recipe.dtype)
+        self._thresholds.clear()  # of the recipe before: densities seldom come again
         resolved: dict[int, Any] = {}  # of each group: the method's answer, or its values
         for name in self.sources[recipe.sources[0]].tensors:
             group = group_of(recipe, name)
@@ -201,10 +202,7 @@ class Merger:
         if key not in self._tables:
             self._tables[key] = MagnitudeTable(kernels.task_vector(*tensors))
         table = self._tables[key]
-        if (*key, k) not in self._thresholds:
-            tau = torch.empty(0) if table.exact else kernels.task_vector(*tensors)
-            self._thresholds[*key, k] = table.largest(tau, k)
-        return self._thresholds[*key, k]
+        return table.largest(torch.empty(0) if table.exact else kernels.task_vector(*tensors), k)
 
     def _variance(
         self, recipe: Recipe, name: str, base: torch.Tensor, models: list, density: float
@@ -222,8 +220,10 @@ class Merger:
         key = ("whole", base, model, density)
         if key not in self._thresholds:
             names = list(self.sources[base].tensors)
-            tables = [MagnitudeTable(self._tau(base, model, n)) for n in names]
-            table = sum(tables[1:], start=tables[0])
+            if key[:3] not in self._tables:
+                first, *others = (MagnitudeTable(self._tau(base, model, n)) for n in names)
+                self._tables[key[:3]] = sum(others, start=first)
+            table = self._tables[key[:3]]
             k = int(density * table.size)
             if k < 1 or k >= table.size or table.exact:
                 found = 0.0 if k >= table.size else table.largest(torch.empty(0), k)

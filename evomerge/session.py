@@ -89,11 +89,7 @@ class _Before(NamedTuple):
     state: str = ""
     proposed: int = 0
     seconds: float = 0.0
-
-    @property
-    def fresh(self) -> bool:
-        """Whether the controller has not yet been asked."""
-        return not self.proposed
+    fresh: bool = True  # nothing was adopted or proposed yet
 
 
 def _before(directory: Path) -> _Before:
@@ -103,9 +99,9 @@ def _before(directory: Path) -> _Before:
         begun = archive.campaign
         if begun is None:
             return _Before(directory)
-        return _Before(
-            directory, begun["plan"], begun["state"], archive.proposed(), archive.seconds
-        )
+        proposed = archive.proposed()
+        fresh = not proposed and not archive.candidates("origin = 'adopted'")
+        return _Before(directory, begun["plan"], begun["state"], proposed, archive.seconds, fresh)
 
 
 def _finished(before: _Before, plan: dict, file: str) -> bool:
