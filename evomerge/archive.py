@@ -304,16 +304,26 @@ class Archive:
             )
             self._event("tell", candidate)
 
-    def record_retry(self, candidate: int, reason: str) -> int:
-        """Record that a worker died under a candidate; return how many did on this split."""
+    def record_retry(self, candidate: int, reason: str, blamed: bool = True) -> tuple[int, int]:
+        """Record that a candidate lost its worker.
+
+        Args:
+            candidate: its number.
+            reason: in one line.
+            blamed: whether the candidate may have killed it; a node's death is not its doing.
+
+        Returns:
+            How many workers it is blamed for on this split, and how many it lost in all.
+        """
         with self.db.atomic():
-            self._event("retry", candidate, note=reason)
+            self._event("retry", candidate, n=int(blamed), note=reason)
             sql = (
-                "SELECT COUNT(*) AS n FROM events WHERE candidate_id = ? AND kind = 'retry' AND"
-                " seq > (SELECT COALESCE(MAX(seq), 0) FROM events WHERE candidate_id = ?"
-                " AND kind = 'tell')"
+                "SELECT COALESCE(SUM(COALESCE(n, 1)), 0) AS blamed, COUNT(*) AS lost FROM events"
+                " WHERE candidate_id = ? AND kind = 'retry' AND seq > (SELECT COALESCE(MAX(seq), 0)"
+                " FROM events WHERE candidate_id = ? AND kind = 'tell')"
             )
-            return self._query(sql, (candidate, candidate))[0]["n"]
+            (row,) = self._query(sql, (candidate, candidate))
+            return row["blamed"], row["lost"]
 
     def forget_baselines(self) -> None:
         """Take back the outcomes of the baselines, all of which failed, to score them again."""

@@ -29,6 +29,7 @@ from evomerge.worker import Job, WorkerPlan
 log = logging.getLogger("evomerge")
 
 _DEATHS_ALLOWED = 1  # a candidate that kills its worker once more than this has failed
+_LOSSES_ALLOWED = 9  # nodes may die by themselves, but one that outlives none would go on for ever
 _SAME_FAILURES = 20  # in a row, after which the campaign stops
 _HEARTBEAT = 1.0  # seconds between looks at the clock and at a request to stop
 
@@ -305,12 +306,15 @@ class Runner:
                 "candidate %d: left for the next start: %s", event.job.candidate, event.reason
             )
         elif isinstance(event, Lost):
-            deaths = self.archive.record_retry(event.job.candidate, event.reason)
             log.warning("candidate %d: its worker was lost: %s", event.job.candidate, event.reason)
-            if deaths <= _DEATHS_ALLOWED:
+            deaths, losses = self.archive.record_retry(
+                event.job.candidate, event.reason, event.blamed
+            )
+            if deaths <= _DEATHS_ALLOWED and losses <= _LOSSES_ALLOWED:
                 self.pool.submit(event.job)
             else:
-                reason = f"killed its worker {deaths} times: {event.reason}"
+                verb, times = ("killed", deaths) if deaths > _DEATHS_ALLOWED else ("lost", losses)
+                reason = f"{verb} its worker {times} times: {event.reason}"
                 event = Finished(event.job, Outcome("failed", reason))
         if isinstance(event, Finished):
             if event.outcome.status != "ok":

@@ -26,10 +26,14 @@ class Finished(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A job whose worker died; it is nobody's outcome yet."""
+    """A job whose worker died; it is nobody's outcome yet.
+
+    `blamed` is False where the worker's node or the way to it was lost, not its process alone.
+    """
 
     job: Job
     reason: str
+    blamed: bool = True
 
 
 class _Actor:
@@ -234,10 +238,13 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             if isinstance(error, SourceChanged):
                 raise SourceChanged(str(_cause(error))) from None
-            # evaluate() catches what a candidate does wrong: this is the worker's death.
+            # evaluate() catches what a candidate does wrong: this is the worker's death. A
+            # living node tells of a process that died; of a dead one Ray says so, or nothing.
+            unreachable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
+            blamed = not unreachable and "node has died" not in str(error)
             self._ray.kill(worker)
             self._start()
-            return Lost(job, one_line(_cause(error)))
+            return Lost(job, one_line(_cause(error)), blamed)
         self._free.append(worker)
         self._dispatch()
         return Finished(job, outcome)

@@ -134,8 +134,9 @@ def test_a_copy_has_the_earlier_outcome_and_is_not_on_the_front_twice():
 def test_retries_are_counted_and_finals_kept_apart():
     archive = fresh()
     (candidate,) = propose(archive, "r")
-    assert archive.record_retry(candidate, "gone") == 1
-    assert archive.record_retry(candidate, "gone") == 2
+    assert archive.record_retry(candidate, "gone") == (1, 1)
+    assert archive.record_retry(candidate, "its node is gone", blamed=False) == (1, 2)
+    assert archive.record_retry(candidate, "gone") == (2, 3)
     archive.record(candidate, ok(1, 1), 0.1)
     archive.record_final(candidate, ok(5, 5))
     assert archive.finals_done() == {candidate}

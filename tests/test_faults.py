@@ -342,3 +342,5 @@ def test_a_lost_node_is_outlived_and_a_lost_head_said(troubled, here, silent):
     assert len(after) == proposed + 2 and all(row[2] for row in after)
     assert [row for row in after if row in before] == before
     assert not [r for r in outcomes(run) if r["status"] != "ok"]
+    retries = Archive(run / "archive.db").db.query("SELECT n, note FROM events WHERE kind='retry'")
+    assert not [r for r in retries if r["n"]], "a node's death is no candidate's doing"
