@@ -1,33 +1,63 @@
 """How long a merge takes against the time that its bytes alone would take.
 
-    python benchmarks/materialize.py --model benchmarks/smollm2/models/base --experts 3
+    python benchmarks/materialize.py --sizes 25M 135M --threads 1 2
+    python benchmarks/materialize.py --model benchmarks/smollm2/models/base
 
-Experts are the model plus noise, in bfloat16. The limit is (sources read once + output written
-once) / copy bandwidth, both measured in this run, sources in the page cache. `merge` streams into
-live tensors; `with checksum` is what a worker does. Tables and masks' tables are made beforehand.
+Sources are a Llama of random weights (or a model of yours) and experts that are it plus noise,
+in bfloat16, in the page cache. `merge` overwrites a live model in bfloat16, checksum included, as
+a worker does for every candidate. The limit is (sources read once + output written once) / the
+bandwidth of a copy on as many threads, measured in this run. `first` is the first candidate's,
+tables included; `kept` is what is kept in memory from then on, the sources not counted.
 """
 
 import argparse
 import os
-import shutil
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 
-from evomerge.merge import Checksum, Merger
+from evomerge import native
+from evomerge.merge import Merger
 from evomerge.operators import OPERATORS
 from evomerge.sources import digest, open_source
 from evomerge.testing import recipe_of
 
+SHAPES = {  # hidden size, layers, heads, key-value heads, width of the MLP, vocabulary
+    "25M": (384, 12, 6, 2, 1024, 16384),
+    "135M": (576, 30, 9, 3, 1536, 49152),
+}
+
+
+def make_model(size: str, folder: Path) -> Path:
+    """Write a Llama of random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, layers, heads, shared, width, vocabulary = SHAPES[size]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=shared,
+        intermediate_size=width,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
 
 def make_expert(base: Path, folder: Path, seed: int) -> Path:
-    shutil.copytree(base, folder)
+    """Write `base` plus noise of a twentieth of each tensor's deviation."""
+    folder.mkdir()
+    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
     generator = torch.Generator().manual_seed(seed)
-    tensors = load_file(folder / "model.safetensors")
+    tensors = load_file(base / "model.safetensors")
     for name, tensor in tensors.items():
         wide = tensor.float()
         noise = torch.randn(wide.shape, generator=generator) * (0.05 * float(wide.std()) + 1e-4)
@@ -51,47 +81,55 @@ def bandwidth() -> float:
     return 2 * source.numel() / best_of(5, lambda: target.copy_(source))
 
 
+def rows_of(paths: list[Path], methods: list[str], times: int) -> list[list]:
+    opened = {p.name: open_source(str(p)) for p in paths}
+    base = opened[paths[0].name]
+    hashes = {n: digest(s).sha256 for n, s in opened.items()}
+    live = {n: torch.empty(t.shape, dtype=torch.bfloat16) for n, t in base.tensors.items()}
+    for tensor in live.values():
+        tensor.zero_()
+    size, speed, rows = sum(t.nbytes for t in live.values()), bandwidth(), []
+    native.library()
+    for method in methods:
+        merger = Merger(opened, hashes)
+        count = OPERATORS.get(method).models or len(paths) - 1
+        recipe = recipe_of(method, [p.name for p in paths[1 : count + 1]], paths[0].name)
+        if "density" in OPERATORS.get(method).parameter:
+            recipe = recipe_of(
+                method, [p.name for p in paths[1 : count + 1]], paths[0].name, density=0.5
+            )
+        recipe = replace(recipe, dtype="bfloat16")
+        first = best_of(1, lambda m=merger, r=recipe: m.fill(r, live))
+        merge = best_of(times, lambda m=merger, r=recipe: m.fill(r, live))
+        moved = (len(recipe.models) + (recipe.base is not None) + 1) * size
+        limit, kept = moved / speed, merger.bytes_kept()
+        rows.append([method, merge, moved / merge / 1e9, limit / merge, first, kept / 1e6])
+    print(f"{torch.get_num_threads()} threads, copy {speed / 1e9:.1f} GB/s, {size / 1e6:.0f} MB")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--sizes", nargs="+", default=["25M", "135M"], choices=SHAPES)
     parser.add_argument("--experts", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=sorted(OPERATORS.all()))
-    parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--times", type=int, default=7)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count()])
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [shutil.copytree(options.model, Path(folder) / "base")]
-        paths += [
-            make_expert(paths[0], Path(folder) / f"expert{i}", i) for i in range(options.experts)
-        ]
-        opened = {p.name: open_source(str(p)) for p in paths}
-        merger = Merger(opened, {n: digest(s).sha256 for n, s in opened.items()})
-        live = {n: merger.tensor("base", n).clone() for n in opened["base"].tensors}
-        size = sum(t.nbytes for t in live.values())
-        speed = bandwidth()
-        rows = []
-        for method in options.methods:
-            recipe = recipe_of(method, [p.name for p in paths[1:]], "base", density=0.5)
-            recipe = type(recipe)(**(vars(recipe) | {"dtype": opened["base"].dtype}))
-
-            def merge(recipe=recipe, checksum=None):
-                for name, tensor in merger.stream(recipe):
-                    if checksum is not None:
-                        checksum.update(name, tensor)
-                    live[name].copy_(tensor)
-
-            merge()
-            limit = (len(recipe.models) + (recipe.base is not None) + 1) * size / speed
-            plain = best_of(options.times, merge)
-            whole = best_of(options.times, lambda merge=merge: merge(checksum=Checksum()))
-            rows.append([method, len(recipe.models), limit, plain, whole, plain / limit])
-    print(
-        f"{options.threads} threads; {size / 1e6:.0f} MB a model; copy {speed / 1e9:.1f} GB/s"
-        " (read + write)"
-    )
-    headers = ["method", "models", "limit (s)", "merge (s)", "with checksum (s)", "merge / limit"]
-    print(tabulate(rows, headers=headers, floatfmt=("", "", ".3f", ".3f", ".3f", ".1f")))
+    headers = ["method", "merge (s)", "GB/s", "of copy's", "first (s)", "kept (MB)"]
+    formats = ("", ".4f", ".1f", ".2f", ".2f", ".1f")
+    for size in [None] if options.model else options.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            base = options.model or make_model(size, Path(folder) / "base")
+            paths = [base] + [
+                make_expert(base, Path(folder) / f"expert{i}", i) for i in range(options.experts)
+            ]
+            for threads in options.threads:
+                torch.set_num_threads(threads)
+                print(f"\n{size or base}: base and {options.experts} experts, ", end="")
+                rows = rows_of(paths, options.methods, options.times)
+                print(tabulate(rows, headers=headers, floatfmt=formats))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from evomerge.card import model_card
 from evomerge.checkpoints import DTYPES, SIZE, Tensor
 from evomerge.errors import BadInput, Fault
 from evomerge.export import merge_to
+from evomerge.machine import cache_folder
 from evomerge.recipe import Group, Recipe, from_json
-from evomerge.sources import Source, cache_folder, digest, moved_faults, open_source
+from evomerge.sources import Source, digest, moved_faults, open_source
 from evomerge.spaces import quantize
 from evomerge.views import open_run, pick
 

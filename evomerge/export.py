@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 
 from evomerge.checkpoints import DTYPES, SIZE
+from evomerge.checksum import Checksum
 from evomerge.errors import BadInput, EvomergeError, Fault
-from evomerge.merge import Checksum, Merger, plan
+from evomerge.merge import Merger, plan
 from evomerge.mergekit import to_mergekit
 from evomerge.recipe import Recipe
 from evomerge.sources import Source, digest, mismatches, open_source

@@ -1,9 +1,9 @@
-"""The kernels compiled: one fused pass over memory where eager torch makes many.
+"""The kernels compiled for a GPU: one fused pass over memory where eager torch makes many.
 
-What is compiled (torch.compile, that is C++ on a CPU and Triton on a GPU) says the same as
-`kernels.py`, operation by operation, and no product is contracted with a sum, so the bits are
-the same. Compiling takes seconds and is kept in torch's own cache; a machine without a compiler
-says so once and goes on in eager torch.
+What torch.compile makes of it (Triton on a GPU; C++ on a processor, where `native` is quicker)
+says the same as `kernels.py`, operation by operation, and no product is contracted with a sum,
+so the bits are the same. Compiling takes seconds and is kept in torch's own cache; a machine
+without a compiler says so once and goes on in eager torch.
 """
 
 import logging
@@ -52,11 +52,12 @@ def masked_sum(
     ours = how.thin in ("magnitude", "band", "random") and how.join in ("sum", "elect")
     if wide or not ours or base.numel() < SMALLEST:
         return kernels.masked_sum(base, tensors, how, kept, dtype)
-    densities = [min(float(d), 1.0) for d in how.density]
+    chances = [kernels.keep_by_chance(density, how) for density in how.density]
     rows = [
-        (float(w), k.low, k.high, d) for w, k, d in zip(how.weight, kept, densities, strict=True)
+        (float(weight), k.low, k.high, inverse)
+        for weight, k, (_, inverse) in zip(how.weight, kept, chances, strict=True)
     ]
-    keys = [(*k.key, int(d * 2.0**32)) for k, d in zip(kept, densities, strict=True)]
+    keys = [(*(k.key or (0, 0)), t) for k, (t, _) in zip(kept, chances, strict=True)]
     found = _call(
         _masked,
         base.reshape(-1),
@@ -64,7 +65,7 @@ def masked_sum(
         torch.tensor(rows, dtype=torch.float32, device=base.device),
         torch.tensor(keys, dtype=torch.int64, device=base.device),
         torch.tensor(float(how.scale), dtype=torch.float32, device=base.device),
-        _How(how.thin == "random", how.rescale, how.join == "elect", how.normalize),
+        _How(how.thin == "random", how.join == "elect", how.normalize),
         dtype,
     )
     if found is None:
@@ -85,7 +86,6 @@ class _How(NamedTuple):
     """What is compiled in."""
 
     random: bool
-    rescale: bool
     elect: bool
     normalize: bool
 
@@ -99,17 +99,15 @@ def _masked(
     how: _How,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The eager kernel's steps; rows of `scalars` are weight, low, high, density of a model."""
+    """The eager kernel's steps; rows of `scalars` are weight, low, high, inverse of a model."""
     origin = base.to(torch.float32)
     parts = []
     for i, tensor in enumerate(tensors):
-        weight, low, high, density = scalars[i, 0], scalars[i, 1], scalars[i, 2], scalars[i, 3]
+        weight, low, high, inverse = scalars[i, 0], scalars[i, 1], scalars[i, 2], scalars[i, 3]
         tau = tensor.to(torch.float32) - origin
         tau = _to_bfloat16(tau) if base.dtype == torch.bfloat16 else tau
         if how.random:
-            tau = tau * (_draws(base, keys[i, 0], keys[i, 1]) < keys[i, 2])
-            if how.rescale:
-                tau = torch.where(density > 0, tau / density, tau)
+            tau = tau * (_draws(base, keys[i, 0], keys[i, 1]) < keys[i, 2]) * inverse
         else:
             size = tau.abs()
             tau = tau * ((size >= low) & (size <= high))
@@ -132,13 +130,15 @@ def _masked(
 
 
 def _draws(like: torch.Tensor, k0: torch.Tensor, k1: torch.Tensor) -> torch.Tensor:
-    """The draws of `kernels.philox`, each element making its own block of four."""
+    """The draws of `philox`, each element making its own block of eight."""
     element = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
-    block, lane = element >> 2, element & 3
+    within = element & 127
+    block, lane = (element >> 7) * 16 + (within & 15), within >> 4
     zero = torch.zeros_like(block)
     words = philox_rounds([block & 0xFFFFFFFF, block >> 32, zero, zero], (k0, k1))
-    low = torch.where(lane == 0, words[0], words[1])
-    return torch.where(lane < 2, low, torch.where(lane == 2, words[2], words[3]))
+    low = torch.where(lane < 2, words[0], words[1])
+    word = torch.where(lane < 4, low, torch.where(lane < 6, words[2], words[3]))
+    return (word >> ((lane & 1) * 16)) & 0xFFFF
 
 
 def _to_bfloat16(x: torch.Tensor) -> torch.Tensor:

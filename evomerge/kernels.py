@@ -14,6 +14,8 @@ from evomerge.operators import Masked
 from evomerge.philox import philox
 
 TILE = 1 << 18  # elements worked on at a time: a few float32 tiles stay in the cache
+CHANCES = 1 << 16  # a random draw is one of these
+LEVELS = 256  # of magnitude in a row, for probabilities that hang on it
 
 
 def weighted_sum(
@@ -56,11 +58,18 @@ def _tiled(
 
 
 class Kept(NamedTuple):
-    """What thinning one task vector needs beside it: magnitudes' bounds, or a generator's key."""
+    """What thinning one task vector needs beside it.
+
+    Attributes:
+        low, high: the magnitudes kept; of a variance, the least.
+        key: of the random generator.
+        levels: uint8, of the base's size: every element's rank (see `rank_levels`).
+    """
 
     low: float = 0.0
     high: float = float("inf")
-    key: tuple[int, int] = (0, 0)
+    key: tuple[int, int] | None = None
+    levels: torch.Tensor | None = None
 
 
 def masked_sum(
@@ -84,22 +93,13 @@ def masked_sum(
     """
     wide = _accumulator([base, *tensors])
     flat, models = base.reshape(-1), [t.reshape(-1) for t in tensors]
-    chances = [None] * len(models)
-    if how.thin == "ranked":
-        chances = [
-            rank_chances(task_vector(base, t), float(how.density[i]), how.epsilon).reshape(-1)
-            for i, t in enumerate(tensors)
-        ]
 
     def thinned(start: int, stop: int) -> list[torch.Tensor]:
         taus = [task_vector(flat[start:stop], m[start:stop]).to(wide) for m in models]
         if how.thin in ("variance", "votes"):
             mask = _agreed(taus, how, kept)
             return [tau * mask for tau in taus]
-        return [
-            _thinned(tau, how, i, kept[i], start, None if c is None else c[start:stop])
-            for i, (tau, c) in enumerate(zip(taus, chances, strict=True))
-        ]
+        return [_thinned(tau, how, i, kept[i], start) for i, tau in enumerate(taus)]
 
     weights = [float(w) for w in how.weight]
     if how.energy:
@@ -133,62 +133,85 @@ def _joined(parts: list[torch.Tensor], weights: list[float], how: Masked) -> tor
     return total / divisor.where(divisor > 0, 1.0) if how.normalize else total
 
 
-def _thinned(
-    tau: torch.Tensor,
-    how: Masked,
-    i: int,
-    kept: Kept,
-    start: int,
-    chance: torch.Tensor | None,
-) -> torch.Tensor:
+def _thinned(tau: torch.Tensor, how: Masked, i: int, kept: Kept, start: int) -> torch.Tensor:
     """Thin a tile of tau_i that begins at element `start`."""
-    density = float(how.density[i])
     if how.thin in ("magnitude", "band"):
         if kept.low == 0.0 and kept.high == float("inf"):
             return tau
         size = tau.abs()
         return tau * ((size >= kept.low) & (size <= kept.high))
-    if density >= 1.0:
-        return tau
     draws = philox(tau.numel(), kept.key, tau.device, start)
     if how.thin == "random":
-        thinned = tau * (draws < int(density * 2.0**32))
-        return thinned / density if how.rescale and density > 0.0 else thinned
-    mask = draws < (chance * 2.0**32).long()
-    return tau * mask / chance.clamp(min=2.0**-32).to(tau.dtype) if how.rescale else tau * mask
+        threshold, inverse = keep_by_chance(how.density[i], how)
+        return tau * (draws < threshold) * inverse
+    level = kept.levels.reshape(-1)[start : start + tau.numel()].long()
+    thresholds, inverses = (
+        torch.from_numpy(x.astype(kind)).to(tau.device)[level]
+        for x, kind in zip(keep_by_rank(how.density[i], how), (np.int64, np.float32), strict=True)
+    )
+    return tau * (draws < thresholds) * inverses
 
 
-def rank_chances(tau: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
-    """Return float64 probabilities rising with the rank of |tau| in its row (last dimension).
+def keep_by_chance(density: float, how: Masked) -> tuple[int, float]:
+    """Return below which of 2^16 draws an element is kept, and by what it is multiplied then.
+
+    The inverse of the probability as the draws have it, where `how` asks to rescale.
+    """
+    threshold = int(min(float(density), 1.0) * CHANCES)
+    return threshold, CHANCES / threshold if how.rescale and threshold else 1.0
+
+
+def keep_by_rank(density: float, how: Masked) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same for the 256 levels of magnitude in a row, (256,) uint32 and float32.
 
     density - epsilon for the smallest, density + epsilon for the largest, clipped to [0, 1];
-    equals are ranked in their order. A row of one element has `density` (DELLA,
-    arXiv:2406.11617, section 3).
+    a density of 1 keeps everything (DELLA, arXiv:2406.11617, section 3).
     """
-    rows = tau.abs().reshape(-1, tau.shape[-1] if tau.dim() else 1)
-    n = rows.shape[1]
+    spread = how.epsilon if density < 1.0 else 0.0
+    chance = density + spread * np.linspace(-1.0, 1.0, LEVELS)
+    thresholds = (np.clip(chance, 0.0, 1.0) * CHANCES).astype(np.uint32)
+    inverses = np.ones(LEVELS, np.float32)
+    if how.rescale:
+        np.divide(CHANCES, thresholds, out=inverses, where=thresholds > 0, casting="same_kind")
+    return thresholds, inverses
+
+
+def rank_levels(tau: torch.Tensor) -> torch.Tensor:
+    """Return uint8 ranks of |tau| in its row (last dimension), from 0 for the smallest to 255.
+
+    The nearest of 256 levels; equals are ranked in their order. A row of one element has 128.
+    """
+    n = tau.shape[-1] if tau.dim() else 1
+    if n <= 1 or not tau.numel():
+        return torch.full(tau.shape, LEVELS // 2, dtype=torch.uint8, device=tau.device)
+    rows = tau.abs().reshape(-1, n)
     order = rows.argsort(dim=1, stable=True)
-    rank = torch.empty_like(order)
-    rank.scatter_(1, order, torch.arange(n, device=tau.device).expand_as(order).contiguous())
-    step = 2.0 * epsilon / (n - 1) if n > 1 else 0.0
-    start = density - epsilon if n > 1 else density
-    return (start + step * rank.double()).clamp(0.0, 1.0).view_as(tau)
+    steps = torch.arange(n, device=tau.device)
+    level = ((steps * (LEVELS - 1) + (n - 1) // 2) // (n - 1)).to(torch.uint8)
+    levels = torch.empty(rows.shape, dtype=torch.uint8, device=tau.device)
+    return levels.scatter_(1, order, level.expand_as(order).contiguous()).view_as(tau)
 
 
 def _agreed(taus: list[torch.Tensor], how: Masked, kept: list[Kept]) -> torch.Tensor:
     """Return the mask that all models share."""
     if how.thin == "variance":
         return variance(taus) >= kept[0].low
-    total = torch.stack(taus).sum(0)
-    votes = torch.zeros_like(total)
+    total, votes = torch.zeros_like(taus[0]), torch.zeros_like(taus[0])
+    for tau in taus:
+        total += tau
     for tau, threshold in zip(taus, how.threshold, strict=True):
         votes += tau.abs() > (total - tau).abs() * float(threshold)
     return votes >= float(how.least)
 
 
 def variance(taus: list[torch.Tensor]) -> torch.Tensor:
-    """Return the variance of n tensors across them (divided by n), float32 or float64."""
-    return torch.stack(taus).var(0, unbiased=False)
+    """Return the variance of n tensors across them (divided by n), float32 or float64.
+
+    0 where all are equal: they are taken from the first.
+    """
+    apart = [tau - taus[0] for tau in taus]
+    mean = sum(apart[1:], start=apart[0]) / len(taus)
+    return sum((a - mean) ** 2 for a in apart) / len(taus)
 
 
 def _largest(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a campaign runs on, for its provenance."""
+"""What a campaign runs on: its provenance, and where it keeps what can be made again."""
 
 import contextlib
 import functools
@@ -7,6 +7,7 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 
 _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "cma", "numpy", "ray", "optuna")
 
@@ -22,6 +23,12 @@ def machine() -> dict:
         "cores": os.cpu_count(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the folder under `$XDG_CACHE_HOME/evomerge` for what can be made again."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "evomerge" / kind
 
 
 def _versions() -> dict[str, str]:

@@ -1,28 +1,23 @@
-"""From a recipe to a stream of merged tensors, which goes into a live model or a directory.
+"""From a recipe to merged tensors: one after the other, or all at once into a live model."""
 
-What does not depend on the genome (Gram matrices, magnitude tables) is
-computed once per `Merger` and kept.
-"""
-
-import hashlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import xxhash
 from safetensors import safe_open
 
-from evomerge import fast, kernels
+from evomerge import fast, kernels, native
 from evomerge.checkpoints import Tensor
+from evomerge.checksum import tile_digests
 from evomerge.errors import BadInput, CandidateFailure, Fault, nearest
 from evomerge.layout import place
-from evomerge.magnitudes import MagnitudeTable, in_bin
 from evomerge.operators import OPERATORS, Masked, Operator
+from evomerge.precomputed import Precomputed
 from evomerge.recipe import Group, Recipe
 from evomerge.sources import Source
 
-COMPILE_FROM = 20_000_000  # parameters; smaller models are merged before anything is compiled
+COMPILE_FROM = 20_000_000  # parameters; on a GPU smaller models are merged before a kernel compiles
 
 
 def plan(recipe: Recipe, file: str = "recipe") -> Operator:
@@ -79,7 +74,8 @@ class Merger:
     """Merges recipes over one set of opened sources, again and again.
 
     Weights are read through the operating system's page cache, which the workers of a node
-    share; on a GPU each source is copied to it once.
+    share; on a GPU each source is copied to it once. What does not depend on the genome is
+    computed once and kept.
     """
 
     def __init__(
@@ -96,12 +92,16 @@ class Merger:
         """
         self.sources, self.hashes, self.device = dict(sources), dict(hashes), torch.device(device)
         size = sum(t.elements for t in next(iter(self.sources.values())).tensors.values())
-        self._kernels = fast if size >= COMPILE_FROM else kernels
+        compiled = self.device.type != "cpu" and size >= COMPILE_FROM
+        self._kernels = fast if compiled else kernels
         self._files: dict = {}
         self._on_device: dict[tuple, torch.Tensor] = {}
-        self._grams: dict[tuple, np.ndarray] = {}
-        self._tables: dict[tuple, MagnitudeTable] = {}
-        self._thresholds: dict[tuple, float] = {}
+        self._known = Precomputed(self.sources, self.hashes, self.tensor)
+        self._batches: dict[tuple, tuple[Mapping[str, torch.Tensor], native.Batch]] = {}
+
+    def bytes_kept(self) -> int:
+        """Return the memory that what is computed once takes, sources not counted."""
+        return self._known.nbytes + sum(batch.nbytes for _, batch in self._batches.values())
 
     def tensor(self, source: str, name: str) -> torch.Tensor:
         """Return one tensor of a source on the merger's device.
@@ -132,127 +132,152 @@ class Merger:
             tensor = self._on_device[where] = tensor.to(self.device)
         return tensor
 
-    def stream(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (name, merged tensor) in canonical order, in the recipe's dtype.
+    def stream(
+        self, recipe: Recipe, names: Iterable[str] | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, merged tensor) in canonical order, or that of `names`, in its dtype.
 
         Raises:
             CandidateFailure: a merged tensor is not finite, or no group holds a tensor.
         """
-        operator = plan(recipe)
-        dtype = getattr(torch, recipe.dtype)
-        self._thresholds.clear()  # of the recipe before: densities seldom come again
-        resolved: dict[int, Any] = {}  # of each group: the method's answer, or its values
-        for name in self.sources[recipe.sources[0]].tensors:
-            group = group_of(recipe, name)
-            if id(group) not in resolved:
-                values = _values(recipe, operator, group)
-                resolved[id(group)] = values if operator.needs_gram else operator.function(**values)
-            merged = self._merge(recipe, operator, resolved[id(group)], name, dtype)
-            if merged.numel() and not torch.stack(torch.aminmax(merged)).isfinite().all():
-                raise CandidateFailure(f"merged tensor {name} is not finite")
-            yield name, merged
+        resolved = _resolve(recipe)
+        self._known.forget_thresholds()
+        tensors = self.sources[recipe.sources[0]].tensors
+        for name in tensors if names is None else names:
+            out = torch.empty(tensors[name].shape, dtype=resolved.dtype, device=self.device)
+            if not self._natively(resolved, {name: out}):
+                out = self._merge(resolved, name)
+                if out.numel() and not torch.stack(torch.aminmax(out)).isfinite().all():
+                    raise CandidateFailure(f"merged tensor {name} is not finite")
+            yield name, out
 
-    def _merge(
-        self, recipe: Recipe, operator: Operator, how: Any, name: str, dtype: torch.dtype
-    ) -> torch.Tensor:
-        based = operator.takes_base and recipe.base is not None
-        named = ((recipe.base,) if based else ()) + recipe.models
-        tensors = [self.tensor(source, name) for source in named]
-        if operator.family == "linear":
-            if operator.needs_gram:
-                how = operator.function(self._gram(named, name, tensors, based), **how)
-            if based:
-                how = np.concatenate([[1.0 - how.sum()], how])
-            return self._kernels.weighted_sum(tensors, how, dtype)
-        base, *models = tensors
-        kept = [self._kept(recipe, how, i, name, base, models) for i in range(len(models))]
-        return self._kernels.masked_sum(base, models, how, kept, dtype)
+    def fill(self, recipe: Recipe, targets: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """Overwrite tensors with merged ones; the quickest way, if `targets` stays one object.
 
-    def _kept(
-        self, recipe: Recipe, how: Masked, i: int, name: str, base: torch.Tensor, models: list
-    ) -> kernels.Kept:
-        """Return what thinning the i-th model's tensor needs, from tables made once."""
-        source, density = recipe.models[i], float(how.density[i])
-        if how.thin in ("random", "ranked"):
-            return kernels.Kept(key=mask_key(recipe.seed, self.hashes[source], name))
-        if how.thin == "variance":
-            return kernels.Kept(low=self._variance(recipe, name, base, models, density))
-        if how.thin == "votes":
-            return kernels.Kept()
-        if how.whole:
-            return kernels.Kept(low=self._whole_threshold(recipe.base, source, density))
-        tensors = base, models[i]
-        key = (recipe.base, source, name)
-        if how.thin == "magnitude":
-            k = int(density * base.numel())
-            return kernels.Kept(low=self._least(key, tensors, k))
-        outliers = int(float(how.gamma[i]) * base.numel())
-        last = min(int(density * base.numel()) + outliers, base.numel())
-        if last <= outliers:
-            return kernels.Kept(low=float("inf"))
-        low = self._least(key, tensors, last)
-        return kernels.Kept(low, self._largest(key, tensors, outliers + 1))
+        Args:
+            recipe: what to merge.
+            targets: checkpoint name -> contiguous tensor of its shape, on the merger's device,
+                which gets the values as rounded to the recipe's dtype.
 
-    def _least(self, key: tuple, tensors: tuple[torch.Tensor, torch.Tensor], k: int) -> float:
-        """Return the least magnitude kept when the k largest are."""
-        return 0.0 if k >= tensors[0].numel() else self._largest(key, tensors, k)
+        Returns:
+            name -> digests of its tiles in the recipe's dtype, see `checksum`.
 
-    def _largest(self, key: tuple, tensors: tuple[torch.Tensor, torch.Tensor], k: int) -> float:
-        """Return the k-th largest magnitude of a task vector."""
-        if key not in self._tables:
-            self._tables[key] = MagnitudeTable(kernels.task_vector(*tensors))
-        table = self._tables[key]
-        return table.largest(torch.empty(0) if table.exact else kernels.task_vector(*tensors), k)
+        Raises:
+            CandidateFailure: as `stream`; some targets are overwritten then.
+        """
+        resolved = _resolve(recipe)
+        self._known.forget_thresholds()
+        whole = not any(self.sources[s].adapter for s in resolved.named)  # else too much at once
+        found = self._natively(resolved, targets, keep=True) if whole else None
+        if found is None:
+            found = {}
+            for name, tensor in self.stream(recipe, targets):
+                found[name] = tile_digests(tensor)
+                targets[name].copy_(tensor)
+        return found
 
-    def _variance(
-        self, recipe: Recipe, name: str, base: torch.Tensor, models: list, density: float
-    ) -> float:
-        """Return the least variance across models kept at `density` of those above zero."""
-        spread = kernels.variance([kernels.task_vector(base, m).float() for m in models])
-        key = ("variance", recipe.base, recipe.models, name)
-        if key not in self._tables:
-            self._tables[key] = MagnitudeTable(spread)
-        k = int(density * int((spread > 0).sum()))
-        return 0.0 if density >= 1.0 else self._tables[key].largest(spread, k)
-
-    def _whole_threshold(self, base: str, model: str, density: float) -> float:
-        """Return the least magnitude kept of a whole task vector, all its tensors together."""
-        key = ("whole", base, model, density)
-        if key not in self._thresholds:
-            names = list(self.sources[base].tensors)
-            if key[:3] not in self._tables:
-                first, *others = (MagnitudeTable(self._tau(base, model, n)) for n in names)
-                self._tables[key[:3]] = sum(others, start=first)
-            table = self._tables[key[:3]]
-            k = int(density * table.size)
-            if k < 1 or k >= table.size or table.exact:
-                found = 0.0 if k >= table.size else table.largest(torch.empty(0), k)
+    def _natively(
+        self, resolved: "_Resolved", targets: Mapping[str, torch.Tensor], keep: bool = False
+    ) -> dict[str, np.ndarray] | None:
+        """Merge into `targets` by the kernels in C++; None where they do not go."""
+        rows: dict[int, tuple[Group, list[int]]] = {}
+        for row, name in enumerate(targets):
+            group = group_of(resolved.recipe, name)
+            rows.setdefault(id(group), (group, []))[1].append(row)
+        if self.device.type != "cpu" or (batch := self._batch(resolved, targets, keep)) is None:
+            return None
+        names = list(targets)
+        for group, at in rows.values():
+            how = resolved.how(group)
+            if isinstance(how, Masked):
+                if not native.does(how):
+                    return None
+                batch.thin(at, how)
+                for row in at:
+                    batch.keep(row, self._known.kept(resolved.recipe, how, names[row]))
+            elif resolved.operator.needs_gram:
+                for row in at:
+                    batch.weigh(row, self._coefficients(resolved, how, names[row]))
             else:
-                index, rank = table.place(k)
-                inside = [in_bin(self._tau(base, model, n), index) for n in names]
-                found = float(torch.topk(torch.cat(inside), rank).values[-1])
-            self._thresholds[key] = found
-        return self._thresholds[key]
+                batch.weigh(at, self._coefficients(resolved, how, ""))
+        digests, broken = batch.merge()
+        if broken.any():
+            raise CandidateFailure(f"merged tensor {names[int(broken.argmax())]} is not finite")
+        return dict(zip(names, digests, strict=True))
 
-    def _tau(self, base: str, model: str, name: str) -> torch.Tensor:
-        return kernels.task_vector(self.tensor(base, name), self.tensor(model, name))
+    def _batch(
+        self, resolved: "_Resolved", targets: Mapping[str, torch.Tensor], keep: bool
+    ) -> native.Batch | None:
+        key = (resolved.named, resolved.operator.family, resolved.dtype)
+        if keep and key in self._batches and self._batches[key][0] is targets:
+            return self._batches[key][1]
+        if len(resolved.named) > native.MOST:
+            return None
+        tensors = [[self.tensor(s, name) for s in resolved.named] for name in targets]
+        outs = list(targets.values())
+        if not native.takes([t for row in (*tensors, outs) for t in row], resolved.dtype):
+            return None
+        masked = resolved.operator.family == "masked"
+        batch = native.Batch(
+            [row[0] for row in tensors] if masked else None,
+            [row[1:] for row in tensors] if masked else tensors,
+            outs,
+            resolved.dtype,
+        )
+        if keep:
+            self._batches[key] = (targets, batch)
+        return batch
 
-    def _gram(self, named: tuple[str, ...], name: str, tensors: list, based: bool) -> np.ndarray:
-        """Return the Gram matrix of the models' tensors, or of their task vectors."""
-        if (named, name, based) not in self._grams:
-            base, models = (tensors[0], tensors[1:]) if based else (None, tensors)
-            self._grams[named, name, based] = kernels.gram_matrix(models, base)
-        return self._grams[named, name, based]
+    def _merge(self, resolved: "_Resolved", name: str) -> torch.Tensor:
+        how = resolved.how(group_of(resolved.recipe, name))
+        tensors = [self.tensor(source, name) for source in resolved.named]
+        if not isinstance(how, Masked):
+            coefficients = self._coefficients(resolved, how, name)
+            return self._kernels.weighted_sum(tensors, coefficients, resolved.dtype)
+        kept = self._known.kept(resolved.recipe, how, name)
+        return self._kernels.masked_sum(tensors[0], tensors[1:], how, kept, resolved.dtype)
+
+    def _coefficients(self, resolved: "_Resolved", how: Any, name: str) -> np.ndarray:
+        """Return a weighted sum's coefficients, that of the base first where it is merged too."""
+        if resolved.operator.needs_gram:
+            gram = self._known.gram(resolved.recipe.models, resolved.base, name)
+            how = resolved.operator.function(gram, **how)
+        return how if resolved.base is None else np.concatenate([[1.0 - how.sum()], how])
+
+
+class _Resolved(NamedTuple):
+    """A recipe with what its groups' values come to."""
+
+    recipe: Recipe
+    operator: Operator
+    dtype: torch.dtype
+    base: str | None  # where the method merges task vectors
+    named: tuple[str, ...]  # the sources that are read, the base first
+    known: dict[int, Any]
+
+    def how(self, group: Group) -> Any:
+        """Return the method's answer in a group, or its arguments where it needs a Gram matrix."""
+        if id(group) not in self.known:
+            values = _values(self.recipe, self.operator, group)
+            gram = self.operator.needs_gram
+            self.known[id(group)] = values if gram else self.operator.function(**values)
+        return self.known[id(group)]
+
+
+def _resolve(recipe: Recipe) -> _Resolved:
+    operator = plan(recipe)
+    base = recipe.base if operator.takes_base else None
+    named = ((base,) if base is not None else ()) + recipe.models
+    return _Resolved(recipe, operator, getattr(torch, recipe.dtype), base, named, {})
 
 
 def _values(recipe: Recipe, operator: Operator, group: Group) -> dict[str, Any]:
-    """Return a method's arguments in a group: float64 arrays, and the recipe's options."""
-    values = {
-        p.name: np.asarray(group.values[p.name], float)
-        if p.name in group.values
-        else np.full(len(recipe.models) if p.axis.per_model else (), p.default, float)
-        for p in operator.parameters
-    }
+    """Return a method's arguments in a group: float64 arrays, floats, and the recipe's options."""
+    values: dict[str, Any] = {}
+    for p in operator.parameters:
+        value = group.values.get(p.name, p.default)
+        per_model = np.full(len(recipe.models), value, float) if p.axis.per_model else None
+        values[p.name] = float(value) if per_model is None else per_model
     return values | dict(recipe.options)
 
 
@@ -263,24 +288,3 @@ def group_of(recipe: Recipe, name: str) -> Group:
         if group.holds(name, where):
             return group
     raise CandidateFailure(f"no group of the recipe holds tensor {name}")
-
-
-def mask_key(seed: int, model_hash: str, tensor: str) -> tuple[int, int]:
-    """Return the random generator's key for one model's tensor: two 32-bit words."""
-    digest = hashlib.sha256(f"{seed}/{model_hash}/{tensor}".encode()).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
-
-
-class Checksum:
-    """XXH3-128 over the names, dtypes, shapes and bytes of a stream of tensors."""
-
-    def __init__(self):
-        self._hash = xxhash.xxh3_128()
-
-    def update(self, name: str, tensor: torch.Tensor) -> None:
-        self._hash.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
-        self._hash.update(flat.numpy().data)
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()

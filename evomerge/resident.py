@@ -20,6 +20,8 @@ class ResidentModel:
     Attributes:
         model: the live model, in eval mode; its weights are undefined until `load`.
         tokenizer: the source's tokenizer, or None if it has none.
+        direct: the live tensors that hold a checkpoint's tensor as it is, by the latter's name;
+            the others are filled by `load`.
     """
 
     def __init__(
@@ -54,6 +56,15 @@ class ResidentModel:
         self._targets |= dict(self.model.named_buffers(remove_duplicate=False))
         self._route, self._needed = self._routes(source.tensors)
         self._check_cover(source)
+        self.direct = {
+            name: self._targets[target]
+            for name, (target, _, converter) in self._route.items()
+            if converter is None and self._fits(target, source.tensors[name].shape)
+        }
+
+    def _fits(self, target: str, shape: tuple[int, ...]) -> bool:
+        live = self._targets[target]
+        return live.shape == shape and live.is_contiguous()
 
     @torch.no_grad()
     def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:

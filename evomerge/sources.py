@@ -30,6 +30,7 @@ from evomerge.checkpoints import (
 )
 from evomerge.errors import BadInput, Fault, nearest, one_line
 from evomerge.layout import canonical_order, count_layers
+from evomerge.machine import cache_folder
 from evomerge.recipe import canonical_json
 
 # What a config says of its own history, not of the model.
@@ -271,12 +272,6 @@ def stamp(source: Source) -> list:
     beside += [source.adapter.path / "adapter_config.json"] if source.adapter else []
     files += [p for p in beside if p.exists()]
     return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-
-
-def cache_folder(kind: str) -> Path:
-    """Return the folder under `$XDG_CACHE_HOME/evomerge` for what can be made again."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "evomerge" / kind
 
 
 def digest(source: Source) -> Digest:

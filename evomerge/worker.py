@@ -126,16 +126,23 @@ class Worker:
                 raise SourceChanged(f"{source.place} has changed while the campaign ran")
 
     def _materialize(self, recipe: Recipe) -> str:
-        from evomerge.merge import Checksum
+        import torch
 
-        checksum = Checksum()
+        from evomerge.checksum import Checksum, tile_digests
+
+        tensors = self._merger.sources[recipe.sources[0]].tensors
+        digests = self._merger.fill(recipe, self._resident.direct)
+        others = [name for name in tensors if name not in digests]
 
         def seen():
-            for name, tensor in self._merger.stream(recipe):
-                checksum.update(name, tensor)
+            for name, tensor in self._merger.stream(recipe, others):
+                digests[name] = tile_digests(tensor)
                 yield name, tensor
 
         self._resident.load(seen())
+        checksum, dtype = Checksum(), getattr(torch, recipe.dtype)
+        for name, tensor in tensors.items():
+            checksum.add(name, dtype, tensor.shape, digests[name])
         return checksum.hexdigest()
 
     def _score(self, split: str) -> dict[str, np.ndarray]:

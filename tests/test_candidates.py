@@ -13,8 +13,8 @@ from evomerge.archive import Archive
 from evomerge.candidates import export_candidate, materialize
 from evomerge.cli import main
 from evomerge.errors import BadInput
+from evomerge.machine import cache_folder
 from evomerge.session import checked, run_campaign
-from evomerge.sources import cache_folder
 
 # The nearer the embeddings are to a mixture of sources, the better.
 NEAR = """

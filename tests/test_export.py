@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from evomerge.archive import Archive
 from evomerge.candidates import export_candidate
+from evomerge.checksum import Checksum
 from evomerge.cli import main
 from evomerge.errors import BadInput, EvomergeError
 from evomerge.export import merge_to
-from evomerge.merge import Checksum
 from evomerge.recipe import Group, Recipe, from_json
 from evomerge.session import run_campaign
 from evomerge.sources import digest, open_source

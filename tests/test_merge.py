@@ -5,8 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from evomerge.checksum import Checksum
 from evomerge.errors import BadInput, CandidateFailure
-from evomerge.merge import Checksum, Merger, plan
+from evomerge.merge import Merger, plan
 from evomerge.recipe import Group, Recipe, single, uniform
 from evomerge.resident import ResidentModel
 from evomerge.sources import digest, open_source

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from evomerge import kernels
 from evomerge.merge import Merger
+from evomerge.operators import Masked
 from evomerge.recipe import Group, Recipe
 from evomerge.sources import open_source
 from evomerge.testing import merge_arrays
@@ -192,17 +193,17 @@ def test_model_stock_of_one_model_is_that_model():
 
 @given(seed=SEEDS, shape=st.sampled_from([(1,), (9,), (4, 7)]), density=st.floats(0.2, 0.8))
 def test_della_chances_rise_with_the_rank_in_the_row(seed, shape, density):
+    """Within a step of the 256 levels; what is kept is divided by its own chance."""
     tau = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    chance = kernels.rank_chances(tau, density, 0.15).reshape(-1, shape[-1])
-    n = shape[-1]
-    for row, chances in zip(tau.abs().reshape(-1, n), chances_of(chance), strict=True):
+    how = Masked(np.ones(1), np.full(1, density), "ranked", rescale=True, epsilon=0.15)
+    thresholds, inverses = kernels.keep_by_rank(density, how)
+    levels, n = kernels.rank_levels(tau).reshape(-1, shape[-1]), shape[-1]
+    for row, level in zip(tau.abs().reshape(-1, n), levels, strict=True):
+        chances = thresholds[level.numpy()] / 2**16
         order = np.argsort(row.numpy(), kind="stable")
         wanted = density - 0.15 + 0.3 * np.arange(n) / (n - 1) if n > 1 else [density]
-        assert np.allclose(np.array(chances)[order], wanted)
-
-
-def chances_of(chance):
-    return [row.tolist() for row in chance]
+        assert np.allclose(chances[order], wanted, rtol=0, atol=0.15 / 255 + 2.0**-16)
+        assert np.allclose(inverses[level.numpy()] * chances, 1.0)
 
 
 def test_della_keeps_the_expected_task_vector():

@@ -20,10 +20,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"adapters", "campaign_file", "checkpoints", "errors", "layout", "lock", "machine"}
     | {"magnitudes", "philox", "registry", "scores"},
-    {"recipe", "pareto"},
+    {"recipe", "pareto", "checksum"},
     {"operators", "spaces", "controllers", "sources"},
     {"kernels", "items"},
-    {"fast"},
+    {"fast", "native", "precomputed"},
     {"merge", "lm_eval"},
     {"fitness", "resident", "testing"},
     {"archive", "worker"},
@@ -46,7 +46,7 @@ ROOMS = {
     "pydantic": {"config"},
     "click": {"cli"},
     "tabulate": {"tables"},
-    "xxhash": {"merge"},
+    "xxhash": {"checksum"},
     "huggingface_hub": {"sources"},
     "threadpoolctl": {"controllers"},
 }

@@ -1,0 +1,204 @@
+"""The kernels in C++ for the processor: one pass over memory where eager torch makes many.
+
+`native.cpp` is compiled once with the machine's own compiler (some seconds) and kept under
+`$XDG_CACHE_HOME/evomerge/native`, by the source's hash and the processor's. It says the same as
+`kernels.py`, operation by operation, and gives the same bits. A machine without a compiler says
+so once and goes on in eager torch.
+"""
+
+import ctypes
+import functools
+import hashlib
+import itertools
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.checksum import TILE_BYTES, digest_keys
+from evomerge.errors import one_line
+from evomerge.kernels import Kept, keep_by_chance, keep_by_rank
+from evomerge.machine import cache_folder
+from evomerge.operators import Masked
+
+log = logging.getLogger("evomerge")
+
+SOURCE = Path(__file__).with_name("native.cpp")
+FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -std=c++17 -shared -fPIC -pthread"
+MOST = 32  # models of one tensor, as native.cpp has it
+_DTYPES = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2}
+_THIN = {"magnitude": 1, "band": 1, "random": 2, "ranked": 3, "votes": 4}
+_JOIN = {"sum": 0, "elect": 1, "largest": 2}
+
+_TERM = np.dtype(
+    [(name, np.uint64) for name in ("data", "levels", "thresholds", "inverses")]
+    + [(name, np.float32) for name in ("weight", "low", "high", "inverse")]
+    + [(name, np.uint32) for name in ("key0", "key1", "threshold", "dtype")]
+)
+_PIECE = np.dtype(
+    [("size", np.int64)]
+    + [(name, np.uint64) for name in ("base", "out", "terms", "digests")]
+    + [("first_tile", np.int64)]
+    + [(name, np.int32) for name in ("count", "base_dtype", "dtype", "out_dtype")]
+    + [(name, np.int32) for name in ("thin", "join", "normalize", "least")]
+    + [("scale", np.float32), ("broken", np.int32)]
+)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled kernels, compiling them if need be; None, said once, if that fails."""
+    try:
+        found = ctypes.CDLL(str(_compiled()))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or one_line(error)).strip()
+        log.warning("merging in eager torch, which is slower: %s", said.splitlines()[0][:200])
+        return None
+    found.evomerge_merge.restype = None
+    found.evomerge_merge.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_int,
+    ]
+    return found
+
+
+def _compiled() -> Path:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        raise OSError("there is no C++ compiler (g++ or clang++, or one that CXX names)")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = "".join(sorted({x for x in lines if x.startswith(("flags", "Features"))}))
+    except OSError:
+        processor = platform.node()
+    named = f"{platform.machine()}{processor}{compiler}{FLAGS}".encode() + SOURCE.read_bytes()
+    folder = cache_folder("native")
+    path = folder / f"{hashlib.sha256(named).hexdigest()[:24]}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}.tmp")
+        command = [*compiler.split(), *FLAGS.split(), str(SOURCE), "-o", str(beside)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        beside.replace(path)
+    return path
+
+
+def does(how: Masked) -> bool:
+    """Whether a masked sum has a native form."""
+    return how.thin in _THIN and not how.energy
+
+
+def takes(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
+    """Whether the native kernels read and write these tensors, for results of `dtype`."""
+    dtypes = {t.dtype for t in tensors} | {dtype}
+    if not dtypes <= _DTYPES.keys() or not all(t.is_contiguous() for t in tensors):
+        return False
+    native = library()
+    return native is not None and (torch.float16 not in dtypes or bool(native.evomerge_has_f16()))
+
+
+class Batch:
+    """Tensors to be merged again and again with other numbers, all in one call.
+
+    Columns are set for all tensors or for some rows of them; see `kernels.Kept` and `Masked`
+    for what they mean.
+    """
+
+    def __init__(
+        self,
+        bases: Sequence[torch.Tensor] | None,
+        tensors: Sequence[Sequence[torch.Tensor]],
+        outs: Sequence[torch.Tensor],
+        dtype: torch.dtype,
+    ):
+        """
+        Args:
+            bases: W_0 of each tensor for a masked sum; None for a weighted sum.
+            tensors: of each tensor, the models'.
+            outs: where each result goes, rounded to `dtype` and stored in its own.
+            dtype: of the results.
+        """
+        self._alive: list[Any] = [bases, tensors, outs]  # what the pointers point at
+        self._pieces = np.zeros(len(outs), _PIECE)
+        self._terms = np.zeros((len(outs), len(tensors[0])), _TERM)
+        self._set_by_group: list[Any] = []
+        sizes = np.array([out.numel() for out in outs], np.int64)
+        tiles = (sizes * dtype.itemsize + TILE_BYTES - 1) // TILE_BYTES
+        self._first = np.concatenate([[0], np.cumsum(tiles)])
+        self._digests = np.empty(self._first[-1], np.uint64)
+        p, t = self._pieces, self._terms
+        p["size"], p["count"], p["dtype"] = sizes, t.shape[1], _DTYPES[dtype]
+        p["first_tile"] = self._first[:-1]
+        p["digests"] = self._digests.ctypes.data + 8 * self._first[:-1].astype(np.uint64)
+        p["terms"] = t.ctypes.data + t.strides[0] * np.arange(len(outs), dtype=np.uint64)
+        p["out"] = [out.data_ptr() for out in outs]
+        p["out_dtype"] = [_DTYPES[out.dtype] for out in outs]
+        if bases is not None:
+            p["base"] = [base.data_ptr() for base in bases]
+            p["base_dtype"] = [_DTYPES[base.dtype] for base in bases]
+        t["data"] = [[x.data_ptr() for x in row] for row in tensors]
+        t["dtype"] = [[_DTYPES[x.dtype] for x in row] for row in tensors]
+
+    @property
+    def nbytes(self) -> int:
+        return self._pieces.nbytes + self._terms.nbytes + self._digests.nbytes
+
+    def weigh(self, rows: Any, weights: np.ndarray) -> None:
+        """Set the weights of a weighted sum: (models,), or (rows, models)."""
+        self._terms["weight"][rows] = weights
+
+    def thin(self, rows: Any, how: Masked) -> None:
+        """Set what tensors of one group of layers and modules have in common in a masked sum."""
+        p, t = self._pieces, self._terms
+        p["thin"][rows], p["join"][rows] = _THIN[how.thin], _JOIN[how.join]
+        p["normalize"][rows], p["scale"][rows] = how.normalize, how.scale
+        p["least"][rows] = int(np.ceil(how.least))
+        t["weight"][rows] = how.weight
+        if how.thin == "votes":
+            t["low"][rows] = how.threshold
+        for k, density in enumerate(how.density):
+            if how.thin == "random":
+                t["threshold"][rows, k], t["inverse"][rows, k] = keep_by_chance(density, how)
+            elif how.thin == "ranked":
+                thresholds, inverses = keep_by_rank(density, how)
+                self._set_by_group += [thresholds, inverses]
+                t["thresholds"][rows, k] = thresholds.ctypes.data
+                t["inverses"][rows, k] = inverses.ctypes.data
+
+    def keep(self, row: int, kept: Sequence[Kept]) -> None:
+        """Set what thinning one tensor's task vectors needs beside that."""
+        t, thin = self._terms[row], self._pieces["thin"][row]
+        if thin == _THIN["magnitude"]:
+            t["low"], t["high"] = [k.low for k in kept], [k.high for k in kept]
+        elif thin != _THIN["votes"]:
+            t["key0"], t["key1"] = zip(*(k.key for k in kept), strict=True)
+        if thin == _THIN["ranked"]:
+            t["levels"] = [k.levels.data_ptr() for k in kept]
+
+    def merge(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Merge all tensors, each in one pass, on torch's number of threads.
+
+        Returns:
+            The digests of each tensor's tiles (see `checksum`), and which are not finite.
+        """
+        self._pieces["broken"] = 0
+        library().evomerge_merge(
+            self._pieces.ctypes.data,
+            len(self._pieces),
+            int(self._first[-1]),
+            digest_keys().ctypes.data,
+            torch.get_num_threads(),
+        )
+        self._set_by_group.clear()
+        digests = [self._digests[a:b] for a, b in itertools.pairwise(self._first)]
+        return digests, self._pieces["broken"].astype(bool)

@@ -1,0 +1,139 @@
+"""What merges need that no genome changes: made once for each tensor, and kept."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from evomerge import kernels
+from evomerge.kernels import Kept
+from evomerge.magnitudes import MagnitudeTable, in_bin
+from evomerge.operators import Masked
+from evomerge.recipe import Recipe
+from evomerge.sources import Source
+
+
+class Precomputed:
+    """Gram matrices, magnitude tables and ranks of a set of sources."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        hashes: Mapping[str, str],
+        tensor: Callable[[str, str], torch.Tensor],
+    ):
+        """
+        Args:
+            sources: by the name that recipes have for them.
+            hashes: of their content; random masks hang on them.
+            tensor: gives a source's tensor by both names.
+        """
+        self._sources, self._hashes, self._tensor = sources, hashes, tensor
+        self._grams: dict[tuple, np.ndarray] = {}
+        self._tables: dict[tuple, MagnitudeTable] = {}
+        self._levels: dict[tuple, torch.Tensor] = {}
+        self._varying: dict[tuple, int] = {}
+        self._thresholds: dict[tuple, float] = {}
+
+    @property
+    def nbytes(self) -> int:
+        kept = [*self._grams.values(), *self._levels.values()]
+        return sum(x.nbytes for x in (*kept, *(t.above for t in self._tables.values())))
+
+    def forget_thresholds(self) -> None:
+        """Drop what belongs to one recipe's densities, which seldom come again."""
+        self._thresholds.clear()
+
+    def gram(self, models: tuple[str, ...], base: str | None, name: str) -> np.ndarray:
+        """Return the (models, models) Gram matrix of tensors, or of task vectors, in float64."""
+        key = (models, base, name)
+        if key not in self._grams:
+            origin = None if base is None else self._tensor(base, name)
+            self._grams[key] = kernels.gram_matrix([self._tensor(m, name) for m in models], origin)
+        return self._grams[key]
+
+    def kept(self, recipe: Recipe, how: Masked, name: str) -> list[Kept]:
+        """Return what thinning each model's task vector of one tensor needs."""
+        if how.thin == "votes":
+            return [Kept()] * len(recipe.models)
+        if how.thin == "variance":
+            return [self._variance(recipe, name, float(how.density[0]))] * len(recipe.models)
+        return [self._one(recipe, how, i, name) for i in range(len(recipe.models))]
+
+    def _one(self, recipe: Recipe, how: Masked, i: int, name: str) -> Kept:
+        base, model, density = recipe.base, recipe.models[i], float(how.density[i])
+        if how.thin in ("random", "ranked"):
+            key = mask_key(recipe.seed, self._hashes[model], name)
+            levels = self._ranks(base, model, name) if how.thin == "ranked" else None
+            return Kept(key=key, levels=levels)
+        if how.whole:
+            return Kept(self._whole_threshold(base, model, density))
+        size = self._sources[base].tensors[name].elements
+        if how.thin == "magnitude":
+            return Kept(self._least(base, model, name, int(density * size)))
+        outliers = int(float(how.gamma[i]) * size)
+        last = min(int(density * size) + outliers, size)
+        if last <= outliers:
+            return Kept(float("inf"))
+        low = self._least(base, model, name, last)
+        return Kept(low, self._largest(base, model, name, outliers + 1))
+
+    def _least(self, base: str, model: str, name: str, k: int) -> float:
+        """Return the least magnitude kept when the k largest are."""
+        size = self._sources[base].tensors[name].elements
+        return 0.0 if k >= size else self._largest(base, model, name, k)
+
+    def _largest(self, base: str, model: str, name: str, k: int) -> float:
+        """Return the k-th largest magnitude of a task vector."""
+        key = (base, model, name)
+        if key not in self._tables:
+            self._tables[key] = MagnitudeTable(self._tau(*key))
+        table = self._tables[key]
+        return table.largest(torch.empty(0) if table.exact else self._tau(*key), k)
+
+    def _ranks(self, base: str, model: str, name: str) -> torch.Tensor:
+        key = (base, model, name)
+        if key not in self._levels:
+            self._levels[key] = kernels.rank_levels(self._tau(*key))
+        return self._levels[key]
+
+    def _variance(self, recipe: Recipe, name: str, density: float) -> Kept:
+        """Return the least variance across models kept at `density` of those above zero."""
+        key = (recipe.base, recipe.models, name)
+        spread = kernels.variance([self._tau(recipe.base, m, name).float() for m in recipe.models])
+        if key not in self._tables:
+            self._tables[key] = MagnitudeTable(spread)
+            self._varying[key] = int((spread > 0).sum())
+        k = int(density * self._varying[key])
+        return Kept(0.0 if density >= 1.0 else self._tables[key].largest(spread, k))
+
+    def _whole_threshold(self, base: str, model: str, density: float) -> float:
+        """Return the least magnitude kept of a whole task vector, all its tensors together."""
+        key = ("whole", base, model, density)
+        if key not in self._thresholds:
+            names = list(self._sources[base].tensors)
+            if key[:3] not in self._tables:
+                first, *others = (MagnitudeTable(self._tau(base, model, n)) for n in names)
+                self._tables[key[:3]] = sum(others, start=first)
+            table = self._tables[key[:3]]
+            k = int(density * table.size)
+            if k < 1 or k >= table.size or table.exact:
+                found = 0.0 if k >= table.size else table.largest(torch.empty(0), k)
+            else:
+                index, rank = table.place(k)
+                inside = [in_bin(self._tau(base, model, n), index) for n in names]
+                found = float(torch.topk(torch.cat(inside), rank).values[-1])
+            self._thresholds[key] = found
+        return self._thresholds[key]
+
+    def _tau(self, base: str, model: str, name: str) -> torch.Tensor:
+        return kernels.task_vector(self._tensor(base, name), self._tensor(model, name))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def mask_key(seed: int, model_hash: str, tensor: str) -> tuple[int, int]:
+    """Return the random generator's key for one model's tensor: two 32-bit words."""
+    digest = hashlib.sha256(f"{seed}/{model_hash}/{tensor}".encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
