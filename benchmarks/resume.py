@@ -76,7 +76,7 @@ def make_campaign(candidates: int, items: int, **options) -> Campaign:
     names = {n: n for n in ("base", "a", "b", "c")}
     worker = WorkerPlan(
         sources=names, hashes=names, frame="base", dtype="bfloat16", compute_dtype="bfloat16",
-        fitness={}, splits={}, threads=1,
+        fitness={}, splits={}, first={}, threads=1,
     )  # fmt: skip
     fitness = SimpleNamespace(hashes=[f"{i:016x}" for i in range(items)], definition="")
     return Campaign(

@@ -149,6 +149,7 @@ def _campaign(
         compute_dtype=plan["compute_dtype"] or dtype,
         fitness={spec["name"]: _said(spec, _wants_test(plan)) for spec in plan["fitness"]},
         splits=splits,
+        first=space.decode(space.start).to_json(),
         threads=_threads(plan["workers"]),
         device=plan["workers"]["device"],
         trust_remote_code=plan["sources"]["trust_remote_code"],

@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,3 +88,20 @@ def read_header(file: Path) -> dict[str, Tensor]:
             raise ValueError(f"{file.name}: tensor {name} does not fill its shape {shape}")
         tensors[name] = Tensor(entry["dtype"], shape, file, name, start + begin, start + end)
     return tensors
+
+
+def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """Return what stands before the data of a safetensors file.
+
+    Args:
+        tensors: name -> (safetensors dtype, shape), in the order of their data.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, (dtype, shape) in tensors.items():
+        end = begin + math.prod(shape) * SIZE[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of eight bytes
+    return struct.pack("<Q", len(text)) + text

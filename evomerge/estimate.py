@@ -4,6 +4,7 @@ import json
 import time
 
 from evomerge.campaign import Campaign
+from evomerge.operators import OPERATORS
 from evomerge.recipe import DTYPES
 from evomerge.tables import duration
 
@@ -25,8 +26,10 @@ def estimate(campaign: Campaign) -> dict:
     searched = {n: len(s.search) for n, s in campaign.splits.items()}
     heldout = {n: len(s.heldout) for n, s in campaign.splits.items()}
     candidates = plan["budget"]["evaluations"] + len(campaign.baselines())
-    recipe = len(json.dumps(campaign.space.decode(campaign.space.start).to_json()))
-    disk = candidates * (1000 + recipe + sum(searched.values()))
+    recipe = campaign.space.decode(campaign.space.start)
+    disk = candidates * (1000 + len(json.dumps(recipe.to_json())) + sum(searched.values()))
+    prepares = OPERATORS.get(recipe.method).prepare is not None
+    prepared = parameters * _BYTES[worker.dtype] * len(recipe.models) if prepares else 0
     seconds = _forward_seconds(campaign, parameters, candidates)
     workers = plan["workers"]["count"]
     found = {
@@ -40,14 +43,14 @@ def estimate(campaign: Campaign) -> dict:
         "memory": f"{workers} worker(s) x {_size(model)} of weights, and {_size(sources)} of page"
         " cache for the sources",
         "disk": f"about {_size(disk)} of archive; {_size(parameters * _BYTES[worker.dtype])} for an"
-        " exported model",
+        f" exported model{f'; {_size(prepared)} of prepared sources' if prepared else ''}",
         "time": "unknown" if seconds is None else f"at least {duration(seconds)}",
     }
     numbers = {
         "parameters": parameters,
         "genes": campaign.space.dimension,
         "memory_bytes": workers * model + sources,
-        "disk_bytes": disk,
+        "disk_bytes": disk + prepared,
         "seconds_at_least": seconds,
     }
     return {"summary": found, "warnings": campaign.warnings, **numbers}

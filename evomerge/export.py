@@ -5,15 +5,13 @@ import json
 import math
 import os
 import shutil
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from evomerge.checkpoints import DTYPES, SIZE
+from evomerge.checkpoints import DTYPES, SIZE, header_bytes
 from evomerge.checksum import Checksum
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.merge import Merger, plan
@@ -140,7 +138,8 @@ def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> 
         file = "model.safetensors" if len(shards) == 1 else file
         weight_map |= dict.fromkeys(shard, file)
         with open(folder / file, "wb") as out:
-            out.write(_header(shard, _CODES[recipe.dtype]))
+            code = _CODES[recipe.dtype]
+            out.write(header_bytes({n: (code, shape) for n, shape in shard.items()}))
             for name, tensor in itertools.islice(stream, len(shard)):
                 checksum.update(name, tensor)
                 total += tensor.nbytes
@@ -150,19 +149,6 @@ def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> 
         listed = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(listed, indent=1))
     return checksum.hexdigest()
-
-
-def _header(shapes: Mapping[str, tuple[int, ...]], code: str) -> bytes:
-    """Return what stands before the data of a safetensors file, for tensors in this order."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    begin = 0
-    for name, shape in shapes.items():
-        end = begin + math.prod(shape) * SIZE[code]
-        entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of eight bytes
-    return struct.pack("<Q", len(text)) + text
 
 
 def _write_config(frame: Source, recipe: Recipe, folder: Path) -> None:

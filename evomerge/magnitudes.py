@@ -1,5 +1,7 @@
 """Magnitude tables: the k-th largest element of a task vector for any k, without sorting again."""
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import torch
 
@@ -61,6 +63,14 @@ class MagnitudeTable:
             return _from_bin(index)
         return float(torch.topk(in_bin(tau, index), rank).values[-1])
 
+    def largest_of(self, tensors: Callable[[], Iterable[torch.Tensor]], k: int) -> float:
+        """Return the k-th largest magnitude of the tensors whose tables were added to this one."""
+        if self.exact or not 1 <= k <= self.size:
+            return self.largest(torch.empty(0), k)
+        index, rank = self.place(k)
+        inside = torch.cat([in_bin(tau, index) for tau in tensors()])
+        return float(torch.topk(inside, rank).values[-1])
+
     def place(self, k: int) -> tuple[int, int]:
         """Return the bin of the k-th largest magnitude, and its rank from above in there."""
         index = int(np.searchsorted(-self.above, -k, side="right")) - 1  # last with >= k above
@@ -73,6 +83,22 @@ class MagnitudeTable:
         counts = self._counts() + other._counts()
         both._fill(self.size + other.size, self.exact and other.exact, counts)
         return both
+
+
+def kth_largest(tensors: Callable[[], Iterable[torch.Tensor]], k: int) -> float:
+    """Return the k-th largest magnitude of many tensors together, in two passes over them.
+
+    Args:
+        tensors: gives them, the same ones each time.
+        k: from 1; infinity below, 0 beyond the last.
+    """
+    return sum_tables(map(MagnitudeTable, tensors())).largest_of(tensors, k)
+
+
+def sum_tables(tables: Iterable[MagnitudeTable]) -> MagnitudeTable:
+    """Return the table of all the tables' elements together."""
+    first, *others = tables
+    return sum(others, start=first)
 
 
 def in_bin(tau: torch.Tensor, index: int) -> torch.Tensor:

@@ -14,7 +14,8 @@ from evomerge.errors import BadInput, CandidateFailure, Fault, nearest
 from evomerge.layout import place
 from evomerge.operators import OPERATORS, Masked, Operator
 from evomerge.precomputed import Precomputed
-from evomerge.recipe import Group, Recipe
+from evomerge.prepare import prepared
+from evomerge.recipe import Group, Recipe, canonical_json
 from evomerge.sources import Source
 
 COMPILE_FROM = 20_000_000  # parameters; on a GPU smaller models are merged before a kernel compiles
@@ -42,10 +43,8 @@ def plan(recipe: Recipe, file: str = "recipe") -> Operator:
     if operator.draws and recipe.seed is None:
         fault("seed", f"{operator.name} draws random masks", "write a whole number")
     for name, value in recipe.options.items():
-        if name not in operator.options:
-            fault(f"options.{name}", "unknown option", nearest(name, operator.options))
-        elif not isinstance(value, bool):
-            fault(f"options.{name}", f"{value!r} is not true or false", "write true or false")
+        if wrong := operator.option_fault(name, value):
+            fault(f"options.{name}", *wrong)
     for index, group in enumerate(recipe.groups):
         for name, wrong, mend in _value_faults(group, operator, len(recipe.models)):
             fault(f"groups.{index}.{name}", wrong, mend)
@@ -97,6 +96,7 @@ class Merger:
         self._files: dict = {}
         self._on_device: dict[tuple, torch.Tensor] = {}
         self._known = Precomputed(self.sources, self.hashes, self.tensor)
+        self._prepared: dict[tuple, tuple[str, ...]] = {}
         self._batches: dict[tuple, tuple[Mapping[str, torch.Tensor], native.Batch]] = {}
 
     def bytes_kept(self) -> int:
@@ -140,7 +140,7 @@ class Merger:
         Raises:
             CandidateFailure: a merged tensor is not finite, or no group holds a tensor.
         """
-        resolved = _resolve(recipe)
+        resolved = self._resolve(recipe)
         self._known.forget_thresholds()
         tensors = self.sources[recipe.sources[0]].tensors
         for name in tensors if names is None else names:
@@ -165,7 +165,7 @@ class Merger:
         Raises:
             CandidateFailure: as `stream`; some targets are overwritten then.
         """
-        resolved = _resolve(recipe)
+        resolved = self._resolve(recipe)
         self._known.forget_thresholds()
         whole = not any(self.sources[s].adapter for s in resolved.named)  # else too much at once
         found = self._natively(resolved, targets, keep=True) if whole else None
@@ -175,6 +175,37 @@ class Merger:
                 found[name] = tile_digests(tensor)
                 targets[name].copy_(tensor)
         return found
+
+    def prepare(self, recipe: Recipe) -> tuple[str, ...]:
+        """Transform the task vectors where a method asks for it, once; return what is merged.
+
+        Returns:
+            The names of a recipe's models, or of the prepared sources in their stead.
+        """
+        operator = plan(recipe)
+        if not operator.prepare:
+            return recipe.models
+        options = canonical_json(dict(recipe.options))
+        key = (operator.name, options, recipe.base, recipe.models)
+        if key not in self._prepared:
+            found = prepared(
+                operator,
+                recipe.options,
+                recipe.base,
+                recipe.models,
+                self.sources,
+                self.hashes,
+                self.tensor,
+            )
+            self.sources |= {source.name: source for source in found}
+            self._prepared[key] = tuple(source.name for source in found)
+        return self._prepared[key]
+
+    def _resolve(self, recipe: Recipe) -> "_Resolved":
+        operator, models = plan(recipe), self.prepare(recipe)
+        base = recipe.base if operator.takes_base else None
+        named = ((base,) if base is not None else ()) + models
+        return _Resolved(recipe, operator, getattr(torch, recipe.dtype), base, named, {})
 
     def _natively(
         self, resolved: "_Resolved", targets: Mapping[str, torch.Tensor], keep: bool = False
@@ -239,6 +270,8 @@ class Merger:
 
     def _coefficients(self, resolved: "_Resolved", how: Any, name: str) -> np.ndarray:
         """Return a weighted sum's coefficients, that of the base first where it is merged too."""
+        if resolved.operator.prepare:
+            return np.concatenate([[1.0], how])
         if resolved.operator.needs_gram:
             gram = self._known.gram(resolved.recipe.models, resolved.base, name)
             how = resolved.operator.function(gram, **how)
@@ -264,13 +297,6 @@ class _Resolved(NamedTuple):
         return self.known[id(group)]
 
 
-def _resolve(recipe: Recipe) -> _Resolved:
-    operator = plan(recipe)
-    base = recipe.base if operator.takes_base else None
-    named = ((base,) if base is not None else ()) + recipe.models
-    return _Resolved(recipe, operator, getattr(torch, recipe.dtype), base, named, {})
-
-
 def _values(recipe: Recipe, operator: Operator, group: Group) -> dict[str, Any]:
     """Return a method's arguments in a group: float64 arrays, floats, and the recipe's options."""
     values: dict[str, Any] = {}
@@ -278,7 +304,7 @@ def _values(recipe: Recipe, operator: Operator, group: Group) -> dict[str, Any]:
         value = group.values.get(p.name, p.default)
         per_model = np.full(len(recipe.models), value, float) if p.axis.per_model else None
         values[p.name] = float(value) if per_model is None else per_model
-    return values | dict(recipe.options)
+    return values | {k: v for k, v in recipe.options.items() if k not in operator.prepares}
 
 
 def group_of(recipe: Recipe, name: str) -> Group:

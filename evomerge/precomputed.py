@@ -2,14 +2,14 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 
 from evomerge import kernels
 from evomerge.kernels import Kept
-from evomerge.magnitudes import MagnitudeTable, in_bin
+from evomerge.magnitudes import MagnitudeTable, sum_tables
 from evomerge.operators import Masked
 from evomerge.recipe import Recipe
 from evomerge.sources import Source
@@ -114,18 +114,15 @@ class Precomputed:
         key = ("whole", base, model, density)
         if key not in self._thresholds:
             names = list(self._sources[base].tensors)
+
+            def taus() -> Iterator[torch.Tensor]:
+                return (self._tau(base, model, name) for name in names)
+
             if key[:3] not in self._tables:
-                first, *others = (MagnitudeTable(self._tau(base, model, n)) for n in names)
-                self._tables[key[:3]] = sum(others, start=first)
+                self._tables[key[:3]] = sum_tables(map(MagnitudeTable, taus()))
             table = self._tables[key[:3]]
             k = int(density * table.size)
-            if k < 1 or k >= table.size or table.exact:
-                found = 0.0 if k >= table.size else table.largest(torch.empty(0), k)
-            else:
-                index, rank = table.place(k)
-                inside = [in_bin(self._tau(base, model, n), index) for n in names]
-                found = float(torch.topk(torch.cat(inside), rank).values[-1])
-            self._thresholds[key] = found
+            self._thresholds[key] = 0.0 if k >= table.size else table.largest_of(taus, k)
         return self._thresholds[key]
 
     def _tau(self, base: str, model: str, name: str) -> torch.Tensor:

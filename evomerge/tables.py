@@ -131,7 +131,8 @@ def listing(found: dict[str, list[dict]]) -> str:
                 if isinstance(option, dict):
                     said = f"{option['type']}, default {json.dumps(option['default'])}"
                 else:
-                    said = f"true or false, default {json.dumps(option)}"
+                    kind = "true or false" if isinstance(option, bool) else "a number"
+                    said = f"{kind}, default {json.dumps(option)}"
                 lines.append(f"      option {name}: {said}")
             if "paper" in e:
                 needs = [f"{e['models']} models"] if e["models"] else []

@@ -33,6 +33,7 @@ class WorkerPlan:
             nothing from them, and is quicker where the processor has no bfloat16.
         fitness: the campaign's entries, by objective.
         splits: objective -> (search ordinals, held-out ordinals).
+        first: a recipe of the space, for what its method prepares before the first candidate.
         threads: torch threads in the worker.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         trust_remote_code: run code that comes with a source.
@@ -45,6 +46,7 @@ class WorkerPlan:
     compute_dtype: str
     fitness: Mapping[str, Mapping[str, Any]]
     splits: Mapping[str, Split]
+    first: Mapping[str, Any]
     threads: int
     device: str = "auto"
     trust_remote_code: bool = False
@@ -81,6 +83,7 @@ class Worker:
         self._stamps = [(source, stamp(source)) for source in opened.values()]
         self.name = f"{platform.node()}/{os.getpid()}/{device}"
         self._merger = Merger(opened, plan.hashes, device)
+        self._merger.prepare(from_json(plan.first))
         self._resident = ResidentModel(
             opened[plan.frame], plan.compute_dtype, device, plan.trust_remote_code
         )

@@ -23,7 +23,7 @@ FLOORS = [
     {"recipe", "pareto", "checksum"},
     {"operators", "spaces", "controllers", "sources"},
     {"kernels", "items"},
-    {"fast", "native", "precomputed"},
+    {"fast", "native", "precomputed", "prepare"},
     {"merge", "lm_eval"},
     {"fitness", "resident", "testing"},
     {"archive", "worker"},

@@ -7,19 +7,23 @@ Two families (design: "two kernels and a preparation"); `kernels.py` executes bo
   is sum c_i W_i, or W_0 + sum c_i tau_i where there is a base.
 - `@masked_method`: the function maps them to a `Masked`: how the task vectors are thinned out and
   agreed upon before they are added to the base.
+- `@prepared_method`: task vectors are first transformed, once for all recipes, by the method's
+  `prepare`; the function maps them to coefficients d_i of what that gave: W_0 + sum d_i D_i.
 
-Keyword-only parameters annotated with an `Axis` are searchable; bool ones are options of
-the whole recipe. No torch here: methods compute on small float64 arrays.
+Keyword-only parameters annotated with an `Axis` are searchable; bool ones, and those of
+`prepare`, are options of the whole recipe. No torch at import: methods compute on small float64
+arrays, `prepare` imports what it needs.
 """
 
 import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
+from evomerge.errors import nearest
 from evomerge.registry import Registry
 
 
@@ -38,6 +42,7 @@ Scale = Annotated[float, Axis(-np.inf, np.inf)]
 Fraction = Annotated[float, Axis(0.0, 1.0)]
 Thresholds = Annotated[np.ndarray, Axis(0.0, np.inf, per_model=True)]
 Count = Annotated[float, Axis(1.0, np.inf)]
+Positive = Annotated[float, Axis(0.0, np.inf)]
 
 
 @dataclass(frozen=True)
@@ -98,20 +103,41 @@ class Operator:
     """A merge method: its function, and what the signature and the decorator say of it."""
 
     name: str
-    family: str  # "linear" | "masked"
+    family: str  # "linear" | "masked" | "prepared"
     function: Callable
     parameters: tuple[Parameter, ...]
-    options: dict[str, bool]  # name -> default
+    options: dict[str, bool | float]  # name -> default
+    ranges: dict[str, Axis]  # of the options that are numbers
     needs_base: bool
     takes_base: bool  # the base makes it merge task vectors
     needs_gram: bool
     draws: bool
     models: int | None  # the exact number of models, where it is fixed
     paper: str
+    prepare: Callable | None  # (TaskVectors, **options) -> (name, directions), tensor by tensor
 
     @property
     def summary(self) -> str:
         return (inspect.getdoc(self.function) or "").split("\n")[0]
+
+    def option_fault(self, name: str, value: Any) -> tuple[str, str] | None:
+        """Return what is wrong with an option and what to write, if anything is."""
+        if name not in self.options:
+            return f"{self.name} has no option '{name}'", nearest(name, self.options)
+        axis = self.ranges.get(name)
+        if axis is None:
+            fine, mend = isinstance(value, bool), "write true or false"
+            return None if fine else (f"{value!r} is not true or false", mend)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        allowed = f"a number from {axis.low:g} to {axis.high:g}"
+        if number and axis.low <= value <= axis.high:
+            return None
+        return f"{value!r} is not {allowed}", f"write {allowed}"
+
+    @property
+    def prepares(self) -> dict[str, float]:
+        """The options of `prepare`, with their defaults."""
+        return {name: self.options[name] for name in self.ranges}
 
     @property
     def parameter(self) -> dict[str, Parameter]:
@@ -141,12 +167,29 @@ def masked_method(*, paper: str, draws: bool = False) -> Callable:
     return _decorator("masked", paper, True, None, draws)
 
 
+def prepared_method(*, paper: str, prepare: Callable) -> Callable:
+    """Register a method of the prepared family; the function returns (models,) coefficients.
+
+    Args:
+        paper: where it is described.
+        prepare: (vectors, **options) -> (tensor's name, one direction a model), of every tensor
+            in `vectors.names`' order; `vectors` is a `prepare.TaskVectors`, directions are
+            float tensors of the tensor's shape.
+    """
+    return _decorator("prepared", paper, True, None, False, prepare)
+
+
 def _decorator(
-    family: str, paper: str, base: bool | None, models: int | None, draws: bool
+    family: str,
+    paper: str,
+    base: bool | None,
+    models: int | None,
+    draws: bool,
+    prepare: Callable | None = None,
 ) -> Callable:
     def decorate(function: Callable) -> Callable:
         signature = inspect.signature(function, eval_str=True).parameters
-        parameters, options = [], {}
+        parameters, options, ranges = [], {}, {}
         for p in signature.values():
             if p.kind is not p.KEYWORD_ONLY:
                 continue
@@ -155,6 +198,9 @@ def _decorator(
                 continue
             axis = typing.get_args(p.annotation)[1]
             parameters.append(Parameter(p.name, axis, None if p.default is p.empty else p.default))
+        for p in inspect.signature(prepare, eval_str=True).parameters.values() if prepare else ():
+            if p.kind is p.KEYWORD_ONLY:
+                options[p.name], ranges[p.name] = p.default, typing.get_args(p.annotation)[1]
         name = function.__name__
         OPERATORS.add(
             name,
@@ -164,12 +210,14 @@ def _decorator(
                 function,
                 tuple(parameters),
                 options,
+                ranges,
                 base is True,
                 base is not False,
                 "gram" in signature,
                 draws,
                 models,
                 paper,
+                prepare,
             ),
         )
         return function

@@ -274,14 +274,8 @@ class ParametersSpace:
             fault("options", f"{options!r} is not a mapping", "write e.g. {normalize: true}")
             options = {}
         for name, value in options.items():
-            if name not in operator.options:
-                fault(
-                    f"options.{name}",
-                    f"{method} has no option '{name}'",
-                    nearest(name, operator.options),
-                )
-            elif not isinstance(value, bool):
-                fault(f"options.{name}", f"{value!r} is not true or false", "write true or false")
+            if wrong := operator.option_fault(str(name), value):
+                fault(f"options.{name}", *wrong)
         axes = spec.get("axes")
         if not isinstance(axes, Mapping) or not axes:
             fault(

@@ -1,0 +1,170 @@
+"""Prepared sources against transcriptions of their papers in float64; their cache."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge import prepare
+from evomerge.errors import BadInput
+from evomerge.machine import cache_folder
+from evomerge.merge import Merger, plan
+from evomerge.operators import OPERATORS
+from evomerge.sources import open_source
+from evomerge.testing import merge_arrays, recipe_of
+
+PREPARED = sorted(name for name, o in OPERATORS.all().items() if o.prepare)
+SEEDS = st.integers(0, 30)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def arrays(seed, shape, count):
+    rng = np.random.default_rng(seed)
+    base = rng.normal(size=shape).astype(np.float32)
+    models = [base + rng.normal(size=shape).astype(np.float32) * 0.1 for _ in range(count)]
+    return base, models, [(m - base).astype(np.float64) for m in models]
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, shape=st.sampled_from([(12, 9), (5, 16)]), count=st.integers(1, 3))
+def test_tsv_m_keeps_orthonormal_singular_parts(seed, shape, count):
+    base, models, taus = arrays(seed, shape, count)
+    k = min(shape) // count
+    left, right, sizes = [], [], []
+    for tau in taus:
+        u, s, v = np.linalg.svd(tau, full_matrices=False)
+        left.append(u[:, :k])
+        sizes.append(s[:k])
+        right.append(v[:k].T)
+
+    def polar(columns):  # X (X^T X)^(-1/2), the nearest matrix with orthonormal columns
+        values, vectors = np.linalg.eigh(columns.T @ columns)
+        return columns @ vectors @ np.diag(values**-0.5) @ vectors.T
+
+    merged = polar(np.hstack(left)) @ np.diag(np.hstack(sizes)) @ polar(np.hstack(right)).T
+    got = merge_arrays("tsv_m", base, models, weight=1.0)
+    assert np.allclose(got - base, merged, atol=2e-5)
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, shape=st.sampled_from([(12, 9), (4, 11)]), ridge=st.sampled_from([0.1, 1.0]))
+def test_wudi_is_where_the_ridged_gradient_vanishes(seed, shape, ridge):
+    base, models, taus = arrays(seed, shape, 3)
+    grams = [t.T @ t / (t**2).sum() for t in taus]
+    strength = ridge * np.trace(sum(grams)) / shape[1]
+    merged = merge_arrays("wudi", base, models, options={"ridge": ridge}).astype(float) - base
+    pulls = [(merged - t) @ g for t, g in zip(taus, grams, strict=True)]
+    assert np.abs(sum(pulls) + strength * (merged - sum(taus))).max() < 1e-6
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, ratio=st.sampled_from([0.1, 0.5]))
+def test_pcb_is_its_papers(seed, ratio):
+    base, models, taus = arrays(seed, (15, 20), 3)
+    flat = np.array([t.ravel() for t in taus])
+    size = np.abs(flat)  # fewer than 10,000 elements: nothing is clamped
+    scaled = (size - size.min(1, keepdims=True)) / np.ptp(size, 1)[:, None]
+    balance = np.exp(3 * scaled**2) * np.tanh(flat * flat.sum(0))
+    cut = np.sort(balance, 1)[:, ::-1][:, int(ratio * 300) - 1][:, None]
+    score = (np.maximum(balance, cut) - cut) / (balance.max(1, keepdims=True) - cut)
+    share = score / np.maximum(score.sum(0), 1e-12)
+    got = merge_arrays("pcb", base, models, weight=1.0, options={"ratio": ratio})
+    assert np.allclose((got - base).ravel(), (flat * share).sum(0), atol=1e-4)
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS)
+def test_widen_is_its_papers(seed):
+    base, models, taus = arrays(seed, (8, 13), 2)
+    wide = base.astype(float)
+
+    def importance(moved):
+        ranks = np.argsort(np.argsort(moved, 1), 1) / moved.shape[1]
+        shared = np.exp(ranks) / np.exp(ranks).sum(0)
+        return np.where(ranks * moved.shape[1] > (moved.shape[1] - 1) / 2 + 1e-9, 1.0, shared)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=0)
+
+    lengths = np.array([np.linalg.norm(wide + t, axis=0) for t in taus])
+    turned = np.array([1 - (unit(wide + t) * unit(wide)).sum(0) for t in taus])
+    both = importance(np.abs(lengths - np.linalg.norm(wide, axis=0))) + importance(turned)
+    wanted = wide + sum(t * s / 2 for t, s in zip(taus, both, strict=True))
+    got = merge_arrays("widen", base, models)
+    assert np.allclose(got, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", PREPARED)
+def test_directions_are_weighed_linearly(method):
+    base, models, _ = arrays(3, (6, 8), 3)
+    parts = [
+        merge_arrays(method, base, models, weight=tuple(map(float, row))) - base
+        for row in np.eye(3)
+    ]
+    got = merge_arrays(method, base, models, weight=(0.3, -0.2, 0.9), scale=2.0)
+    wanted = base + 2.0 * (0.3 * parts[0] - 0.2 * parts[1] + 0.9 * parts[2])
+    assert np.allclose(got, wanted, atol=1e-5)
+
+
+def merger_of(world):
+    names = [str(world / name) for name in ("base", "a", "b", "c")]
+    opened = {n: open_source(n) for n in names}
+    return names, Merger(opened, {n: f"hash of {n}" for n in names})
+
+
+def test_they_are_made_once_for_all_workers_and_runs(world, monkeypatch):
+    """Four threads at once, then another merger; other options or sources are others."""
+    made = []
+    plain = prepare._write
+    monkeypatch.setattr(prepare, "_write", lambda *given: (made.append(1), plain(*given)))
+    names, first = merger_of(world)
+    recipe = recipe_of("pcb", names[1:], names[0])
+    mergers = [first] + [merger_of(world)[1] for _ in range(3)]
+    found = [None] * 4
+
+    def merge(i):
+        found[i] = dict(mergers[i].stream(recipe))
+
+    threads = [threading.Thread(target=merge, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert all(each[name].equal(found[0][name]) for each in found for name in found[0])
+    list(first.stream(recipe_of("pcb", names[1:], names[0], options={"ratio": 0.3})))
+    list(first.stream(recipe_of("pcb", names[2:], names[0])))
+    assert len(made) == 3
+    assert len(list(cache_folder("prepared").glob("*.tmp"))) == 0
+
+
+def test_a_killed_preparation_leaves_nothing_that_is_taken_for_whole(world, monkeypatch):
+    names, merger = merger_of(world)
+    recipe = recipe_of("tsv_m", names[1:], names[0])
+    plain = dict(merger.stream(recipe))
+    shutil.rmtree(cache_folder("prepared"))
+
+    def broken(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_write", broken)
+        with pytest.raises(KeyboardInterrupt):
+            list(merger_of(world)[1].stream(recipe))
+    again = dict(merger_of(world)[1].stream(recipe))
+    assert all(again[name].equal(tensor) for name, tensor in plain.items())
+
+
+def test_options_that_are_numbers_are_checked():
+    recipe = recipe_of("pcb", ["a", "b"], "base", options={"ratio": 1.5})
+    with pytest.raises(BadInput, match=r"options\.ratio: 1\.5 is not a number from 0 to 1"):
+        plan(recipe)
+    with pytest.raises(BadInput, match=r"options\.ratoi: pcb has no option 'ratoi'; .*ratio"):
+        plan(recipe_of("pcb", ["a", "b"], "base", options={"ratoi": 0.5}))
