@@ -125,20 +125,21 @@ def _masked(
         total = total + part * left
         divisor = divisor + left * scalars[i, 0].abs()
     if how.normalize:
-        total = total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+        total = total * (1.0 / torch.where(divisor > 0, divisor, torch.ones_like(divisor)))
     return (origin + total * scale).to(dtype)
 
 
 def _draws(like: torch.Tensor, k0: torch.Tensor, k1: torch.Tensor) -> torch.Tensor:
     """The draws of `philox`, each element making its own block of eight."""
     element = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
-    within = element & 127
-    block, lane = (element >> 7) * 16 + (within & 15), within >> 4
+    pair = (element >> 1) & 63
+    word, side, lane = pair >> 4, (pair >> 3) & 1, pair & 7
+    block = (element >> 7) * 16 + side * 8 + (lane & 1) * 4 + (lane >> 1)
     zero = torch.zeros_like(block)
     words = philox_rounds([block & 0xFFFFFFFF, block >> 32, zero, zero], (k0, k1))
-    low = torch.where(lane < 2, words[0], words[1])
-    word = torch.where(lane < 4, low, torch.where(lane < 6, words[2], words[3]))
-    return (word >> ((lane & 1) * 16)) & 0xFFFF
+    low = torch.where(word == 0, words[0], words[1])
+    drawn = torch.where(word < 2, low, torch.where(word == 2, words[2], words[3]))
+    return (drawn >> ((element & 1) * 16)) & 0xFFFF
 
 
 def _to_bfloat16(x: torch.Tensor) -> torch.Tensor:

@@ -130,7 +130,7 @@ def _joined(parts: list[torch.Tensor], weights: list[float], how: Masked) -> tor
             left &= part.sign() == sign
         total += part * left
         divisor += left * abs(weight)
-    return total / divisor.where(divisor > 0, 1.0) if how.normalize else total
+    return total * (1.0 / divisor.where(divisor > 0, 1.0)) if how.normalize else total
 
 
 def _thinned(tau: torch.Tensor, how: Masked, i: int, kept: Kept, start: int) -> torch.Tensor:
@@ -146,8 +146,7 @@ def _thinned(tau: torch.Tensor, how: Masked, i: int, kept: Kept, start: int) -> 
         return tau * (draws < threshold) * inverse
     level = kept.levels.reshape(-1)[start : start + tau.numel()].long()
     thresholds, inverses = (
-        torch.from_numpy(x.astype(kind)).to(tau.device)[level]
-        for x, kind in zip(keep_by_rank(how.density[i], how), (np.int64, np.float32), strict=True)
+        torch.from_numpy(x).to(tau.device)[level] for x in keep_by_rank(how.density[i], how)
     )
     return tau * (draws < thresholds) * inverses
 
@@ -162,18 +161,22 @@ def keep_by_chance(density: float, how: Masked) -> tuple[int, float]:
 
 
 def keep_by_rank(density: float, how: Masked) -> tuple[np.ndarray, np.ndarray]:
-    """Return the same for the 256 levels of magnitude in a row, (256,) uint32 and float32.
+    """Return the same for the 256 levels of magnitude in a row, (256,) int64 and float32.
 
-    density - epsilon for the smallest, density + epsilon for the largest, clipped to [0, 1];
-    a density of 1 keeps everything (DELLA, arXiv:2406.11617, section 3).
+    From density - epsilon for the smallest to density + epsilon for the largest, clipped to
+    [0, 1] (DELLA, arXiv:2406.11617, section 3).
     """
-    spread = how.epsilon if density < 1.0 else 0.0
-    chance = density + spread * np.linspace(-1.0, 1.0, LEVELS)
-    thresholds = (np.clip(chance, 0.0, 1.0) * CHANCES).astype(np.uint32)
-    inverses = np.ones(LEVELS, np.float32)
-    if how.rescale:
-        np.divide(CHANCES, thresholds, out=inverses, where=thresholds > 0, casting="same_kind")
-    return thresholds, inverses
+    one, (middle, spread) = np.float32(1.0), chances_of_rank(density, how)
+    level = np.arange(LEVELS, dtype=np.float32)
+    chance = middle + spread * (level * np.float32(2.0 / (LEVELS - 1)) - one)
+    thresholds = (np.clip(chance, 0.0, 1.0) * np.float32(CHANCES)).astype(np.int64)
+    inverses = np.float32(CHANCES) / np.maximum(thresholds, 1).astype(np.float32)
+    return thresholds, inverses if how.rescale else np.ones_like(inverses)
+
+
+def chances_of_rank(density: float, how: Masked) -> tuple[np.float32, np.float32]:
+    """Return the middle chance and how far it spreads; a density of 1 keeps everything."""
+    return np.float32(density), np.float32(how.epsilon if density < 1.0 else 0.0)
 
 
 def rank_levels(tau: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
 // The kernels of kernels.py in one pass over memory; see native.py for who calls this.
 //
 // Operation by operation the same as the eager kernels in float32, so the bits are the same: compile
-// with -ffp-contract=off. Vectors are GCC's (and clang's), eight lanes wide.
+// with -ffp-contract=off. Vectors are GCC's (and clang's), eight lanes wide, and worked on in pairs.
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -11,21 +12,27 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__AVX2__)
+#define HAS_AVX2 true
+#else
+#define HAS_AVX2 false
+#endif
 
 typedef float F __attribute__((vector_size(32)));
 typedef uint32_t U __attribute__((vector_size(32)));
 typedef int32_t I __attribute__((vector_size(32)));
+typedef uint64_t Q __attribute__((vector_size(32)));
+typedef uint16_t W __attribute__((vector_size(32)));
 typedef uint16_t H __attribute__((vector_size(16)));
+typedef uint8_t B __attribute__((vector_size(16)));
 
-enum Dtype { BF16, F32, F16 };
-enum Thin { NONE, MAGNITUDE, RANDOM, RANKED, VOTES };
+enum Dtype { BF16, F32, F16, MIXED };
+enum Thin { NONE, MAGNITUDE, BAND, RANDOM, RANKED, VOTES };
 enum Join { SUM, ELECT, LARGEST };
 
 struct Term {  // one model of one tensor
   const char* data;
-  const uint8_t* levels;        // RANKED: of every element
-  const uint32_t* thresholds;   // RANKED: of every level
-  const float* inverses;
+  const uint8_t* levels;  // RANKED: of every element
   float weight, low, high, inverse;
   uint32_t key0, key1, threshold;
   int32_t dtype;
@@ -44,23 +51,31 @@ struct Piece {  // one tensor
   int32_t broken;      // set where an element is not finite
 };
 
-static const int TILE_BYTES = 1 << 16, LANES = 8, GROUP = 128, MOST = 32;
-static const uint32_t SIGN = 0x80000000u;
+static const int TILE_BYTES = 1 << 16, LANES = 8, PAIR = 16, GROUP = 128, MOST = 32, ROUNDS = 7;
+static const uint32_t SIGN = 0x80000000u, HIGH = 0xFFFF0000u;
+#define INLINE __attribute__((always_inline)) inline
 
-static inline F splat(float x) { return F{x, x, x, x, x, x, x, x}; }
-static inline U splat(uint32_t x) { return U{x, x, x, x, x, x, x, x}; }
-static inline F as_float(U x) { return (F)x; }
-static inline F magnitude(F x) { return (F)((U)x & splat(~SIGN)); }
-static inline F where(I mask, F a, F b) { return (F)(((U)mask & (U)a) | (~(U)mask & (U)b)); }
+static INLINE F splat(float x) { return F{x, x, x, x, x, x, x, x}; }
+static INLINE U splat(uint32_t x) { return U{x, x, x, x, x, x, x, x}; }
+static INLINE F magnitude(F x) { return (F)((U)x & splat(~SIGN)); }
+static INLINE F where(I mask, F a, F b) { return (F)(((U)mask & (U)a) | (~(U)mask & (U)b)); }
+static INLINE F only(I mask, F a) { return (F)((U)mask & (U)a); }
 // x times 1 or 0, which keeps the sign of zero as a product does
-static inline F times(F x, I mask) { return (F)((U)x & ((U)mask | splat(SIGN))); }
+static INLINE F times(F x, I mask) { return (F)((U)x & ((U)mask | splat(SIGN))); }
 
-static inline U bf16_bits(F x) {  // rounded to nearest, ties to even; x is no NaN
+// Sixteen elements. If all that is read and written is bfloat16 (S is BF16), `of[0]` holds those
+// of even index and `of[1]` the odd ones, which takes no shuffling; else the first and last eight.
+struct Pair {
+  F of[2];
+};
+
+// The float32 bits that a bfloat16 has, above zeros: to nearest, ties to even; x is no NaN.
+static INLINE U bf16_bits(F x) {
   U bits = (U)x;
-  return (bits + splat(0x7FFFu) + ((bits >> 16) & splat(1u))) >> 16;
+  return bits + splat(0x7FFFu) + ((bits >> 16) & splat(1u));
 }
 
-static inline F from_f16(H half) {
+static INLINE F from_f16(H half) {
 #if defined(__F16C__)
   return (F)_mm256_cvtph_ps((__m128i)half);
 #else
@@ -68,7 +83,7 @@ static inline F from_f16(H half) {
 #endif
 }
 
-static inline H to_f16(F x) {
+static INLINE H to_f16(F x) {
 #if defined(__F16C__)
   return (H)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
@@ -76,211 +91,366 @@ static inline H to_f16(F x) {
 #endif
 }
 
-static inline F load(const char* data, int dtype, int64_t at, int lanes) {
-  if (dtype == F32) {
-    F x{};
-    memcpy(&x, data + 4 * at, 4 * lanes);
+template <class V>
+static INLINE V read(const void* from) {
+  V x;
+  memcpy(&x, from, sizeof x);
+  return x;
+}
+
+// S, here and below: the dtype of all there is, or MIXED where they are looked up.
+template <int S>
+static INLINE Pair load(const char* data, int dtype, int64_t at) {
+  Pair x;
+  if (S == BF16) {
+    U both = read<U>(data + 2 * at);
+    x.of[0] = (F)(both << 16);
+    x.of[1] = (F)(both & splat(HIGH));
     return x;
   }
-  H half{};
-  memcpy(&half, data + 2 * at, 2 * lanes);
-  if (dtype == F16) return from_f16(half);
-  return (F)(__builtin_convertvector(half, U) << 16);
-}
-
-static inline void store(char* data, int dtype, int64_t at, int lanes, F x) {
-  if (dtype == F32) {
-    memcpy(data + 4 * at, &x, 4 * lanes);
-    return;
+  for (int h = 0; h < 2; h++) {
+    if (S == F32 || dtype == F32) {
+      x.of[h] = read<F>(data + 4 * (at + h * LANES));
+      continue;
+    }
+    H half = read<H>(data + 2 * (at + h * LANES));
+    x.of[h] = dtype == F16 ? from_f16(half) : (F)(__builtin_convertvector(half, U) << 16);
   }
-  H half = dtype == F16 ? to_f16(x) : __builtin_convertvector(bf16_bits(x), H);
-  memcpy(data + 2 * at, &half, 2 * lanes);
+  return x;
 }
 
-static inline F rounded(F x, int dtype) {  // to what a task vector of that dtype holds
-  if (dtype == F32) return x;
-  return dtype == F16 ? from_f16(to_f16(x)) : (F)(bf16_bits(x) << 16);
-}
-
-static inline void multiply(U x, uint32_t by, U& high, U& low) {  // 32 x 32 -> 64 bits
+static INLINE Q products(Q x, Q y) {  // of the low halves: 32 x 32 -> 64 bits
 #if defined(__AVX2__)
-  __m256i b = _mm256_set1_epi32((int)by), a = (__m256i)x;
-  __m256i even = _mm256_mul_epu32(a, b), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), b);
-  low = (U)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
-  high = (U)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+  return (Q)_mm256_mul_epu32((__m256i)x, (__m256i)y);
 #else
-  low = x * by;
-  for (int i = 0; i < LANES; i++) high[i] = (uint32_t)(((uint64_t)x[i] * by) >> 32);
+  return (x & 0xFFFFFFFFu) * (y & 0xFFFFFFFFu);
 #endif
 }
 
-// The draws of philox.py for the 128 elements from `start` on, a multiple of 128.
-static void draw(uint16_t* out, int64_t start, uint32_t key0, uint32_t key1) {
-  for (int side = 0; side < 2; side++) {
-    uint64_t first = (uint64_t)(start / LANES) + side * LANES;
-    U c0 = splat((uint32_t)first) + U{0, 1, 2, 3, 4, 5, 6, 7}, c1 = splat((uint32_t)(first >> 32));
-    U c2{}, c3{};
-    uint32_t k0 = key0, k1 = key1;
-    for (int round = 0; round < 10; round++) {
-      U high0, low0, high1, low1;
-      multiply(c0, 0xD2511F53u, high0, low0);
-      multiply(c2, 0xCD9E8D57u, high1, low1);
-      c0 = high1 ^ c1 ^ splat(k0);
-      c1 = low1;
-      c2 = high0 ^ c3 ^ splat(k1);
-      c3 = low0;
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
+// Where merged elements go: digested and put into place, past the cache if it is aligned.
+struct Sink {
+  char* out;           // the piece's
+  const char* keys;    // a tile's
+  int dtype, out_dtype;
+  bool aligned;
+  Q even, odd;         // the digest so far
+  U largest;           // bits of a magnitude
+
+  INLINE void digest(U words, int64_t byte) {
+    Q word = (Q)words, key = read<Q>(keys + byte);
+    even += products(word, key);
+    odd += products(word >> 32, key >> 32);
+  }
+
+  INLINE void put(char* to, U x) {
+#if defined(__AVX2__)
+    if (aligned) {
+      _mm256_stream_si256((__m256i*)to, (__m256i)x);
+      return;
     }
-    U words[4] = {c0, c1, c2, c3};
+#endif
+    memcpy(to, &x, sizeof x);
+  }
+
+  // Sixteen elements; `from` counts them in the piece, `within` in the tile.
+  template <int S>
+  INLINE void take(Pair x, int64_t from, int64_t within) {
+    for (int h = 0; h < 2; h++) {
+      U bits = (U)magnitude(x.of[h]);
+      largest = (U)where((I)(bits > largest), (F)bits, (F)largest);
+    }
+    if (S == F32 || (S == MIXED && dtype == F32)) {
+      for (int h = 0; h < 2; h++) {
+        digest((U)x.of[h], 4 * (within + h * LANES));
+        if (out_dtype == F32) put(out + 4 * (from + h * LANES), (U)x.of[h]);
+      }
+      if (out_dtype != F32) narrow(x, from);
+      return;
+    }
+    U both = S == BF16 ? (bf16_bits(x.of[0]) >> 16) | (bf16_bits(x.of[1]) & splat(HIGH))
+                       : halves(x, dtype);
+    digest(both, 2 * within);
+    if (out_dtype == dtype) {
+      put(out + 2 * from, both);
+      return;
+    }
+    x = load<MIXED>((const char*)&both, dtype, 0);
+    if (out_dtype != F32) narrow(x, from);
+    else
+      for (int h = 0; h < 2; h++) put(out + 4 * (from + h * LANES), (U)x.of[h]);
+  }
+
+  INLINE void narrow(Pair x, int64_t from) { put(out + 2 * from, halves(x, out_dtype)); }
+
+  static INLINE U halves(Pair x, int dtype) {  // sixteen 16-bit floats from a pair in order
+    H half[2];
+    for (int h = 0; h < 2; h++)
+      half[h] = dtype == F16 ? to_f16(x.of[h])
+                             : __builtin_convertvector(bf16_bits(x.of[h]) >> 16, H);
+    return read<U>(half);
+  }
+};
+
+template <int S>
+static INLINE F rounded(F x, int dtype) {  // to what a task vector of that dtype holds
+  if (S == F32 || (S == MIXED && dtype == F32)) return x;
+  if (S == MIXED && dtype == F16) return from_f16(to_f16(x));
+  return (F)(bf16_bits(x) & splat(HIGH));
+}
+
+// Sixteen 16-bit numbers as the lanes of a pair have them.
+template <int S>
+static INLINE U widen(const uint16_t* from, int h) {
+  if (S == BF16) return h ? read<U>(from) >> 16 : read<U>(from) & splat(0xFFFFu);
+  return __builtin_convertvector(read<H>(from + h * LANES), U);
+}
+
+struct Keys {  // of the generator's rounds
+  Q of[ROUNDS][2];
+
+  Keys() = default;
+  Keys(uint32_t key0, uint32_t key1) {
+    for (auto& pair : of) {
+      pair[0] = (Q)splat(key0), pair[1] = (Q)splat(key1);
+      key0 += 0x9E3779B9u;
+      key1 += 0xBB67AE85u;
+    }
+  }
+};
+
+// The draws of philox.py for the 128 elements from `start` on, a multiple of 128. A block's words
+// are in the low halves of 64-bit lanes; what is above them is nothing.
+static INLINE void draw(uint16_t* out, int64_t start, const Keys& keys) {
+  const Q by0 = (Q)splat(0xD2511F53u), by1 = (Q)splat(0xCD9E8D57u);
+  for (int side = 0; side < 2; side++) {
+    Q c[2][4];
+    for (int h = 0; h < 2; h++) {
+      uint64_t first = (uint64_t)(start / LANES) + 8 * side + 4 * h;
+      c[h][0] = Q{first, first + 1, first + 2, first + 3};
+      c[h][1] = Q{first >> 32, first >> 32, first >> 32, first >> 32};
+      c[h][2] = c[h][3] = Q{};
+    }
+    for (int round = 0; round < ROUNDS; round++) {
+      for (int h = 0; h < 2; h++) {
+        Q p0 = products(c[h][0], by0), p1 = products(c[h][2], by1);
+        c[h][0] = (p1 >> 32) ^ c[h][1] ^ keys.of[round][0];
+        c[h][1] = p1;
+        c[h][2] = (p0 >> 32) ^ c[h][3] ^ keys.of[round][1];
+        c[h][3] = p0;
+      }
+    }
     for (int word = 0; word < 4; word++) {
-      H low = __builtin_convertvector(words[word] & splat(0xFFFFu), H);
-      H high = __builtin_convertvector(words[word] >> 16, H);
-      memcpy(out + 32 * word + 8 * side, &low, 16);
-      memcpy(out + 32 * word + 16 + 8 * side, &high, 16);
+      Q both = (c[0][word] & 0xFFFFFFFFu) | (c[1][word] << 32);
+      memcpy(out + 32 * word + 16 * side, &both, sizeof both);
     }
   }
 }
 
-static inline U widen(const uint16_t* draws) {
-  H half;
-  memcpy(&half, draws, 16);
-  return __builtin_convertvector(half, U);
-}
-
-static inline F weighted(const Piece& p, int64_t at, int lanes) {
-  F total{};
-  for (int k = 0; k < p.count; k++)
-    total += load(p.terms[k].data, p.terms[k].dtype, at, lanes) * splat(p.terms[k].weight);
+template <int S, int K>
+static INLINE Pair weighted(const Term* terms, int count, int64_t at) {
+  Pair total{};
+  for (int k = 0; k < (K ? K : count); k++) {
+    Pair x = load<S>(terms[k].data, terms[k].dtype, at);
+    for (int h = 0; h < 2; h++) total.of[h] += x.of[h] * splat(terms[k].weight);
+  }
   return total;
 }
 
-static inline F thinned(const Piece& p, const Term& t, F tau, int64_t at, int lanes,
-                        const uint16_t* draws) {
-  if (p.thin == MAGNITUDE) {
-    F size = magnitude(tau);
-    return times(tau, (size >= splat(t.low)) & (size <= splat(t.high)));
-  }
-  if (p.thin == RANDOM)
-    return times(tau, (I)(widen(draws) < splat(t.threshold))) * splat(t.inverse);
-  if (p.thin == RANKED) {
-    U limits{};
-    F inverses{};
-    for (int i = 0; i < lanes; i++) {
-      limits[i] = t.thresholds[t.levels[at + i]];
-      inverses[i] = t.inverses[t.levels[at + i]];
-    }
-    return times(tau, (I)(widen(draws) < limits)) * inverses;
+template <int S, int THIN>
+static INLINE F thinned(const Term& t, F tau, int h, const uint16_t* draws, W levels) {
+  if (THIN == MAGNITUDE) return times(tau, magnitude(tau) >= splat(t.low));
+  if (THIN == BAND)
+    return times(tau, (magnitude(tau) >= splat(t.low)) & (magnitude(tau) <= splat(t.high)));
+  if (THIN == RANDOM)
+    return times(tau, (I)(widen<S>(draws, h) < splat(t.threshold))) * splat(t.inverse);
+  if (THIN == RANKED) {
+    // `low` is the density, `high` epsilon; see keep_by_rank in kernels.py.
+    F level = __builtin_convertvector((I)(S != BF16 ? widen<S>((const uint16_t*)&levels, h)
+                                          : h       ? (U)levels >> 16
+                                                    : (U)levels & splat(0xFFFFu)),
+                                      F);
+    F chance = splat(t.low) + splat(t.high) * (level * splat((float)(2.0 / 255.0)) - splat(1.0f));
+    chance = where(chance > splat(1.0f), splat(1.0f), where(chance > F{}, chance, F{}));
+    I threshold = __builtin_convertvector(chance * splat(65536.0f), I);
+    F kept = times(tau, (I)widen<S>(draws, h) < threshold);
+    if (t.inverse == 0.0f) return kept;
+    F most = __builtin_convertvector(threshold, F);
+    return kept * (splat(65536.0f) / where(most > splat(1.0f), most, splat(1.0f)));
   }
   return tau;
 }
 
-static inline F merged(const Piece& p, int64_t at, int lanes, const uint16_t (*draws)[GROUP]) {
-  if (!p.base) return weighted(p, at, lanes);
-  F base = load(p.base, p.base_dtype, at, lanes), parts[MOST];
-  for (int k = 0; k < p.count; k++) {
-    const Term& t = p.terms[k];
-    F tau = rounded(load(t.data, t.dtype, at, lanes) - base, p.base_dtype);
-    parts[k] = thinned(p, t, tau, at, lanes, draws[k] + at % GROUP);
-  }
-  if (p.thin == VOTES) {
-    F total{}, votes{};
-    for (int k = 0; k < p.count; k++) total += parts[k];
-    for (int k = 0; k < p.count; k++)
-      votes += where(magnitude(parts[k]) > magnitude(total - parts[k]) * splat(p.terms[k].low),
-                     splat(1.0f), F{});
-    I mask = votes >= splat((float)p.least);
-    for (int k = 0; k < p.count; k++) parts[k] = times(parts[k], mask);
-  }
-  F whole{};
-  for (int k = 0; k < p.count; k++) {
-    parts[k] *= splat(p.terms[k].weight);
-    whole += parts[k];
-  }
-  F total = whole;
-  if (p.join == LARGEST) {
-    total = parts[0];
-    for (int k = 1; k < p.count; k++)
-      total = where(magnitude(parts[k]) >= magnitude(total), parts[k], total);
-  } else if (p.join == ELECT || p.normalize) {
-    F divisor{};
-    total = F{};
-    for (int k = 0; k < p.count; k++) {
-      I left = parts[k] != F{};
-      if (p.join == ELECT) left &= ((parts[k] > F{}) & (whole > F{})) | ((parts[k] < F{}) & (whole < F{}));
-      total += times(parts[k], left);
-      divisor += where(left, splat(__builtin_fabsf(p.terms[k].weight)), F{});
-    }
-    if (p.normalize) total /= where(divisor > F{}, divisor, splat(1.0f));
-  }
-  return base + total * splat(p.scale);
-}
+// One over the sum of |weight| of the models that are left of an element, 1 where none is.
+template <int K>
+struct Sharing {
+  F divisor;
+  I pattern;  // up to three models: a bit for each
 
-static uint64_t digest(const char* data, int64_t bytes, const uint32_t* keys) {
-  uint64_t total = 0;
-  int64_t words = bytes / 4;
-  const uint32_t* word = (const uint32_t*)data;
-  for (int64_t i = 0; i < words; i++) total += (uint64_t)word[i] * keys[i];
-  if (bytes % 4) {
-    uint32_t last = 0;
-    memcpy(&last, data + 4 * words, bytes % 4);
-    total += (uint64_t)last * keys[words];
-  }
-  return total;
-}
+  static constexpr bool LOOKED_UP = HAS_AVX2 && K > 0 && K <= 3;
 
-static void put(char* to, const char* from, int64_t bytes) {  // past the cache, where it can be
+  INLINE void add(int k, I left, float weight) {
+    if (LOOKED_UP) pattern |= left & (I)splat(1u << k);
+    else divisor += only(left, splat(__builtin_fabsf(weight)));
+  }
+
+  INLINE F inverse(F inverses) const {
 #if defined(__AVX2__)
-  if ((uintptr_t)to % 32 == 0) {
-    int64_t whole = bytes & ~(int64_t)31;
-    for (int64_t i = 0; i < whole; i += 32)
-      _mm256_stream_si256((__m256i*)(to + i), _mm256_load_si256((const __m256i*)(from + i)));
-    memcpy(to + whole, from + whole, bytes - whole);
-    return;
-  }
+    if (LOOKED_UP) return (F)_mm256_permutevar8x32_ps((__m256)inverses, (__m256i)pattern);
 #endif
-  memcpy(to, from, bytes);
+    return splat(1.0f) / where(divisor > F{}, divisor, splat(1.0f));
+  }
+
+  static F table(const Term* terms) {  // the inverse for every pattern
+    F inverses = splat(1.0f);
+    for (int pattern = 1; LOOKED_UP && pattern < (1 << K); pattern++) {
+      float sum = 0.0f;
+      for (int k = 0; k < K; k++)
+        if (pattern >> k & 1) sum += __builtin_fabsf(terms[k].weight);
+      if (sum > 0.0f) inverses[pattern] = 1.0f / sum;
+    }
+    return inverses;
+  }
+};
+
+template <int S, int THIN, int K>
+static INLINE Pair masked(const Piece& p, const Term* terms, const char* origin, int64_t at,
+                          const uint16_t (*draws)[GROUP], F inverses) {
+  const int count = K ? K : p.count, join = p.join;
+  const bool normalize = p.normalize;
+  Pair base = load<S>(origin, p.base_dtype, at), parts[K ? K : MOST], out;
+  for (int k = 0; k < count; k++) {
+    Pair x = load<S>(terms[k].data, terms[k].dtype, at);
+    alignas(32) W levels{};
+    if (THIN == RANKED) levels = __builtin_convertvector(read<B>(terms[k].levels + at), W);
+    for (int h = 0; h < 2; h++) {
+      F tau = rounded<S>(x.of[h] - base.of[h], p.base_dtype);
+      parts[k].of[h] = thinned<S, THIN>(terms[k], tau, h, draws[k] + at % GROUP,
+                                            levels);
+    }
+  }
+  for (int h = 0; h < 2; h++) {
+    if (THIN == VOTES) {
+      F total{}, votes{};
+      for (int k = 0; k < count; k++) total += parts[k].of[h];
+      for (int k = 0; k < count; k++) {
+        F others = magnitude(total - parts[k].of[h]) * splat(terms[k].low);
+        votes += only(magnitude(parts[k].of[h]) > others, splat(1.0f));
+      }
+      I mask = votes >= splat((float)p.least);
+      for (int k = 0; k < count; k++) parts[k].of[h] = times(parts[k].of[h], mask);
+    }
+    F whole{};
+    for (int k = 0; k < count; k++) {
+      parts[k].of[h] *= splat(terms[k].weight);
+      whole += parts[k].of[h];
+    }
+    F total = whole;
+    if (join == LARGEST) {
+      total = parts[0].of[h];
+      for (int k = 1; k < count; k++) {
+        F part = parts[k].of[h];
+        total = where(magnitude(part) >= magnitude(total), part, total);
+      }
+    } else if (join == ELECT) {
+      // Seen from the elected side, what agrees is above zero.
+      F sign = (F)((U)whole & splat(SIGN));
+      Sharing<K> sharing{};
+      total = F{};
+      for (int k = 0; k < count; k++) {
+        F part = (F)((U)parts[k].of[h] ^ (U)sign);
+        I left = part > F{};
+        total += only(left, part);
+        if (normalize) sharing.add(k, left, terms[k].weight);
+      }
+      total = only(whole != F{}, (F)((U)total ^ (U)sign));
+      if (normalize) total *= sharing.inverse(inverses);
+    } else if (normalize) {
+      Sharing<K> sharing{};
+      for (int k = 0; k < count; k++) sharing.add(k, parts[k].of[h] != F{}, terms[k].weight);
+      total *= sharing.inverse(inverses);
+    }
+    out.of[h] = base.of[h] + total * splat(p.scale);
+  }
+  return out;
 }
 
-// One tile: merged into `tile`, digested while it is in the cache, and put into its place.
-static void work(Piece& p, int64_t index, const uint32_t* keys, char* tile, char* wide) {
-  int bytes = p.dtype == F32 ? 4 : 2;
-  int64_t per_tile = TILE_BYTES / bytes, start = index * per_tile;
-  int64_t stop = start + per_tile < p.size ? start + per_tile : p.size;
-  bool draws_needed = p.base && (p.thin == RANDOM || p.thin == RANKED);
-  alignas(32) static thread_local uint16_t draws[MOST][GROUP];
-  // The first bits that round to infinity in the dtype of the result.
-  U limit = splat(p.dtype == F32 ? 0x7F800000u : p.dtype == BF16 ? 0x7F7F8000u : 0x477FF000u);
-  I broken{};
+// Merge the elements from `start` to `stop` of one piece, which are a tile.
+template <int S, int THIN, int K>
+static void merge(const Piece& piece, int64_t start, int64_t stop, Sink& result) {
+  alignas(32) uint16_t draws[THIN == RANDOM || THIN == RANKED ? MOST : 1][GROUP];
+  Term terms[MOST];
+  Keys keys[THIN == RANDOM || THIN == RANKED ? MOST : 1];
+  const Piece p = piece;  // copies that nothing else points at stay in registers
+  Sink sink = result;
+  std::copy(p.terms, p.terms + p.count, terms);
+  if (THIN == RANDOM || THIN == RANKED)
+    for (int k = 0; k < p.count; k++) keys[k] = Keys(terms[k].key0, terms[k].key1);
+  const F inverses = Sharing<K>::table(terms);
+  auto block = [&](const char* base, int64_t at) __attribute__((always_inline)) {
+    return THIN == NONE ? weighted<S, K>(terms, p.count, at)
+                        : masked<S, THIN, K>(p, terms, base, at, draws, inverses);
+  };
   for (int64_t group = start; group < stop; group += GROUP) {
-    if (draws_needed)
-      for (int k = 0; k < p.count; k++) draw(draws[k], group, p.terms[k].key0, p.terms[k].key1);
+    if (THIN == RANDOM || THIN == RANKED)
+      for (int k = 0; k < p.count; k++) draw(draws[k], group, keys[k]);
     int64_t end = group + GROUP < stop ? group + GROUP : stop, at = group;
-    for (; at + LANES <= end; at += LANES) {
-      F x = merged(p, at, LANES, draws);
-      broken |= (I)((U)magnitude(x) >= limit);
-      store(tile, p.dtype, at - start, LANES, x);
+    for (; at + PAIR <= end; at += PAIR) sink.take<S>(block(p.base, at), at, at - start);
+    if (at == end) continue;
+    // The last elements of a tensor, beside zeros, which merge into zeros.
+    alignas(32) char rest[MOST + 1][4 * PAIR] = {}, ranks[MOST][PAIR] = {}, last[4 * PAIR];
+    auto beside = [&](int row, const char* data, int dtype) {
+      int bytes = dtype == F32 ? 4 : 2;
+      memcpy(rest[row], data + at * bytes, (end - at) * bytes);
+      return rest[row] - at * bytes;
+    };
+    for (int k = 0; k < p.count; k++) {
+      terms[k].data = beside(k, terms[k].data, terms[k].dtype);
+      if (THIN != RANKED) continue;
+      memcpy(ranks[k], terms[k].levels + at, end - at);
+      terms[k].levels = (const uint8_t*)ranks[k] - at;
     }
-    if (at < end) {
-      F x = merged(p, at, (int)(end - at), draws);
-      for (int i = (int)(end - at); i < LANES; i++) x[i] = 0.0f;
-      broken |= (I)((U)magnitude(x) >= limit);
-      store(tile, p.dtype, at - start, (int)(end - at), x);
-    }
+    Pair x = block(THIN == NONE ? nullptr : beside(MOST, p.base, p.base_dtype), at);
+    char* out = sink.out;
+    sink.out = last, sink.aligned = false;
+    sink.take<S>(x, 0, at - start);
+    int bytes = p.out_dtype == F32 ? 4 : 2;
+    memcpy(out + at * bytes, last, (end - at) * bytes);
   }
+  result = sink;
+}
+
+template <int S, int K>
+static void merge_as(const Piece& p, int64_t start, int64_t stop, Sink& sink) {
+  switch (p.thin) {
+    case NONE: return merge<S, NONE, K>(p, start, stop, sink);
+    case MAGNITUDE: return merge<S, MAGNITUDE, K>(p, start, stop, sink);
+    case BAND: return merge<S, BAND, K>(p, start, stop, sink);
+    case RANDOM: return merge<S, RANDOM, K>(p, start, stop, sink);
+    case RANKED: return merge<S, RANKED, K>(p, start, stop, sink);
+    default: return merge<S, VOTES, K>(p, start, stop, sink);
+  }
+}
+
+static void work(Piece& p, int64_t index, const uint32_t* keys) {
+  int64_t per_tile = TILE_BYTES / (p.dtype == F32 ? 4 : 2), start = index * per_tile;
+  int64_t stop = start + per_tile < p.size ? start + per_tile : p.size;
+  bool same = p.dtype != F16 && (!p.base || p.base_dtype == p.dtype);
+  for (int k = 0; k < p.count; k++) same &= p.terms[k].dtype == p.dtype;
+  auto merge = merge_as<MIXED, 0>;
+  if (same && p.dtype == F32) merge = merge_as<F32, 0>;
+  if (same && p.dtype == BF16)
+    merge = p.count == 2   ? merge_as<BF16, 2>
+            : p.count == 3 ? merge_as<BF16, 3>
+            : p.count == 4 ? merge_as<BF16, 4>
+                           : merge_as<BF16, 0>;
+  Sink sink{p.out, (const char*)keys, p.dtype, p.out_dtype, (uintptr_t)p.out % 32 == 0};
+  merge(p, start, stop, sink);
+  // The first bits that round to infinity in the dtype of the result.
+  uint32_t limit = p.dtype == F32 ? 0x7F800000u : p.dtype == BF16 ? 0x7F7F8000u : 0x477FF000u;
   for (int i = 0; i < LANES; i++)
-    if (broken[i]) __atomic_store_n(&p.broken, 1, __ATOMIC_RELAXED);
-  int64_t size = stop - start;
-  p.digests[index] = digest(tile, size * bytes, keys);
-  if (p.out_dtype == p.dtype) {
-    put(p.out + start * bytes, tile, size * bytes);
-    return;
-  }
-  for (int64_t i = 0; i < size; i += LANES) {
-    int lanes = (int)(size - i < LANES ? size - i : LANES);
-    store(wide, p.out_dtype, i, lanes, load(tile, p.dtype, i, lanes));
-  }
-  put(p.out + start * (p.out_dtype == F32 ? 4 : 2), wide, size * (p.out_dtype == F32 ? 4 : 2));
+    if (sink.largest[i] >= limit) __atomic_store_n(&p.broken, 1, __ATOMIC_RELAXED);
+  Q both = sink.even + sink.odd;
+  p.digests[index] = both[0] + both[1] + both[2] + both[3];
 }
 
 extern "C" int evomerge_has_f16() {
@@ -295,11 +465,10 @@ extern "C" void evomerge_merge(Piece* pieces, int64_t count, int64_t tiles, cons
                                int threads) {
   std::atomic<int64_t> next{0};
   auto run = [&] {
-    alignas(64) static thread_local char tile[TILE_BYTES], wide[2 * TILE_BYTES];
     int64_t at = 0;
     for (int64_t index; (index = next.fetch_add(1)) < tiles;) {
       while (at + 1 < count && pieces[at + 1].first_tile <= index) at++;
-      work(pieces[at], index - pieces[at].first_tile, keys, tile, wide);
+      work(pieces[at], index - pieces[at].first_tile, keys);
     }
 #if defined(__AVX2__)
     _mm_sfence();

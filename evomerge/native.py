@@ -24,7 +24,7 @@ import torch
 
 from evomerge.checksum import TILE_BYTES, digest_keys
 from evomerge.errors import one_line
-from evomerge.kernels import Kept, keep_by_chance, keep_by_rank
+from evomerge.kernels import Kept, chances_of_rank, keep_by_chance
 from evomerge.machine import cache_folder
 from evomerge.operators import Masked
 
@@ -34,11 +34,11 @@ SOURCE = Path(__file__).with_name("native.cpp")
 FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -std=c++17 -shared -fPIC -pthread"
 MOST = 32  # models of one tensor, as native.cpp has it
 _DTYPES = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2}
-_THIN = {"magnitude": 1, "band": 1, "random": 2, "ranked": 3, "votes": 4}
+_THIN = {"magnitude": 1, "band": 2, "random": 3, "ranked": 4, "votes": 5}
 _JOIN = {"sum": 0, "elect": 1, "largest": 2}
 
 _TERM = np.dtype(
-    [(name, np.uint64) for name in ("data", "levels", "thresholds", "inverses")]
+    [(name, np.uint64) for name in ("data", "levels")]
     + [(name, np.float32) for name in ("weight", "low", "high", "inverse")]
     + [(name, np.uint32) for name in ("key0", "key1", "threshold", "dtype")]
 )
@@ -58,8 +58,9 @@ def library() -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(_compiled()))
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or one_line(error)).strip()
-        log.warning("merging in eager torch, which is slower: %s", said.splitlines()[0][:200])
+        said = (getattr(error, "stderr", None) or one_line(error)).splitlines()
+        line = next((line for line in said if "error" in line), said[0])
+        log.warning("merging in eager torch, which is slower: %s", line.strip()[:200])
         return None
     found.evomerge_merge.restype = None
     found.evomerge_merge.argtypes = [
@@ -131,7 +132,7 @@ class Batch:
         self._alive: list[Any] = [bases, tensors, outs]  # what the pointers point at
         self._pieces = np.zeros(len(outs), _PIECE)
         self._terms = np.zeros((len(outs), len(tensors[0])), _TERM)
-        self._set_by_group: list[Any] = []
+        self._kept: dict[int, Any] = {}
         sizes = np.array([out.numel() for out in outs], np.int64)
         tiles = (sizes * dtype.itemsize + TILE_BYTES - 1) // TILE_BYTES
         self._first = np.concatenate([[0], np.cumsum(tiles)])
@@ -170,15 +171,13 @@ class Batch:
             if how.thin == "random":
                 t["threshold"][rows, k], t["inverse"][rows, k] = keep_by_chance(density, how)
             elif how.thin == "ranked":
-                thresholds, inverses = keep_by_rank(density, how)
-                self._set_by_group += [thresholds, inverses]
-                t["thresholds"][rows, k] = thresholds.ctypes.data
-                t["inverses"][rows, k] = inverses.ctypes.data
+                t["low"][rows, k], t["high"][rows, k] = chances_of_rank(density, how)
+                t["inverse"][rows, k] = how.rescale
 
     def keep(self, row: int, kept: Sequence[Kept]) -> None:
         """Set what thinning one tensor's task vectors needs beside that."""
-        t, thin = self._terms[row], self._pieces["thin"][row]
-        if thin == _THIN["magnitude"]:
+        t, thin, self._kept[row] = self._terms[row], self._pieces["thin"][row], kept
+        if thin in (_THIN["magnitude"], _THIN["band"]):
             t["low"], t["high"] = [k.low for k in kept], [k.high for k in kept]
         elif thin != _THIN["votes"]:
             t["key0"], t["key1"] = zip(*(k.key for k in kept), strict=True)
@@ -199,6 +198,5 @@ class Batch:
             digest_keys().ctypes.data,
             torch.get_num_threads(),
         )
-        self._set_by_group.clear()
         digests = [self._digests[a:b] for a, b in itertools.pairwise(self._first)]
         return digests, self._pieces["broken"].astype(bool)

@@ -15,31 +15,39 @@ from evomerge.testing import merge_arrays
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+ONES, PI = 0xFFFFFFFF, [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]
+
+
 @pytest.mark.parametrize(
-    "counter, key, draws",
+    "rounds, counter, key, draws",
     [
-        ([0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-        ([0xFFFFFFFF] * 4, (0xFFFFFFFF,) * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-        (
-            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
-            (0xA4093822, 0x299F31D0),
-            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
-        ),
+        (7, [0] * 4, (0, 0), [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]),
+        (7, [ONES] * 4, (ONES, ONES), [0x5207DDC2, 0x45165E59, 0x4D8EE751, 0x8C52F662]),
+        (7, PI, (0xA4093822, 0x299F31D0), [0x4DFCCABA, 0x190A87F0, 0xC47362BA, 0xB6B5242A]),
+        (10, [0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        (10, [ONES] * 4, (ONES, ONES), [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (10, PI, (0xA4093822, 0x299F31D0), [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]),
     ],
 )
-def test_philox_gives_the_known_answers_of_random123(counter, key, draws):
+def test_philox_gives_the_known_answers_of_random123(rounds, counter, key, draws):
     words = [torch.tensor([c], dtype=torch.int64) for c in counter]
-    assert [int(w) for w in philox_rounds(words, key)] == draws
+    assert [int(w) for w in philox_rounds(words, key, rounds)] == draws
 
 
 def test_philox_elements_are_halves_of_words_of_sixteen_neighbouring_blocks():
+    """Each of the 128 draws of a group is one of its blocks' own, none twice, as documented."""
     whole = philox(300, (3, 4))
     zero = torch.zeros(1, dtype=torch.int64)
-    for element in (0, 15, 16, 127, 128, 299):
-        group, within = divmod(element, 128)
-        half, lane = divmod(within, 16)
-        block = philox_rounds([zero + 16 * group + lane, zero, zero, zero], (3, 4))
-        assert int(whole[element]) == (int(block[half // 2]) >> (16 * (half % 2))) & 0xFFFF
+    seen = set()
+    for element in range(128, 256):
+        pair, half = divmod(element - 128, 2)
+        word, row = divmod(pair, 16)
+        s, t, u = row >> 3, row & 1, (row >> 1) & 3
+        block = 8 * s + 4 * t + u
+        words = philox_rounds([zero + 16 + block, zero, zero, zero], (3, 4))
+        assert int(whole[element]) == (int(words[word]) >> (16 * half)) & 0xFFFF
+        seen.add((block, word, half))
+    assert len(seen) == 128
 
 
 @given(start=st.integers(0, 400), size=st.integers(0, 400))

@@ -122,7 +122,7 @@ def _fields(recipe, seed):
                 (Group(None, None, {"weight": (1.0,)}),),
                 options={"normalise": True},
             ),
-            "options.normalise: unknown option; did you mean 'normalize'?",
+            "linear has no option 'normalise'; did you mean 'normalize'?",
         ),
     ],
 )
