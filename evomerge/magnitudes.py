@@ -30,12 +30,14 @@ class MagnitudeTable:
         self.size, self.exact = size, exact
         there = np.flatnonzero(counts)
         self.first, last = (int(there[0]), int(there[-1])) if len(there) else (0, 0)
-        # how many elements lie in each occupied bin or above it
-        self.above = np.cumsum(counts[self.first : last + 1][::-1])[::-1].astype(np.int64)
+        # how many elements lie in each occupied bin or above it; below zero, so that they ascend
+        self.minus_above = -np.cumsum(counts[self.first : last + 1][::-1])[::-1].astype(np.int64)
 
     def _counts(self) -> np.ndarray:
         counts = np.zeros(self.BINS, np.int64)
-        counts[self.first : self.first + len(self.above)] = -np.diff(self.above, append=0)
+        counts[self.first : self.first + len(self.minus_above)] = np.diff(
+            self.minus_above, append=0
+        )
         return counts
 
     def threshold(self, tau: torch.Tensor, density: float) -> float:
@@ -73,8 +75,8 @@ class MagnitudeTable:
 
     def place(self, k: int) -> tuple[int, int]:
         """Return the bin of the k-th largest magnitude, and its rank from above in there."""
-        index = int(np.searchsorted(-self.above, -k, side="right")) - 1  # last with >= k above
-        higher = int(self.above[index + 1]) if index + 1 < len(self.above) else 0
+        index = int(self.minus_above.searchsorted(-k, side="right")) - 1  # last with >= k above
+        higher = -int(self.minus_above[index + 1]) if index + 1 < len(self.minus_above) else 0
         return self.first + index, k - higher
 
     def __add__(self, other: "MagnitudeTable") -> "MagnitudeTable":

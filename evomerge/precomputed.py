@@ -40,7 +40,7 @@ class Precomputed:
     @property
     def nbytes(self) -> int:
         kept = [*self._grams.values(), *self._levels.values()]
-        return sum(x.nbytes for x in (*kept, *(t.above for t in self._tables.values())))
+        return sum(x.nbytes for x in (*kept, *(t.minus_above for t in self._tables.values())))
 
     def forget_thresholds(self) -> None:
         """Drop what belongs to one recipe's densities, which seldom come again."""

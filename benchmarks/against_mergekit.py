@@ -1,0 +1,148 @@
+"""The same merges by mergekit and by evomerge: their weights tensor by tensor, and their time.
+
+    python benchmarks/against_mergekit.py --size 25M
+
+mergekit 0.1.5 gets an environment of its own under benchmarks/.mergekit, made at the first run
+(its packages are fetched then). Both merge in memory into a live bfloat16 model, on all cores,
+from the same YAML: mergekit as its in-memory evaluator does, evomerge as a worker does. Weights
+are compared where no random mask is drawn, computed in float32 by both and rounded to bfloat16.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from materialize import SHAPES, best_of, make_expert, make_model
+from safetensors.torch import load_file
+from tabulate import tabulate
+
+from evomerge.merge import Merger
+from evomerge.mergekit_in import from_mergekit
+from evomerge.sources import digest, open_source
+
+HERE = Path(__file__).parent
+PACKAGES = ["torch==2.13.0", "mergekit==0.1.5"]
+WEIGHTS = [0.5, 0.3, 0.4]
+# method: (models, parameters of each model, parameters of all)
+METHODS = {
+    "linear": (3, ("weight",), {}),
+    "task_arithmetic": (3, ("weight",), {}),
+    "slerp": (2, (), {"t": 0.3}),
+    "nuslerp": (2, ("weight",), {}),
+    "multislerp": (3, ("weight",), {}),
+    "karcher": (3, (), {}),
+    "model_stock": (3, (), {}),
+    "ties": (3, ("weight", "density"), {}),
+    "breadcrumbs": (3, ("weight", "density"), {"gamma": 0.01}),
+    "breadcrumbs_ties": (3, ("weight", "density"), {"gamma": 0.01}),
+    "sce": (3, (), {"select_topk": 0.6}),
+    "dare_linear": (3, ("weight", "density"), {}),
+    "dare_ties": (3, ("weight", "density"), {}),
+    "della": (3, ("weight", "density"), {"epsilon": 0.1}),
+}
+RANDOM = ("dare_linear", "dare_ties", "della")
+BASELESS = ("linear", "nuslerp", "multislerp", "karcher")
+
+
+def configuration(method: str, base: Path, experts: list[Path], dtype: str) -> dict:
+    count, each, shared = METHODS[method]
+    values = {"weight": WEIGHTS, "density": [0.5, 0.6, 0.4]}
+    entries = []
+    for i, expert in enumerate(experts[:count]):
+        own = {name: values[name][i] for name in each}
+        entries.append({"model": str(expert)} | ({"parameters": own} if own else {}))
+    config: dict = {"merge_method": method, "models": entries}
+    if method == "slerp":
+        config["base_model"] = str(experts[0])
+    elif method not in BASELESS:
+        config["base_model"] = str(base)
+    if shared:
+        config["parameters"] = shared
+    return config | {"dtype": dtype, "out_dtype": "bfloat16"}
+
+
+def environment() -> Path:
+    """Return the python that has mergekit, installing it at the first time."""
+    folder = HERE / ".mergekit"
+    python = folder / "bin" / "python"
+    if not (folder / "installed").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        for package in PACKAGES:
+            subprocess.run([str(python), "-m", "pip", "install", "-q", package], check=True)
+        (folder / "installed").touch()
+    return python
+
+
+def ulps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Distance of bfloat16 numbers, in steps between neighbours."""
+
+    def ordered(x: torch.Tensor) -> torch.Tensor:
+        bits = x.reshape(-1).view(torch.int16).int()
+        return torch.where(bits < 0, -32768 - bits, bits)
+
+    return (ordered(a) - ordered(b)).abs()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="25M", choices=SHAPES)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--times", type=int, default=3)
+    options = parser.parse_args()
+    python, threads = environment(), os.cpu_count()
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        base = make_model(options.size, folder / "base")
+        experts = [make_expert(base, folder / f"expert{i}", i) for i in range(3)]
+        plan = {"threads": threads, "found": str(folder / "found.json"), "configurations": {}}
+        for method in options.methods:
+            for dtype, times, kept in (("bfloat16", options.times, False), ("float32", 0, True)):
+                if kept and method in RANDOM:
+                    continue
+                file = folder / f"{method}-{dtype}.yml"
+                file.write_text(yaml.safe_dump(configuration(method, base, experts, dtype)))
+                out = str(file.with_suffix(".safetensors")) if kept else None
+                entry = {"file": str(file), "times": times, "out": out}
+                plan["configurations"][file.stem] = entry
+        (folder / "plan.json").write_text(json.dumps(plan))
+        side = [str(python), str(HERE / "mergekit_side.py"), str(folder / "plan.json")]
+        subprocess.run(side, check=True, stdout=subprocess.DEVNULL)
+        theirs = json.loads((folder / "found.json").read_text())
+        opened = {str(p): open_source(str(p)) for p in (base, *experts)}
+        merger = Merger(opened, {n: digest(s).sha256 for n, s in opened.items()})
+        live = {
+            n: torch.zeros(t.shape, dtype=torch.bfloat16)
+            for n, t in opened[str(base)].tensors.items()
+        }
+        rows = []
+        for method in options.methods:
+            config = yaml.safe_load((folder / f"{method}-bfloat16.yml").read_text())
+            started = time.perf_counter()
+            recipe = from_mergekit(config, method)
+            merger.fill(recipe, live)
+            first = time.perf_counter() - started
+            ours = best_of(options.times, lambda r=recipe: merger.fill(r, live))
+            seconds = theirs[f"{method}-bfloat16"]
+            row = [method, seconds, ours, seconds / ours, first]
+            if method not in RANDOM:
+                other = load_file(folder / f"{method}-float32.safetensors")
+                apart = torch.cat([ulps(live[n], other[n]) for n in live])
+                row += [(apart == 0).double().mean(), (apart <= 1).double().mean(), apart.max()]
+            rows.append(row)
+    headers = ["method", "mergekit (s)", "evomerge (s)", "ratio", "first (s)"]
+    headers += ["equal", "within 1 ulp", "most ulps"]
+    formats = ("", ".3f", ".4f", ".0f", ".2f", ".6f", ".6f", ".0f")
+    print(f"{options.size}, 3 experts, {threads} threads")
+    print(tabulate(rows, headers=headers, floatfmt=formats))
+
+
+if __name__ == "__main__":
+    main()

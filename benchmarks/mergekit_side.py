@@ -1,0 +1,54 @@
+"""mergekit's half of against_mergekit.py, run in mergekit's own environment.
+
+python mergekit_side.py PLAN.json: for each configuration, time merges in memory as
+mergekit-evolve's in-memory evaluator does them, into live parameters, and save one of them.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+from mergekit.architecture import get_architecture_info
+from mergekit.config import MergeConfiguration
+from mergekit.graph import Executor
+from mergekit.merge import _model_out_config
+from mergekit.options import MergeOptions
+from mergekit.plan import MergePlanner
+from safetensors.torch import save_file
+
+
+@torch.no_grad()
+def merge(config, architecture, options, shape, live):
+    tasks = MergePlanner(config, architecture, options, shape).plan_in_memory()
+    for task, tensor in Executor(tasks, math_device="cpu", storage_device="cpu").run(quiet=True):
+        live[task.weight_info.name].copy_(tensor)
+
+
+def main(plan):
+    torch.set_num_threads(plan["threads"])
+    found = {}
+    for name, entry in plan["configurations"].items():
+        options = MergeOptions(quiet=True, random_seed=0)
+        config = MergeConfiguration.model_validate(yaml.safe_load(Path(entry["file"]).read_text()))
+        architecture = get_architecture_info(config, options)
+        shape = _model_out_config(config, architecture, trust_remote_code=False)
+        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
+        live = dict(model.named_parameters(remove_duplicate=False))
+        seconds = []
+        for _ in range(entry["times"] + 1):  # the first opens the sources
+            started = time.perf_counter()
+            merge(config, architecture, options, shape, live)
+            seconds.append(time.perf_counter() - started)
+        found[name] = min(seconds[1:] or seconds)
+        if entry["out"]:
+            tied = bool(shape.tie_word_embeddings)
+            kept = {n: t for n, t in live.items() if not (tied and n == "lm_head.weight")}
+            save_file({n: t.detach().contiguous() for n, t in kept.items()}, entry["out"])
+    Path(plan["found"]).write_text(json.dumps(found))
+
+
+main(json.loads(Path(sys.argv[1]).read_text()))
