@@ -23,9 +23,12 @@ from safetensors.torch import save_file
 
 @torch.no_grad()
 def merge(config, architecture, options, shape, live):
-    tasks = MergePlanner(config, architecture, options, shape).plan_in_memory()
-    for task, tensor in Executor(tasks, math_device="cpu", storage_device="cpu").run(quiet=True):
-        live[task.weight_info.name].copy_(tensor)
+    planner = MergePlanner(config, architecture, options, shape)
+    planner._plan()  # as plan_in_memory, whose tasks its own pydantic models refuse in 0.1.5
+    names = {task: weight.name for weight, task in planner._tensors}
+    executor = Executor(list(names), math_device="cpu", storage_device="cpu")
+    for task, tensor in executor.run(quiet=True):
+        live[names[task]].copy_(tensor)
 
 
 def main(plan):
