@@ -17,8 +17,8 @@ from tabulate import tabulate
 
 from evomerge import config, pool
 from evomerge.archive import Archive
-from evomerge.campaign import Runner
 from evomerge.check import hash_sources, prepare
+from evomerge.runner import Runner
 
 
 class Clock:

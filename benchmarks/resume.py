@@ -18,12 +18,13 @@ from tabulate import tabulate
 
 from evomerge import views
 from evomerge.archive import Archive
-from evomerge.campaign import Campaign, Runner
+from evomerge.campaign import Campaign
 from evomerge.config import check_plan
 from evomerge.items import Split
 from evomerge.pareto import Objective
 from evomerge.pool import Finished
 from evomerge.recipe import Outcome
+from evomerge.runner import Runner
 from evomerge.spaces import SPACES, Sources
 from evomerge.worker import WorkerPlan
 

@@ -18,9 +18,9 @@ from resume import make_campaign
 from tabulate import tabulate
 
 from evomerge.archive import Archive
-from evomerge.campaign import Runner
 from evomerge.pool import Finished
 from evomerge.recipe import Outcome
+from evomerge.runner import Runner
 
 ITEMS = 20
 

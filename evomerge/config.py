@@ -18,6 +18,7 @@ from evomerge.controllers import CONTROLLERS, RESERVED
 from evomerge.errors import BadInput, Fault, nearest
 from evomerge.recipe import DTYPES
 from evomerge.registry import option_faults
+from evomerge.soups import SOUPS
 from evomerge.spaces import SPACES
 
 # What may change when a campaign is continued; all else is the campaign.
@@ -101,6 +102,8 @@ class _CampaignPart(_Part):
     fitness: list[_FitnessPart] = Field(min_length=1)
     compute_dtype: Literal[DTYPES] | None = None
     init: list[Text] = Field(default_factory=list)
+    soups: list[Literal[SOUPS]] = Field(default_factory=list)
+    start_from_soup: Flag = False
     heldout: Share | _LastPart | _TestPart = 0.5
     budget: _BudgetPart
     workers: _WorkersPart = Field(default_factory=_WorkersPart)
@@ -135,7 +138,7 @@ def check_plan(data: Mapping[str, Any], file: str) -> dict:
         mend = "use letters, digits, '.', '-' and '_': it names the folder under runs/"
         faults.append(Fault(file, "name", wrong, mend))
     models = _get(data, "sources", "models")
-    for label in ("base", "uniform"):
+    for label in ("base", "uniform", *SOUPS):
         if isinstance(models, Mapping) and label in models:
             wrong = f"the label '{label}' is kept for a baseline"
             faults.append(Fault(file, f"sources.models.{label}", wrong, "rename the model"))
@@ -145,6 +148,8 @@ def check_plan(data: Mapping[str, Any], file: str) -> dict:
     faults += _fitness_faults(data.get("fitness"), file)
     faults += _workers_faults(data.get("workers"), file)
     faults += _init_faults(data.get("init"), file)
+    if "model_stock" in (data.get("soups") or ()) and not _get(data, "sources", "base"):
+        faults.append(Fault(file, "soups", "model_stock needs a base", "write sources.base"))
     if faults:
         raise BadInput(*dict.fromkeys(faults))
     return plan

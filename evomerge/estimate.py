@@ -25,7 +25,9 @@ def estimate(campaign: Campaign) -> dict:
     sources = sum(s.bytes for s in campaign.sources.values())
     searched = {n: len(s.search) for n, s in campaign.splits.items()}
     heldout = {n: len(s.heldout) for n, s in campaign.splits.items()}
-    candidates = plan["budget"]["evaluations"] + len(campaign.baselines())
+    baselines = len(campaign.baselines()) + ("metrics" in plan["soups"])
+    baselines += len(campaign.models) - 1 if "greedy" in plan["soups"] else 0
+    candidates = plan["budget"]["evaluations"] + baselines
     recipe = campaign.space.decode(campaign.space.start)
     disk = candidates * (1000 + len(json.dumps(recipe.to_json())) + sum(searched.values()))
     prepares = OPERATORS.get(recipe.method).prepare is not None
@@ -39,7 +41,7 @@ def estimate(campaign: Campaign) -> dict:
         "space": f"{plan['space']['kind']}, {campaign.space.dimension} genes",
         "controller": plan["controller"]["kind"],
         "items": ", ".join(f"{n}: {searched[n]} search + {heldout[n]} held-out" for n in searched),
-        "candidates": f"{plan['budget']['evaluations']} and {len(campaign.baselines())} baselines",
+        "candidates": f"{plan['budget']['evaluations']} and {baselines} baselines",
         "memory": f"{workers} worker(s) x {_size(model)} of weights, and {_size(sources)} of page"
         " cache for the sources",
         "disk": f"about {_size(disk)} of archive; {_size(parameters * _BYTES[worker.dtype])} for an"

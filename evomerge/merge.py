@@ -167,13 +167,17 @@ class Merger:
         """
         resolved = self._resolve(recipe)
         self._known.forget_thresholds()
-        whole = not any(self.sources[s].adapter for s in resolved.named)  # else too much at once
-        found = self._natively(resolved, targets, keep=True) if whole else None
-        if found is None:
-            found = {}
-            for name, tensor in self.stream(recipe, targets):
-                found[name] = tile_digests(tensor)
-                targets[name].copy_(tensor)
+        found: dict[str, np.ndarray] = {}
+        if not targets:
+            return found
+        if not any(self.sources[s].adapter for s in resolved.named):
+            found = self._natively(resolved, targets, keep=True) or {}
+        else:
+            for part in _parts(targets):  # their dense sums are made anew, some at a time
+                found |= self._natively(resolved, part) or {}
+        for name, tensor in self.stream(recipe, [n for n in targets if n not in found]):
+            found[name] = tile_digests(tensor)
+            targets[name].copy_(tensor)
         return found
 
     def prepare(self, recipe: Recipe) -> tuple[str, ...]:
@@ -305,6 +309,19 @@ def _values(recipe: Recipe, operator: Operator, group: Group) -> dict[str, Any]:
         per_model = np.full(len(recipe.models), value, float) if p.axis.per_model else None
         values[p.name] = float(value) if per_model is None else per_model
     return values | {k: v for k, v in recipe.options.items() if k not in operator.prepares}
+
+
+def _parts(
+    targets: Mapping[str, torch.Tensor], most: int = 1 << 24
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Split tensors into runs of at most so many elements, or of a single larger tensor."""
+    part: dict[str, torch.Tensor] = {}
+    for name, tensor in targets.items():
+        if part and sum(t.numel() for t in part.values()) + tensor.numel() > most:
+            yield part
+            part = {}
+        part[name] = tensor
+    yield part
 
 
 def group_of(recipe: Recipe, name: str) -> Group:

@@ -198,5 +198,6 @@ class Batch:
             digest_keys().ctypes.data,
             torch.get_num_threads(),
         )
-        digests = [self._digests[a:b] for a, b in itertools.pairwise(self._first)]
+        made = self._digests.copy()
+        digests = [made[a:b] for a, b in itertools.pairwise(self._first)]
         return digests, self._pieces["broken"].astype(bool)

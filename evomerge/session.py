@@ -12,13 +12,14 @@ import yaml
 
 from evomerge import campaign_file, config, views
 from evomerge.archive import Archive, DatabaseError
-from evomerge.campaign import Campaign, Runner
+from evomerge.campaign import Campaign
 from evomerge.candidates import adopted, pinned
 from evomerge.check import hash_sources, prepare, read_plan
 from evomerge.errors import BadInput, EvomergeError, Fault, one_line
 from evomerge.lock import RunLock
 from evomerge.mergekit_in import from_mergekit
 from evomerge.recipe import Recipe, from_json
+from evomerge.runner import Runner
 
 log = logging.getLogger("evomerge")
 

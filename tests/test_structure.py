@@ -21,7 +21,7 @@ FLOORS = [
     {"adapters", "campaign_file", "checkpoints", "errors", "layout", "lock", "machine"}
     | {"magnitudes", "philox", "registry", "scores"},
     {"recipe", "pareto", "checksum"},
-    {"operators", "spaces", "controllers", "sources"},
+    {"operators", "spaces", "controllers", "sources", "soups"},
     {"kernels", "items"},
     {"fast", "native", "precomputed", "prepare"},
     {"merge", "lm_eval"},
@@ -29,6 +29,7 @@ FLOORS = [
     {"archive", "worker"},
     {"pool"},
     {"campaign"},
+    {"runner"},
     {"catalogue", "config", "mergekit", "mergekit_in", "tables", "views"},
     {"card", "estimate", "export", "progress"},
     {"candidates"},
@@ -93,7 +94,7 @@ def test_every_module_has_its_floor():
 
 def test_no_file_is_longer_than_one_idea():
     long = {f.name: len(f.read_text().splitlines()) for f in FILES}
-    allowed = {"archive.py": 580, "campaign.py": 390, "parameters.py": 350}
+    allowed = {"archive.py": 580, "parameters.py": 350}
     assert {n: c for n, c in long.items() if c > allowed.get(n, 340)} == {}
 
 

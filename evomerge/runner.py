@@ -1,0 +1,336 @@
+"""The campaign: the loop between controller, archive and pool, and the directory it lives in.
+
+Every proposal and every outcome is on disk before the controller hears of it, and a
+controller is rebuilt by replaying the ledger: this process may be killed at any line, and
+what is lost is only the evaluations then in flight.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from evomerge import soups
+from evomerge.archive import Archive, Candidate, Event
+from evomerge.campaign import Campaign
+from evomerge.controllers import Told
+from evomerge.errors import EvomergeError
+from evomerge.pareto import Scale, hypervolume_contributions
+from evomerge.pool import Finished, Lost, Pool
+from evomerge.recipe import Outcome, Recipe
+from evomerge.scores import summary
+from evomerge.spaces import quantize
+from evomerge.worker import Job
+
+log = logging.getLogger("evomerge")
+
+_DEATHS_ALLOWED = 1  # a candidate that kills its worker once more than this has failed
+_LOSSES_ALLOWED = 9  # nodes may die by themselves, but one that outlives none would go on for ever
+_SAME_FAILURES = 20  # in a row, after which the campaign stops
+_HEARTBEAT = 1.0  # seconds between looks at the clock and at a request to stop
+
+
+class ReplayMismatch(EvomergeError):
+    """The controller no longer proposes what the ledger holds."""
+
+
+class Runner:
+    """Drives one campaign until its budget is spent or `stop` is set."""
+
+    def __init__(
+        self,
+        campaign: Campaign,
+        archive: Archive,
+        pool: Pool,
+        *,
+        adopt: bool = False,
+        on_progress: Callable[[Archive], None] = lambda archive: None,
+    ):
+        """
+        Args:
+            campaign: checked and opened.
+            archive: open for writing, with this campaign in it.
+            pool: idle.
+            adopt: go on from the told outcomes if the controller proposes otherwise than
+                the ledger holds.
+            on_progress: called after every outcome and every heartbeat.
+        """
+        self.campaign, self.archive, self.pool = campaign, archive, pool
+        self.stop = False
+        self._adopt, self._on_progress = adopt, on_progress
+        self._last_failure = ("", 0)  # reason, how often in a row
+        self._offset = 0  # proposals before the latest adoption
+        self._twins: dict[str, list[Candidate]] = {}  # recipe in flight -> the same, waiting
+        self._start = archive.start(campaign.machine())
+        self._began, self._before = time.monotonic(), archive.seconds
+
+    def run(self) -> bool:
+        """Baselines, search, finals; return whether the budget was spent (not interrupted)."""
+        self._score_baselines()
+        if self.stop:
+            return False
+        self._genome = self._score_soups()
+        if self.stop:
+            return False
+        self._scale = Scale(self.campaign.objectives, self._baseline_means())
+        self.archive.set_values({c.id: self._scale.value(m) for c, m in self._baselines_scored()})
+        self._controller = self._replay()
+        self._score_adopted()
+        if self.stop:
+            return False
+        for candidate in self.archive.unfinished():
+            self._submit(candidate)
+        while not self.stop and (wanted := self._wanted()) is not None:
+            if wanted:
+                self._ask(wanted)
+            self._wait()
+        while self.pool.busy:
+            self._wait()
+        if not self.stop:
+            self._score_finals()
+        return not self.stop
+
+    # --- baselines ---------------------------------------------------------------------
+
+    def _score_baselines(self) -> None:
+        """Score every source and the uniform average, before the controller is asked."""
+        there = self.archive.candidates("origin = 'baseline'")
+        counts = self.archive.counts()
+        if there and counts["failed"] and not counts["ok"] and not self.archive.proposed():
+            self.archive.forget_baselines()  # the last start could score none; perhaps this one
+        for label, recipe in self.campaign.baselines():
+            self._add_baseline(label, recipe)
+        self._score_all(self._waiting("baseline"), self._submit)
+
+    def _score_soups(self) -> np.ndarray:
+        """Score the soups that hang on the sources' scores; return where the search begins."""
+        campaign, start = self.campaign, self.campaign.space.start
+        labels, plan = campaign.labels, campaign.plan
+        means = {c.label: m for c, m in self._baselines_scored() if c.label in labels.values()}
+        scale = Scale(campaign.objectives, list(means.values()))
+        values = {m: scale.value(means[labels[m]]) for m in campaign.models if labels[m] in means}
+
+        def value_of(label: str, recipe: Recipe) -> float | None:
+            self._add_baseline(label, recipe)
+            self._score_all(self._waiting("baseline"), self._submit)
+            found = [m for c, m in self._baselines_scored() if c.label == label]
+            return scale.value(found[0]) if found else None
+
+        cooked = soups.cook(
+            plan["soups"], campaign.models, labels, values, campaign.worker.dtype, value_of
+        )
+        if not plan["start_from_soup"] or not cooked or self.stop:
+            return start
+        soup = max(cooked, key=lambda found: found[1])[0]
+        return quantize(campaign.space.encode(soups.seasoned(campaign.space.decode(start), soup)))
+
+    def _add_baseline(self, label: str, recipe: Recipe) -> None:
+        if label not in {c.label for c in self.archive.candidates("origin = 'baseline'")}:
+            recipe_id = recipe.id(self.campaign.worker.hashes)
+            self.archive.add_baseline(recipe_id, recipe.to_json(), label)
+
+    def _score_adopted(self) -> None:
+        """Score what the campaign begins with; the controller hears of it before its first ask."""
+        if self.campaign.adopted and not self.archive.proposed():
+            rows = []
+            for label, genome in self.campaign.adopted:
+                recipe = self.campaign.space.decode(genome)
+                hashes = self.campaign.worker.hashes
+                rows.append((label, genome, recipe.id(hashes), recipe.to_json()))
+            self.archive.add_adopted(rows)
+        self._score_all(self._waiting("adopted"), self._submit)
+
+    def _waiting(self, origin: str) -> list[Candidate]:
+        return [c for c in self.archive.unfinished() if c.origin == origin]
+
+    def _score_all(self, waiting: list[Candidate], submit: Callable[[Candidate], None]) -> None:
+        """Submit candidates as workers are free; return when all are done, or at a stop."""
+        while (waiting and not self.stop) or self.pool.busy:
+            while waiting and self.pool.idle and not self.stop:
+                submit(waiting.pop(0))
+            self._wait()
+
+    def _baselines_scored(self) -> list[tuple[Candidate, dict[str, float]]]:
+        found = []
+        for candidate in self.archive.candidates("origin = 'baseline'"):
+            if means := self.archive.means(candidate.id):
+                found.append((candidate, means))
+        return found
+
+    def _baseline_means(self) -> list[dict[str, float]]:
+        means = [m for _, m in self._baselines_scored()]
+        if not means:
+            first = self.archive.outcome(self.archive.candidates("origin = 'baseline'")[0].id)
+            raise EvomergeError(f"no source could be scored: {first['reason']}")
+        return means
+
+    # --- search ------------------------------------------------------------------------
+
+    def _replay(self) -> Any:
+        """Bring a fresh controller to where the ledger got to: its state is a fold of it."""
+        events = list(self.archive.events())
+        adoptions = [i for i, event in enumerate(events) if event.kind == "adopt"]
+        last = adoptions[-1] if adoptions else -1
+        controller = (
+            self._adopted(events[: last + 1])
+            if adoptions
+            else self.campaign.controller(self._genome)
+        )
+        for event in events[last + 1 :]:
+            if event.kind == "tell":
+                controller.tell(self._told(event.candidate, event.means))
+                continue
+            asked = [quantize(g) for g in controller.ask(event.n)]
+            if len(asked) == len(event.genomes) and all(map(np.array_equal, asked, event.genomes)):
+                continue
+            if self._adopt:
+                self.archive.record_adopt()
+                return self._adopted(list(self.archive.events()))
+            kind = self.campaign.plan["controller"]["kind"]
+            raise ReplayMismatch(
+                f"event {event.seq}: {kind} no longer proposes what the archive holds; was a"
+                " library changed? `evomerge run ... --adopt` goes on from the told outcomes"
+            )
+        return controller
+
+    def _adopted(self, events: list[Event]) -> Any:
+        """Tell a fresh controller every outcome up to an adoption as somebody else's."""
+        self._offset = events[-1].n
+        controller = self.campaign.controller(self._genome)
+        for event in events:
+            if event.kind == "tell":
+                controller.tell(self._told(event.candidate, event.means))
+        return controller
+
+    def _told(self, candidate: Candidate, means: Mapping[str, float] | None) -> Told:
+        ordinal = candidate.ordinal
+        if ordinal is not None:
+            ordinal = None if ordinal < self._offset else ordinal - self._offset
+        if means is None:
+            return Told(ordinal, candidate.genome, None, None)
+        value, vector = self._scale.value(means), self._scale.vector(means)
+        return Told(ordinal, candidate.genome, value, vector)
+
+    def _wanted(self) -> int | None:
+        """Return how many candidates to ask for now; None when the budget is spent."""
+        left = self.campaign.plan["budget"]["evaluations"] - self.archive.proposed()
+        hours = self.campaign.plan["budget"]["hours"]
+        if left <= 0 or (hours is not None and self._seconds() >= hours * 3600):
+            return None
+        return min(left, self.pool.idle)
+
+    def _ask(self, n: int) -> None:
+        genomes = [quantize(g) for g in self._controller.ask(n)]
+        if not genomes:
+            if not self.pool.busy:
+                raise EvomergeError("the controller proposed nothing while nothing is running")
+            return
+        recipes = [self.campaign.space.decode(g) for g in genomes]
+        hashes = self.campaign.worker.hashes
+        proposals = [(g, r.id(hashes), r.to_json()) for g, r in zip(genomes, recipes, strict=True)]
+        ids = self.archive.propose(n, proposals)
+        for candidate in self.archive.candidates("id >= ?", (ids[0],)):
+            self._submit(candidate)
+
+    def _submit(self, candidate: Candidate) -> None:
+        """Score a candidate, unless the same recipe was scored or is in flight."""
+        earlier = self.archive.earlier(candidate.recipe_id)
+        if earlier is not None:
+            self._record_copy(candidate, earlier)
+        elif candidate.recipe_id in self._twins:
+            self._twins[candidate.recipe_id].append(candidate)
+        else:
+            self._twins[candidate.recipe_id] = []
+            self.pool.submit(Job(candidate.id, candidate.recipe, "search"))
+
+    def _wait(self) -> None:
+        """Take the next event of the pool, if there is one within a heartbeat."""
+        event = self.pool.next_finished(timeout=_HEARTBEAT)
+        if isinstance(event, Lost) and self.stop:
+            log.warning(
+                "candidate %d: left for the next start: %s", event.job.candidate, event.reason
+            )
+        elif isinstance(event, Lost):
+            log.warning("candidate %d: its worker was lost: %s", event.job.candidate, event.reason)
+            deaths, losses = self.archive.record_retry(
+                event.job.candidate, event.reason, event.blamed
+            )
+            if deaths <= _DEATHS_ALLOWED and losses <= _LOSSES_ALLOWED:
+                self.pool.submit(event.job)
+            else:
+                verb, times = ("killed", deaths) if deaths > _DEATHS_ALLOWED else ("lost", losses)
+                reason = f"{verb} its worker {times} times: {event.reason}"
+                event = Finished(event.job, Outcome("failed", reason))
+        if isinstance(event, Finished):
+            if event.outcome.status != "ok":
+                log.warning("candidate %d failed: %s", event.job.candidate, event.outcome.reason)
+            self._record(event.job, event.outcome)
+            self._watch_failures(event.outcome)
+        self.archive.set_seconds(self._start, time.monotonic() - self._began)
+        self._on_progress(self.archive)
+
+    def _watch_failures(self, outcome: Outcome) -> None:
+        """Stop when one reason fails candidate after candidate: that is no candidate's fault."""
+        same = outcome.status == "failed" and outcome.reason == self._last_failure[0]
+        self._last_failure = (outcome.reason, self._last_failure[1] + 1 if same else 1)
+        if outcome.status == "failed" and self._last_failure[1] >= _SAME_FAILURES:
+            raise EvomergeError(
+                f"{_SAME_FAILURES} candidates in a row failed with: {outcome.reason}; mend that and"
+                " run the campaign again, which goes on from here"
+            )
+
+    def _record(self, job: Job, outcome: Outcome) -> None:
+        if job.split == "heldout":
+            self.archive.record_final(job.candidate, outcome)
+            return
+        (candidate,) = self.archive.candidates("id = ?", (job.candidate,))
+        searching = candidate.origin != "baseline"
+        means = {o: summary(s).mean for o, s in outcome.scores.items()} or None
+        value = self._scale.value(means) if searching and means else None
+        self.archive.record(job.candidate, outcome, value)  # disk first,
+        if searching:
+            self._controller.tell(self._told(candidate, means))  # then memory
+        for twin in self._twins.pop(candidate.recipe_id, []):
+            self._record_copy(twin, candidate.id)
+
+    def _record_copy(self, candidate: Candidate, earlier: int) -> None:
+        self.archive.record_copy(candidate.id, earlier)
+        if candidate.origin != "baseline":
+            means = self.archive.means(candidate.id) or None
+            self._controller.tell(self._told(candidate, means))
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    # --- finals ------------------------------------------------------------------------
+
+    def _score_finals(self) -> None:
+        """Score baselines, the best and the most telling of the front on held-out items."""
+        if not any(split.heldout for split in self.campaign.splits.values()):
+            return
+        done = self.archive.finals_done()
+        left = [i for i in self.finalists() if i not in done]
+        waiting = [c for i in left for c in self.archive.candidates("id = ?", (i,))]
+        self._score_all(waiting, lambda c: self.pool.submit(Job(c.id, c.recipe, "heldout")))
+
+    def finalists(self) -> list[int]:
+        """Return the baselines, the best, and up to `finals` of the front.
+
+        The front is ranked by hypervolume contribution against a point 10 % of the
+        baselines' range below the worst of them, equals by value.
+        """
+        baselines = [c.id for c, _ in self._baselines_scored()]
+        front = [i for i in self.archive.front() if i not in baselines]
+        means = [self.archive.means(i) for i in front]
+        vectors = np.array([self._scale.vector(m) for m in means], float)
+        reference = np.full(len(self.campaign.objectives), -0.1)
+        contribution = hypervolume_contributions(vectors, reference)
+        ranked = sorted(
+            zip(front, contribution, means, strict=True),
+            key=lambda row: (-row[1], -self._scale.value(row[2]), row[0]),
+        )
+        best = [b for b in [self.archive.best()] if b is not None]
+        chosen = [i for i, _, _ in ranked[: self.campaign.plan["finals"]]]
+        return list(dict.fromkeys([*baselines, *best, *chosen]))
