@@ -4,6 +4,8 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,11 @@ def test_every_public_function_says_what_it_does():
             if named and not node.name.startswith("_") and not ast.get_docstring(node):
                 silent.append(f"{file.name}: {node.name}")
     assert silent == []
+
+
+def test_the_package_carries_what_it_compiles():
+    """native.cpp is no module, so an install would leave it out unseen."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    carried = project["tool"]["setuptools"]["package-data"]["evomerge"]
+    others = [f for f in PACKAGE.rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")]
+    assert others and all(any(fnmatch(f.name, p) for p in carried) for f in others)
