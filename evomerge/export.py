@@ -74,7 +74,16 @@ def merge_to(
         raise BadInput(Fault(str(out), "", "is there already", "name a path that does not exist"))
     plan(recipe, file)
     opened = _open_all(recipe, file, places or {}, trust_remote_code)
-    hashes = {name: digest(source).sha256 for name, source in opened.items()}
+    digests = {name: digest(source) for name, source in opened.items()}
+    broken = {name: d.not_finite for name, d in digests.items() if d.not_finite}
+    if broken:
+        raise BadInput(
+            *(
+                Fault(file, "models", f"'{n}' has NaN or infinity in {t[0]}", "take another model")
+                for n, t in broken.items()
+            )
+        )
+    hashes = {name: d.sha256 for name, d in digests.items()}
     merger = Merger(opened, hashes, device)
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

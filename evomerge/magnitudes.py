@@ -63,15 +63,14 @@ class MagnitudeTable:
         index, rank = self.place(k)
         if self.exact:
             return _from_bin(index)
-        return float(torch.topk(in_bin(tau, index), rank).values[-1])
+        return _ranked(in_bin(tau, index), rank)
 
     def largest_of(self, tensors: Callable[[], Iterable[torch.Tensor]], k: int) -> float:
         """Return the k-th largest magnitude of the tensors whose tables were added to this one."""
         if self.exact or not 1 <= k <= self.size:
             return self.largest(torch.empty(0), k)
         index, rank = self.place(k)
-        inside = torch.cat([in_bin(tau, index) for tau in tensors()])
-        return float(torch.topk(inside, rank).values[-1])
+        return _ranked(torch.cat([in_bin(tau, index) for tau in tensors()]), rank)
 
     def place(self, k: int) -> tuple[int, int]:
         """Return the bin of the k-th largest magnitude, and its rank from above in there."""
@@ -104,8 +103,14 @@ def sum_tables(tables: Iterable[MagnitudeTable]) -> MagnitudeTable:
 
 
 def in_bin(tau: torch.Tensor, index: int) -> torch.Tensor:
-    """Return the magnitudes of `tau` that fall into one bin of a `MagnitudeTable`."""
-    return tau.reshape(-1)[_bins(tau) == index].abs()
+    """Return the magnitudes of `tau` above zero that fall into one bin of a `MagnitudeTable`."""
+    flat = tau.reshape(-1)
+    return flat[(_bins(tau) == index) & (flat != 0)].abs()
+
+
+def _ranked(inside: torch.Tensor, rank: int) -> float:
+    """Return the rank-th largest of a bin's magnitudes; what is not there is zero."""
+    return float(torch.topk(inside, rank).values[-1]) if rank <= len(inside) else 0.0
 
 
 def _bins(tau: torch.Tensor) -> torch.Tensor:

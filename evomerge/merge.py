@@ -192,6 +192,7 @@ class Merger:
         options = canonical_json(dict(recipe.options))
         key = (operator.name, options, recipe.base, recipe.models)
         if key not in self._prepared:
+            there = set(self._on_device)
             found = prepared(
                 operator,
                 recipe.options,
@@ -201,6 +202,8 @@ class Merger:
                 self.hashes,
                 self.tensor,
             )
+            for where in set(self._on_device) - there:  # read once, merged never
+                del self._on_device[where]
             self.sources |= {source.name: source for source in found}
             self._prepared[key] = tuple(source.name for source in found)
         return self._prepared[key]

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
 #if defined(__x86_64__)
@@ -475,7 +476,10 @@ extern "C" void evomerge_merge(Piece* pieces, int64_t count, int64_t tiles, cons
 #endif
   };
   std::vector<std::thread> others;
-  for (int i = 1; i < threads; i++) others.emplace_back(run);
+  try {
+    for (int i = 1; i < threads; i++) others.emplace_back(run);
+  } catch (const std::system_error&) {  // no more threads to be had: go on with these
+  }
   run();
   for (auto& thread : others) thread.join();
 }

@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,13 @@ _PIECE = np.dtype(
 def library() -> ctypes.CDLL | None:
     """Return the compiled kernels, compiling them if need be; None, said once, if that fails."""
     try:
-        found = ctypes.CDLL(str(_compiled()))
+        try:
+            found = ctypes.CDLL(str(_compiled()))
+        except OSError:  # a damaged file, or one of another system
+            found = ctypes.CDLL(str(_compiled(anew=True)))
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or one_line(error)).splitlines()
+        stderr = getattr(error, "stderr", None) or one_line(error)
+        said = (stderr if isinstance(stderr, str) else stderr.decode(errors="replace")).splitlines()
         line = next((line for line in said if "error" in line), said[0])
         log.warning("merging in eager torch, which is slower: %s", line.strip()[:200])
         return None
@@ -73,7 +78,7 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def _compiled() -> Path:
+def _compiled(anew: bool = False) -> Path:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         raise OSError("there is no C++ compiler (g++ or clang++, or one that CXX names)")
@@ -85,12 +90,13 @@ def _compiled() -> Path:
     named = f"{platform.machine()}{processor}{compiler}{FLAGS}".encode() + SOURCE.read_bytes()
     folder = cache_folder("native")
     path = folder / f"{hashlib.sha256(named).hexdigest()[:24]}.so"
-    if not path.exists():
+    if anew or not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}.tmp")
-        command = [*compiler.split(), *FLAGS.split(), str(SOURCE), "-o", str(beside)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        beside.replace(path)
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            beside = Path(own) / path.name
+            command = [*compiler.split(), *FLAGS.split(), str(SOURCE), "-o", str(beside)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+            beside.replace(path)
     return path
 
 
@@ -163,7 +169,7 @@ class Batch:
         p, t = self._pieces, self._terms
         p["thin"][rows], p["join"][rows] = _THIN[how.thin], _JOIN[how.join]
         p["normalize"][rows], p["scale"][rows] = how.normalize, how.scale
-        p["least"][rows] = int(np.ceil(how.least))
+        p["least"][rows] = min(int(np.ceil(how.least)), MOST + 1)
         t["weight"][rows] = how.weight
         if how.thin == "votes":
             t["low"][rows] = how.threshold

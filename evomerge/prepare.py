@@ -90,51 +90,66 @@ def prepared(
         EvomergeError: the disk does not take them.
     """
     told = {name: options.get(name, default) for name, default in operator.prepares.items()}
+    first = tensor(base, next(iter(sources[base].tensors)))
     key = [_VERSION, operator.name, told, hashes[base], [hashes[m] for m in models]]
+    key.append(first.device.type)  # which may round otherwise
     digest = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
     folder = cache_folder("prepared") / digest
-    files = [folder / f"{i}.safetensors" for i in range(len(models))]
-    if not folder.exists():
-        vectors = TaskVectors(sources[base], models, tensor, base)
-        made = operator.prepare(vectors, **told)
-        try:
-            _make_once(folder, files, sources[base], made, operator.name)
-        except OSError as error:
-            raise EvomergeError(
-                f"the prepared sources cannot be written to {folder}: {error.strerror}"
-            ) from error
-    order = list(sources[base].tensors)
+    try:
+        found = _read(folder, sources[base], len(models), operator.name)
+        if found is None:
+            vectors = TaskVectors(sources[base], models, tensor, base)
+            _make_once(folder, sources[base], len(models), operator, vectors, told)
+            found = _read(folder, sources[base], len(models), operator.name)
+    except OSError as error:
+        raise EvomergeError(
+            f"the prepared sources cannot be written to {folder}: {error.strerror}"
+        ) from error
+    return found
+
+
+def _read(folder: Path, base: Source, count: int, method: str) -> list[Source] | None:
+    """Return the directions that are kept, None if they are not or not whole."""
     found = []
-    for i, file in enumerate(files):
-        tensors = read_header(file)
-        name = f"{operator.name}/{digest}/{i}"
-        found.append(Source(name, folder, {}, {n: tensors[n] for n in order}, {}))
+    for i in range(count):
+        try:
+            tensors = read_header(folder / f"{i}.safetensors")
+            ordered = {name: tensors[name] for name in base.tensors}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        found.append(Source(f"{method}/{folder.name}/{i}", folder, {}, ordered, {}))
     return found
 
 
 def _make_once(
     folder: Path,
-    files: Sequence[Path],
     base: Source,
-    made: Iterable[tuple[str, list[torch.Tensor]]],
-    method: str,
+    count: int,
+    operator: Operator,
+    vectors: TaskVectors,
+    told: Mapping[str, Any],
 ) -> None:
     """Write the directions beside and rename; others of this machine wait for the first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
+        if _read(folder, base, count, operator.name):
             return
-        started = time.monotonic()
-        log.info("preparing %s: %d sources, once", method, len(files))
-        beside = folder.with_suffix(f".{os.getpid()}.tmp")
+        started, threads = time.monotonic(), torch.get_num_threads()
+        log.info("preparing %s: %d sources, once", operator.name, count)
+        beside = folder.with_suffix(".tmp")
+        for left in (folder, beside):  # by one who was killed, or by a disk
+            shutil.rmtree(left, ignore_errors=True)
         try:
+            torch.set_num_threads(1)  # a decomposition's last bits hang on their number
             beside.mkdir()
-            _write([beside / file.name for file in files], base, made)
+            files = [beside / f"{i}.safetensors" for i in range(count)]
+            _write(files, base, operator.prepare(vectors, **told))
             beside.rename(folder)
         finally:
+            torch.set_num_threads(threads)
             shutil.rmtree(beside, ignore_errors=True)
-        log.info("prepared %s in %.1f s", method, time.monotonic() - started)
+        log.info("prepared %s in %.1f s", operator.name, time.monotonic() - started)
 
 
 def _write(
@@ -150,3 +165,6 @@ def _write(
             for stream, direction in zip(streams, directions, strict=True):
                 stored = direction.to(getattr(torch, DTYPES[like.dtype])).contiguous().cpu()
                 stream.write(stored.reshape(-1).view(torch.uint8).numpy().data)
+        for stream in streams:  # a rename may outlive a power cut that the data does not
+            stream.flush()
+            os.fsync(stream.fileno())

@@ -56,11 +56,14 @@ class ResidentModel:
         self._targets |= dict(self.model.named_buffers(remove_duplicate=False))
         self._route, self._needed = self._routes(source.tensors)
         self._check_cover(source)
-        self.direct = {
-            name: self._targets[target]
-            for name, (target, _, converter) in self._route.items()
-            if converter is None and self._fits(target, source.tensors[name].shape)
-        }
+        self.direct: dict[str, torch.Tensor] = {}
+        taken = set()  # where two names share one tensor, the last one wins, by `load`
+        for name, (target, _, converter) in self._route.items():
+            at = self._targets[target].data_ptr()
+            fits = self._fits(target, source.tensors[name].shape)
+            if converter is None and fits and at not in taken:
+                self.direct[name] = self._targets[target]
+                taken.add(at)
 
     def _fits(self, target: str, shape: tuple[int, ...]) -> bool:
         live = self._targets[target]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from evomerge.archive import Archive
 from evomerge.candidates import export_candidate
@@ -20,6 +22,7 @@ from evomerge.export import merge_to
 from evomerge.recipe import Group, Recipe, from_json
 from evomerge.session import run_campaign
 from evomerge.sources import digest, open_source
+from evomerge.testing import recipe_of
 
 
 @pytest.fixture
@@ -219,3 +222,16 @@ def test_mergekit_config_says_the_recipe(here):
     assert first["parameters"]["lambda"][-1] == {"value": 1.2}
     drawn = Recipe("dare_ties", ("a", "b"), groups, "base", seed=1)
     assert to_mergekit(drawn, open_source("base")) is None  # its masks cannot be reproduced
+
+
+def test_sources_with_nan_are_refused_before_anything_is_merged(here):
+    """Also by `merge`, where no campaign has looked at them; masks would hide the NaN."""
+    shutil.copytree(here / "a", here / "broken")
+    tensors = load_file(here / "broken" / "model.safetensors")
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, here / "broken" / "model.safetensors")
+    recipe = recipe_of("ties", ["broken", "b"], "base")
+    with pytest.raises(BadInput, match=f"'broken' has NaN or infinity in {re.escape(name)}"):
+        merge_to(recipe, here / "out")
+    assert not (here / "out").exists()

@@ -5,12 +5,14 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge import prepare
 from evomerge.errors import BadInput
 from evomerge.machine import cache_folder
+from evomerge.magnitudes import kth_largest
 from evomerge.merge import Merger, plan
 from evomerge.operators import OPERATORS
 from evomerge.sources import open_source
@@ -160,6 +162,41 @@ def test_a_killed_preparation_leaves_nothing_that_is_taken_for_whole(world, monk
             list(merger_of(world)[1].stream(recipe))
     again = dict(merger_of(world)[1].stream(recipe))
     assert all(again[name].equal(tensor) for name, tensor in plain.items())
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "killed"])
+def test_a_damaged_preparation_is_made_again(world, damage):
+    names, merger = merger_of(world)
+    recipe = recipe_of("widen", names[1:], names[0])
+    plain = dict(merger.stream(recipe))
+    (folder,) = (f for f in cache_folder("prepared").iterdir() if f.is_dir())
+    if damage == "cut":
+        data = (folder / "1.safetensors").read_bytes()
+        (folder / "1.safetensors").write_bytes(data[:-40])
+    elif damage == "missing":
+        (folder / "2.safetensors").unlink()
+    else:
+        folder.rename(folder.with_suffix(".tmp"))
+    again = dict(merger_of(world)[1].stream(recipe))
+    assert all(again[name].equal(tensor) for name, tensor in plain.items())
+    assert not list(cache_folder("prepared").glob("*.tmp"))
+
+
+def test_tsv_m_is_not_turned_by_a_model_that_left_a_matrix_alone():
+    """Singular vectors of what is zero, or of rounding, are anybody's."""
+    base, (model, _), (tau, _) = arrays(1, (12, 10), 2)
+    got = merge_arrays("tsv_m", base, [model, base], weight=1.0) - base
+    u, s, v = np.linalg.svd(tau)
+    assert np.allclose(got, u[:, :5] * s[:5] @ v[:5], atol=1e-5)
+
+
+@given(zeros=st.integers(0, 40), others=st.integers(0, 5), k=st.integers(0, 50))
+def test_kth_largest_among_many_zeros(zeros, others, k):
+    values = np.concatenate([np.zeros(zeros), -np.linspace(1e-40, 1.0, others)])
+    parts = [torch.tensor(part, dtype=torch.float32) for part in np.array_split(values, 3)]
+    ranked = np.sort(np.abs(values.astype(np.float32)))[::-1]
+    wanted = np.inf if k < 1 else 0.0 if k > len(ranked) else ranked[k - 1]
+    assert kth_largest(lambda: parts, k) == wanted
 
 
 def test_options_that_are_numbers_are_checked():

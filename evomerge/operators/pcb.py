@@ -14,9 +14,9 @@ def directions(vectors: Any, *, ratio: Fraction = 0.1) -> Iterator[tuple[str, li
     """Weigh each element by exp(N m_i^2) tanh(tau_i sum_j tau_j), m_i its magnitude from 0 to 1.
 
     Magnitudes are clamped to their quantiles 1e-4 and 1 - 1e-4 and scaled by these; of the
-    balances the `ratio` largest count, from 0 at the least of them to 1 at the largest; models
-    share an element by them (Du et al. 2024, arXiv:2410.02396). Quantiles, least and largest
-    are the whole task vector's.
+    balances, the `ratio` largest above zero count, from 0 at the least of them to 1 at the
+    largest; models share an element by them (Du et al. 2024, arXiv:2410.02396). Quantiles, least
+    and largest are the whole task vector's.
     """
     tail = int(_TAIL * vectors.size)
 

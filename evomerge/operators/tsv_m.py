@@ -13,7 +13,8 @@ def directions(vectors: Any) -> Iterator[tuple[str, list]]:
 
     Of every matrix the floor(r / N) largest of its r singular values are kept; the N models'
     left and right singular vectors are each made orthonormal together, by the nearest such
-    matrix (Gargiulo et al. 2024, algorithm 1). Other tensors are averaged: D_i = tau_i / N.
+    matrix (Gargiulo et al. 2024, algorithm 1). Parts below 1/256 of the largest are left out:
+    rounding, which would turn the others. Other tensors are averaged: D_i = tau_i / N.
     """
     import torch
 
@@ -28,12 +29,13 @@ def directions(vectors: Any) -> Iterator[tuple[str, list]]:
             yield name, [tau / len(taus) for tau in taus]
             continue
         parts = [torch.linalg.svd(tau, full_matrices=False) for tau in taus]
-        left = nearest(torch.cat([u[:, :rank] for u, _, _ in parts], 1)).split(rank, 1)
-        right = nearest(torch.cat([v[:rank].T for _, _, v in parts], 1)).split(rank, 1)
-        yield (
-            name,
-            [u * s[:rank] @ v.T for u, (_, s, _), v in zip(left, parts, right, strict=True)],
-        )
+        real = [s[:rank] * (s[:rank] > s[0] / 256) for _, s, _ in parts]
+        columns = [
+            [u[:, :rank] * (s > 0) for (u, _, _), s in zip(parts, real, strict=True)],
+            [v[:rank].T * (s > 0) for (_, _, v), s in zip(parts, real, strict=True)],
+        ]
+        left, right = (nearest(torch.cat(side, 1)).split(rank, 1) for side in columns)
+        yield name, [u * s @ v.T for u, s, v in zip(left, real, right, strict=True)]
 
 
 @prepared_method(paper="https://arxiv.org/abs/2412.00081", prepare=directions)

@@ -25,14 +25,20 @@ def directions(vectors: Any, *, ridge: Positive = 0.1) -> Iterator[tuple[str, li
             continue
         wide = [tau.double() for tau in taus]
         grams = [t.T @ t / (t**2).sum().clamp(min=1e-300) for t in wide]
-        whole = torch.stack(grams).sum(0)
+        whole = sum(grams)
         mean = float(whole.diagonal().mean())
         if mean == 0.0:  # all models are the base
             yield name, taus
             continue
-        every = torch.eye(len(whole), dtype=whole.dtype, device=whole.device) * (ridge * mean)
-        inverse = torch.linalg.pinv(whole + every, hermitian=True)
-        found = [t @ (gram + every) @ inverse for t, gram in zip(wide, grams, strict=True)]
+        for gram in (*grams, whole):
+            gram.diagonal().add_(ridge * mean)
+        if ridge > 0.0:
+            factor = torch.linalg.cholesky(whole)
+            pulled = ((t @ g).T for t, g in zip(wide, grams, strict=True))
+            found = [torch.cholesky_solve(pull, factor).T for pull in pulled]
+        else:
+            inverse = torch.linalg.pinv(whole, hermitian=True)
+            found = [t @ g @ inverse for t, g in zip(wide, grams, strict=True)]
         yield name, [d.float() for d in found]
 
 
