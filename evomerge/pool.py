@@ -6,6 +6,7 @@ A pool takes jobs and gives back outcomes, or `Lost` where a worker died under o
 import logging
 import os
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -180,22 +181,32 @@ class RayPool:
         if now - self._head_looked < self._HEAD_CHECK:
             return
         self._head_looked = now
+        if not (gone := self._head_gone()):
+            self._head_seen = now
+        elif now - self._head_seen > self._HEAD_PATIENCE:
+            raise EvomergeError(
+                f"the head of the Ray cluster is gone ({gone}); what is archived stays: start the"
+                " cluster and run the same again"
+            )
+
+    def _head_gone(self) -> str:
+        """Return why the cluster's head cannot be reached; "" if it can."""
         host, _, port = self._head.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
-            self._head_seen = now
         except OSError as error:
-            if now - self._head_seen > self._HEAD_PATIENCE:
-                self._head = ""
-                raise EvomergeError(
-                    f"the head of the Ray cluster is gone ({one_line(error)}); what is archived"
-                    " stays: start the cluster and run the same again"
-                ) from None
+            return one_line(error)
+        return ""
 
     def close(self) -> None:
         self._queued.clear()
-        if not self._head:
-            return  # whatever is asked of Ray now waits for its head
+        # Whatever is asked of Ray without a head waits for it, and a head may be just dying.
+        if not self._head_gone():
+            ending = threading.Thread(target=self._end, daemon=True)
+            ending.start()
+            ending.join(self._HEAD_PATIENCE)
+
+    def _end(self) -> None:
         for worker in (*self._free, *self._starting.values()):
             self._ray.kill(worker)
         for worker, _, _ in self._running.values():

@@ -16,9 +16,9 @@ def della(
 ) -> Masked:
     """Keep by chance, from density - epsilon for a row's smallest to + epsilon for its largest.
 
-    Probabilities are clipped to [0, 1]; what is kept is divided by its own, as in the paper
-    (mergekit matches the L1 norm). A density of 1 keeps everything. `elect: false` is
-    mergekit's della_linear.
+    Probabilities rise in 256 steps and are clipped to [0, 1]; what is kept is divided by its
+    own, as in the paper (mergekit matches the L1 norm). A density of 1 keeps everything.
+    `elect: false` is mergekit's della_linear.
     """
     return Masked(
         weight,
