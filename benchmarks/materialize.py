@@ -93,11 +93,8 @@ def rows_of(paths: list[Path], methods: list[str], times: int) -> list[list]:
     for method in methods:
         merger = Merger(opened, hashes)
         count = OPERATORS.get(method).models or len(paths) - 1
-        recipe = recipe_of(method, [p.name for p in paths[1 : count + 1]], paths[0].name)
-        if "density" in OPERATORS.get(method).parameter:
-            recipe = recipe_of(
-                method, [p.name for p in paths[1 : count + 1]], paths[0].name, density=0.5
-            )
+        models = [p.name for p in paths[1 : count + 1]]
+        recipe = recipe_of(method, models, paths[0].name, density=0.5)
         recipe = replace(recipe, dtype="bfloat16")
         first = best_of(1, lambda m=merger, r=recipe: m.fill(r, live))
         merge = best_of(times, lambda m=merger, r=recipe: m.fill(r, live))

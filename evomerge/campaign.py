@@ -63,7 +63,7 @@ class Campaign:
         )
 
     def baselines(self) -> list[tuple[str, Recipe]]:
-        """Return (label, recipe) of each source and of the models' uniform average."""
+        """Return (label, recipe) of each source, and of the soups that hang on no score."""
         dtype = self.worker.dtype
         found = [(label, single(name, dtype)) for name, label in self.labels.items()]
         if len(self.models) > 1:

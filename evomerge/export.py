@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from evomerge.checkpoints import DTYPES, SIZE, header_bytes
 from evomerge.checksum import Checksum
 from evomerge.errors import BadInput, EvomergeError, Fault
-from evomerge.merge import Merger, plan
+from evomerge.merge import Merger
 from evomerge.mergekit import to_mergekit
+from evomerge.methods import method_of
 from evomerge.recipe import Recipe
 from evomerge.sources import Source, digest, mismatches, open_source
 
@@ -72,19 +73,9 @@ def merge_to(
     """
     if out.exists():
         raise BadInput(Fault(str(out), "", "is there already", "name a path that does not exist"))
-    plan(recipe, file)
+    method_of(recipe, file)
     opened = _open_all(recipe, file, places or {}, trust_remote_code)
-    digests = {name: digest(source) for name, source in opened.items()}
-    broken = {name: d.not_finite for name, d in digests.items() if d.not_finite}
-    if broken:
-        raise BadInput(
-            *(
-                Fault(file, "models", f"'{n}' has NaN or infinity in {t[0]}", "take another model")
-                for n, t in broken.items()
-            )
-        )
-    hashes = {name: d.sha256 for name, d in digests.items()}
-    merger = Merger(opened, hashes, device)
+    merger = Merger(opened, _hashes(opened, file), device)
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         beside.mkdir(parents=True)
@@ -94,13 +85,7 @@ def merge_to(
                 f"the merged weights have checksum {found}, but {checksum} was scored; was the"
                 " candidate scored on another kind of device? `--unverified` exports it anyway"
             )
-        frame = opened[recipe.sources[0]]
-        _write_config(frame, recipe, beside)
-        (beside / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=1) + "\n")
-        config = to_mergekit(recipe, frame)
-        if config:
-            (beside / "mergekit_config.yml").write_text(config)
-        (beside / "README.md").write_text(card or _short_card(recipe), encoding="utf-8")
+        _write_texts(opened[recipe.sources[0]], recipe, beside, card)
         beside.rename(out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -126,6 +111,19 @@ def _open_all(
     if faults:
         raise BadInput(*faults)
     return opened
+
+
+def _hashes(opened: Mapping[str, Source], file: str) -> dict[str, str]:
+    """Return the sources' content hashes, once no weight of theirs is NaN or infinite."""
+    digests = {name: digest(source) for name, source in opened.items()}
+    faults = [
+        Fault(file, "models", f"'{n}' has NaN or infinity in {d.not_finite[0]}", "take another")
+        for n, d in digests.items()
+        if d.not_finite
+    ]
+    if faults:
+        raise BadInput(*faults)
+    return {name: d.sha256 for name, d in digests.items()}
 
 
 def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> str:
@@ -158,6 +156,15 @@ def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> 
         listed = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(listed, indent=1))
     return checksum.hexdigest()
+
+
+def _write_texts(frame: Source, recipe: Recipe, folder: Path, card: str | None) -> None:
+    """Write config, tokenizer, recipe and model card: all but the weights."""
+    _write_config(frame, recipe, folder)
+    (folder / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=1) + "\n")
+    if config := to_mergekit(recipe, frame):
+        (folder / "mergekit_config.yml").write_text(config)
+    (folder / "README.md").write_text(card or _short_card(recipe), encoding="utf-8")
 
 
 def _write_config(frame: Source, recipe: Recipe, folder: Path) -> None:

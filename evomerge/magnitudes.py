@@ -40,39 +40,30 @@ class MagnitudeTable:
         )
         return counts
 
-    def threshold(self, tau: torch.Tensor, density: float) -> float:
-        """Return the least magnitude kept at `density`.
+    def largest(self, tau: torch.Tensor, k: int) -> float:
+        """Return the k-th largest magnitude; infinity for k < 1, 0 beyond the last.
 
         Args:
-            tau: the same task vector again.
-            density: share of the elements to keep; k = floor(density * size), as in
-                mergekit. All elements that equal the k-th are kept.
-
-        Returns:
-            The k-th largest magnitude; infinity for k = 0 (nothing is kept).
+            tau: the same task vector again; any tensor where the table is exact.
+            k: of all its elements; those that equal the k-th are as large.
         """
-        k = int(density * self.size)
-        return 0.0 if k >= self.size else self.largest(tau, k)
-
-    def largest(self, tau: torch.Tensor, k: int) -> float:
-        """Return the k-th largest magnitude; infinity for k < 1, 0 beyond the last."""
         if k < 1:
             return float("inf")
         if k > self.size:
             return 0.0
-        index, rank = self.place(k)
+        index, rank = self._place(k)
         if self.exact:
             return _from_bin(index)
-        return _ranked(in_bin(tau, index), rank)
+        return _ranked(_in_bin(tau, index), rank)
 
     def largest_of(self, tensors: Callable[[], Iterable[torch.Tensor]], k: int) -> float:
         """Return the k-th largest magnitude of the tensors whose tables were added to this one."""
         if self.exact or not 1 <= k <= self.size:
             return self.largest(torch.empty(0), k)
-        index, rank = self.place(k)
-        return _ranked(torch.cat([in_bin(tau, index) for tau in tensors()]), rank)
+        index, rank = self._place(k)
+        return _ranked(torch.cat([_in_bin(tau, index) for tau in tensors()]), rank)
 
-    def place(self, k: int) -> tuple[int, int]:
+    def _place(self, k: int) -> tuple[int, int]:
         """Return the bin of the k-th largest magnitude, and its rank from above in there."""
         index = int(self.minus_above.searchsorted(-k, side="right")) - 1  # last with >= k above
         higher = -int(self.minus_above[index + 1]) if index + 1 < len(self.minus_above) else 0
@@ -102,7 +93,7 @@ def sum_tables(tables: Iterable[MagnitudeTable]) -> MagnitudeTable:
     return sum(others, start=first)
 
 
-def in_bin(tau: torch.Tensor, index: int) -> torch.Tensor:
+def _in_bin(tau: torch.Tensor, index: int) -> torch.Tensor:
     """Return the magnitudes of `tau` above zero that fall into one bin of a `MagnitudeTable`."""
     flat = tau.reshape(-1)
     return flat[(_bins(tau) == index) & (flat != 0)].abs()

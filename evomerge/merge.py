@@ -10,63 +10,16 @@ from safetensors import safe_open
 from evomerge import fast, kernels, native
 from evomerge.checkpoints import Tensor
 from evomerge.checksum import tile_digests
-from evomerge.errors import BadInput, CandidateFailure, Fault, nearest
+from evomerge.errors import CandidateFailure
 from evomerge.layout import place
-from evomerge.operators import OPERATORS, Masked, Operator
+from evomerge.methods import method_of
+from evomerge.operators import Masked, Operator
 from evomerge.precomputed import Precomputed
 from evomerge.prepare import prepared
 from evomerge.recipe import Group, Recipe, canonical_json
 from evomerge.sources import Source
 
 COMPILE_FROM = 20_000_000  # parameters; on a GPU smaller models are merged before a kernel compiles
-
-
-def plan(recipe: Recipe, file: str = "recipe") -> Operator:
-    """Check a recipe against its method's signature and return the method.
-
-    Raises:
-        BadInput: with every fault.
-    """
-    operator = OPERATORS.get(recipe.method, file, "method")
-    faults = []
-
-    def fault(key: str, wrong: str, mend: str) -> None:
-        faults.append(Fault(file, key, wrong, mend))
-
-    if operator.needs_base and recipe.base is None:
-        fault(
-            "base", f"{operator.name} needs a base", "write the common ancestor's directory or id"
-        )
-    if operator.models and len(recipe.models) != operator.models:
-        wrong = f"{operator.name} merges {operator.models} models, not {len(recipe.models)}"
-        fault("models", wrong, f"list {operator.models}")
-    if operator.draws and recipe.seed is None:
-        fault("seed", f"{operator.name} draws random masks", "write a whole number")
-    for name, value in recipe.options.items():
-        if wrong := operator.option_fault(name, value):
-            fault(f"options.{name}", *wrong)
-    for index, group in enumerate(recipe.groups):
-        for name, wrong, mend in _value_faults(group, operator, len(recipe.models)):
-            fault(f"groups.{index}.{name}", wrong, mend)
-    if faults:
-        raise BadInput(*faults)
-    return operator
-
-
-def _value_faults(group: Group, operator: Operator, models: int) -> Iterator[tuple[str, str, str]]:
-    for name, value in group.values.items():
-        if name not in operator.parameter:
-            yield name, f"{operator.name} has no '{name}'", nearest(name, operator.parameter)
-            continue
-        axis = operator.parameter[name].axis
-        if axis.per_model != isinstance(value, tuple) or (axis.per_model and len(value) != models):
-            wanted = f"a list of {models} numbers, one per model" if axis.per_model else "a number"
-            yield name, f"{value!r} is not {wanted}", f"write {wanted}"
-        elif not all(axis.low <= v <= axis.high for v in np.atleast_1d(value)):
-            yield name, f"{value!r} is out of range", f"stay within {axis.low:g} to {axis.high:g}"
-    for parameter in operator.parameters:
-        if parameter.default is None and parameter.name not in group.values:
-            yield parameter.name, "is missing", f"{operator.name} needs it in every group"
 
 
 class Merger:
@@ -141,9 +94,14 @@ class Merger:
             CandidateFailure: a merged tensor is not finite, or no group holds a tensor.
         """
         resolved = self._resolve(recipe)
-        self._known.forget_thresholds()
         tensors = self.sources[recipe.sources[0]].tensors
-        for name in tensors if names is None else names:
+        yield from self._stream(resolved, tensors if names is None else names)
+
+    def _stream(
+        self, resolved: "_Resolved", names: Iterable[str]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        tensors = self.sources[resolved.recipe.sources[0]].tensors
+        for name in names:
             out = torch.empty(tensors[name].shape, dtype=resolved.dtype, device=self.device)
             if not self._natively(resolved, {name: out}):
                 out = self._merge(resolved, name)
@@ -166,7 +124,6 @@ class Merger:
             CandidateFailure: as `stream`; some targets are overwritten then.
         """
         resolved = self._resolve(recipe)
-        self._known.forget_thresholds()
         found: dict[str, np.ndarray] = {}
         if not targets:
             return found
@@ -175,7 +132,7 @@ class Merger:
         else:
             for part in _parts(targets):  # their dense sums are made anew, some at a time
                 found |= self._natively(resolved, part) or {}
-        for name, tensor in self.stream(recipe, [n for n in targets if n not in found]):
+        for name, tensor in self._stream(resolved, [n for n in targets if n not in found]):
             found[name] = tile_digests(tensor)
             targets[name].copy_(tensor)
         return found
@@ -186,7 +143,9 @@ class Merger:
         Returns:
             The names of a recipe's models, or of the prepared sources in their stead.
         """
-        operator = plan(recipe)
+        return self._prepare(method_of(recipe), recipe)
+
+    def _prepare(self, operator: Operator, recipe: Recipe) -> tuple[str, ...]:
         if not operator.prepare:
             return recipe.models
         options = canonical_json(dict(recipe.options))
@@ -209,7 +168,9 @@ class Merger:
         return self._prepared[key]
 
     def _resolve(self, recipe: Recipe) -> "_Resolved":
-        operator, models = plan(recipe), self.prepare(recipe)
+        operator = method_of(recipe)
+        models = self._prepare(operator, recipe)
+        self._known.forget_thresholds()
         base = recipe.base if operator.takes_base else None
         named = ((base,) if base is not None else ()) + models
         return _Resolved(recipe, operator, getattr(torch, recipe.dtype), base, named, {})
@@ -218,12 +179,12 @@ class Merger:
         self, resolved: "_Resolved", targets: Mapping[str, torch.Tensor], keep: bool = False
     ) -> dict[str, np.ndarray] | None:
         """Merge into `targets` by the kernels in C++; None where they do not go."""
+        if self.device.type != "cpu" or (batch := self._batch(resolved, targets, keep)) is None:
+            return None
         rows: dict[int, tuple[Group, list[int]]] = {}
         for row, name in enumerate(targets):
             group = group_of(resolved.recipe, name)
             rows.setdefault(id(group), (group, []))[1].append(row)
-        if self.device.type != "cpu" or (batch := self._batch(resolved, targets, keep)) is None:
-            return None
         names = list(targets)
         for group, at in rows.values():
             how = resolved.how(group)

@@ -126,7 +126,7 @@ def from_json(data: Any, file: str = "recipe") -> Recipe:
 
     Raises:
         BadInput: with every fault of form. Whether the method knows the parameters and the
-            sources exist is for `merge.plan` to say.
+            sources exist is for `methods.method_of` to say.
     """
     if not isinstance(data, dict):
         raise BadInput(Fault(file, "", "a recipe is a JSON object", "see the README"))

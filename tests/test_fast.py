@@ -66,7 +66,7 @@ def test_masked_sums_have_the_same_bits(compiled, count, dtype, thin, join, norm
             options = {"normalize": normalize, "scale": 1.3, "rescale": True}
             how = Masked(weight, densities, thin, join, **options)
             kept = [
-                kernels.Kept(MagnitudeTable(t).threshold(t, float(d)), key=(seed, 7))
+                kernels.Kept(MagnitudeTable(t).largest(t, int(d * t.numel())), key=(seed, 7))
                 for t, d in zip(taus, densities, strict=True)
             ]
             got = fast.masked_sum(base, models, how, kept, dtype)

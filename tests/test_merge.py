@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.checksum import Checksum
 from evomerge.errors import BadInput, CandidateFailure
-from evomerge.merge import Merger, plan
+from evomerge.merge import Merger
+from evomerge.methods import method_of
 from evomerge.recipe import Group, Recipe, single, uniform
 from evomerge.resident import ResidentModel
 from evomerge.sources import digest, open_source
@@ -128,7 +129,7 @@ def _fields(recipe, seed):
 )
 def test_recipes_that_do_not_fit_their_method(recipe, message):
     with pytest.raises(BadInput) as error:
-        plan(recipe)
+        method_of(recipe)
     assert message in str(error.value)
 
 

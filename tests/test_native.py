@@ -95,7 +95,7 @@ def test_masked_sums(
         elif thin == "votes":
             kept.append(Kept())
         else:
-            low = MagnitudeTable(tau).threshold(tau, densities[i]) if tau.numel() else 0.0
+            low = MagnitudeTable(tau).largest(tau, int(densities[i] * tau.numel()))
             kept.append(Kept(low, 0.15 if thin == "band" else float("inf")))
     out = torch.empty(shape, dtype=dtype)
     batch = native.Batch([base], [models], [out], dtype)

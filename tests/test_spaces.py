@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.layout import place
-from evomerge.merge import group_of, plan
+from evomerge.merge import group_of
+from evomerge.methods import method_of
 from evomerge.operators import OPERATORS
 from evomerge.recipe import from_json
 from evomerge.spaces import SPACES, Sources, quantize
@@ -49,7 +50,7 @@ def test_decode_gives_sound_recipes_that_encode_inverts(spec, seed):
     space = make(**spec)
     genome = quantize(np.random.default_rng(seed).random(space.dimension))
     recipe = space.decode(genome)
-    plan(recipe)  # fits the method's signature
+    method_of(recipe)  # fits the method's signature
     for name in NAMES:
         where = place(name)
         if where.layer is None or where.layer < spec["layers"]:
