@@ -77,6 +77,15 @@ MIGRATIONS = (
     CREATE INDEX candidates_origin ON candidates(origin);
     CREATE INDEX events_batch ON events(batch);
     """,
+    """
+    DROP VIEW pareto_front;
+    CREATE VIEW pareto_front AS  -- CROSS JOIN: the few of the front first, then their outcomes
+        SELECT c.id, c.recipe_id, c.origin, c.label, s.objective, s.mean, s.stderr, s.items
+        FROM candidates c
+        CROSS JOIN outcomes o ON o.candidate_id = c.id AND o.status = 'ok'
+        CROSS JOIN scores s ON s.candidate_id = c.id AND s.split = 'search'
+        WHERE c.dominated_by IS NULL;
+    """,
 )
 
 
