@@ -72,7 +72,7 @@ def main() -> None:
         runner = Runner(campaign, archive, inline)
         runner._score_finals = lambda: None  # the search alone is measured
         made = campaign.controller
-        campaign.controller = lambda: _timed_controller(made(), ask)
+        campaign.controller = lambda start: _timed_controller(made(start), ask)
         started = time.perf_counter()
         runner.run()
         wall = time.perf_counter() - started

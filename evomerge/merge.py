@@ -5,10 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from evomerge import fast, kernels, native
-from evomerge.checkpoints import Tensor
 from evomerge.checksum import tile_digests
 from evomerge.errors import CandidateFailure
 from evomerge.layout import place
@@ -18,6 +16,7 @@ from evomerge.precomputed import Precomputed
 from evomerge.prepare import prepared
 from evomerge.recipe import Group, Recipe, canonical_json
 from evomerge.sources import Source
+from evomerge.weights import Weights
 
 COMPILE_FROM = 20_000_000  # parameters; on a GPU smaller models are merged before a kernel compiles
 
@@ -25,9 +24,7 @@ COMPILE_FROM = 20_000_000  # parameters; on a GPU smaller models are merged befo
 class Merger:
     """Merges recipes over one set of opened sources, again and again.
 
-    Weights are read through the operating system's page cache, which the workers of a node
-    share; on a GPU each source is copied to it once. What does not depend on the genome is
-    computed once and kept.
+    What does not depend on the genome is computed once and kept.
     """
 
     def __init__(
@@ -46,44 +43,14 @@ class Merger:
         size = sum(t.elements for t in next(iter(self.sources.values())).tensors.values())
         compiled = self.device.type != "cpu" and size >= COMPILE_FROM
         self._kernels = fast if compiled else kernels
-        self._files: dict = {}
-        self._on_device: dict[tuple, torch.Tensor] = {}
-        self._known = Precomputed(self.sources, self.hashes, self.tensor)
+        self._weights = Weights(self.sources, self.device)
+        self._known = Precomputed(self.sources, self.hashes, self._weights.tensor)
         self._prepared: dict[tuple, tuple[str, ...]] = {}
         self._batches: dict[tuple, tuple[Mapping[str, torch.Tensor], native.Batch]] = {}
 
     def bytes_kept(self) -> int:
         """Return the memory that what is computed once takes, sources not counted."""
         return self._known.nbytes + sum(batch.nbytes for _, batch in self._batches.values())
-
-    def tensor(self, source: str, name: str) -> torch.Tensor:
-        """Return one tensor of a source on the merger's device.
-
-        In its own dtype; where an adapter adds to it, W + scale * B A in float32, unrounded.
-        """
-        opened = self.sources[source]
-        adapter = opened.adapter
-        replaced = adapter.replaced if adapter else {}
-        tensor = self._stored(replaced.get(name, opened.tensors[name]))
-        if adapter is None or name not in adapter.factors:
-            return tensor
-        factor = adapter.factors[name]
-        dtype = torch.promote_types(tensor.dtype, torch.float32)
-        a, b = self._stored(factor.a).to(dtype), self._stored(factor.b).to(dtype)
-        left, right = (a.T, b.T) if factor.transposed else (b, a)
-        return torch.addmm(tensor.to(dtype), left, right, alpha=factor.scale)
-
-    def _stored(self, stored: Tensor) -> torch.Tensor:
-        """Read a stored tensor: from the page cache, or from the device if it is another."""
-        where = (stored.file, stored.key)
-        if where in self._on_device:
-            return self._on_device[where]
-        if stored.file not in self._files:
-            self._files[stored.file] = safe_open(stored.file, framework="pt", device="cpu")
-        tensor = self._files[stored.file].get_tensor(stored.key)
-        if self.device.type != "cpu":
-            tensor = self._on_device[where] = tensor.to(self.device)
-        return tensor
 
     def stream(
         self, recipe: Recipe, names: Iterable[str] | None = None
@@ -127,10 +94,10 @@ class Merger:
         found: dict[str, np.ndarray] = {}
         if not targets:
             return found
-        if not any(self.sources[s].adapter for s in resolved.named):
+        if not self._weights.adapted(resolved.named):
             found = self._natively(resolved, targets, keep=True) or {}
         else:
-            for part in _parts(targets):  # their dense sums are made anew, some at a time
+            for part in _parts(targets):  # what is made of factors is made anew, some at a time
                 found |= self._natively(resolved, part) or {}
         for name, tensor in self._stream(resolved, [n for n in targets if n not in found]):
             found[name] = tile_digests(tensor)
@@ -151,18 +118,16 @@ class Merger:
         options = canonical_json(dict(recipe.options))
         key = (operator.name, options, recipe.base, recipe.models)
         if key not in self._prepared:
-            there = set(self._on_device)
-            found = prepared(
-                operator,
-                recipe.options,
-                recipe.base,
-                recipe.models,
-                self.sources,
-                self.hashes,
-                self.tensor,
-            )
-            for where in set(self._on_device) - there:  # read once, merged never
-                del self._on_device[where]
+            with self._weights.read_once():  # on a device; they are merged never
+                found = prepared(
+                    operator,
+                    recipe.options,
+                    recipe.base,
+                    recipe.models,
+                    self.sources,
+                    self.hashes,
+                    self._weights.tensor,
+                )
             self.sources |= {source.name: source for source in found}
             self._prepared[key] = tuple(source.name for source in found)
         return self._prepared[key]
@@ -179,7 +144,11 @@ class Merger:
         self, resolved: "_Resolved", targets: Mapping[str, torch.Tensor], keep: bool = False
     ) -> dict[str, np.ndarray] | None:
         """Merge into `targets` by the kernels in C++; None where they do not go."""
-        if self.device.type != "cpu" or (batch := self._batch(resolved, targets, keep)) is None:
+        if self.device.type != "cpu":
+            return None
+        if resolved.operator.family != "masked" and self._weights.adapted(resolved.named):
+            return self._sums(resolved, targets)
+        if (batch := self._batch(resolved, targets, keep)) is None:
             return None
         rows: dict[int, tuple[Group, list[int]]] = {}
         for row, name in enumerate(targets):
@@ -199,10 +168,29 @@ class Merger:
                     batch.weigh(row, self._coefficients(resolved, how, names[row]))
             else:
                 batch.weigh(at, self._coefficients(resolved, how, ""))
-        digests, broken = batch.merge()
-        if broken.any():
-            raise CandidateFailure(f"merged tensor {names[int(broken.argmax())]} is not finite")
-        return dict(zip(names, digests, strict=True))
+        return _merged(batch, names)
+
+    def _sums(
+        self, resolved: "_Resolved", targets: Mapping[str, torch.Tensor]
+    ) -> dict[str, np.ndarray] | None:
+        """Weighted sums over sources with adapters."""
+        rows = [self._terms(resolved, name) for name in targets]
+        most = max(len(tensors) for tensors, _ in rows)
+        tensors = [row + row[:1] * (most - len(row)) for row, _ in rows]  # beside weight 0
+        weights = [np.pad(w, (0, most - len(w))) for _, w in rows]
+        outs = list(targets.values())
+        every = [t for row in (*tensors, outs) for t in row]
+        if most > native.MOST or not native.takes(every, resolved.dtype):
+            return None
+        batch = native.Batch(None, tensors, outs, resolved.dtype)
+        batch.weigh(slice(None), np.array(weights))
+        return _merged(batch, list(targets))
+
+    def _terms(self, resolved: "_Resolved", name: str) -> tuple[list[torch.Tensor], np.ndarray]:
+        """Return the tensors and the coefficients of a weighted sum over adapters."""
+        how = resolved.how(group_of(resolved.recipe, name))
+        coefficients = self._coefficients(resolved, how, name)
+        return self._weights.joined(resolved.named, name, coefficients)
 
     def _batch(
         self, resolved: "_Resolved", targets: Mapping[str, torch.Tensor], keep: bool
@@ -212,7 +200,7 @@ class Merger:
             return self._batches[key][1]
         if len(resolved.named) > native.MOST:
             return None
-        tensors = [[self.tensor(s, name) for s in resolved.named] for name in targets]
+        tensors = [[self._weights.tensor(s, name) for s in resolved.named] for name in targets]
         outs = list(targets.values())
         if not native.takes([t for row in (*tensors, outs) for t in row], resolved.dtype):
             return None
@@ -228,8 +216,10 @@ class Merger:
         return batch
 
     def _merge(self, resolved: "_Resolved", name: str) -> torch.Tensor:
+        if resolved.operator.family != "masked" and self._weights.adapted(resolved.named):
+            return self._kernels.weighted_sum(*self._terms(resolved, name), resolved.dtype)
         how = resolved.how(group_of(resolved.recipe, name))
-        tensors = [self.tensor(source, name) for source in resolved.named]
+        tensors = [self._weights.tensor(source, name) for source in resolved.named]
         if not isinstance(how, Masked):
             coefficients = self._coefficients(resolved, how, name)
             return self._kernels.weighted_sum(tensors, coefficients, resolved.dtype)
@@ -273,6 +263,18 @@ def _values(recipe: Recipe, operator: Operator, group: Group) -> dict[str, Any]:
         per_model = np.full(len(recipe.models), value, float) if p.axis.per_model else None
         values[p.name] = float(value) if per_model is None else per_model
     return values | {k: v for k, v in recipe.options.items() if k not in operator.prepares}
+
+
+def _merged(batch: native.Batch, names: list[str]) -> dict[str, np.ndarray]:
+    """Merge a batch and return each tensor's digests.
+
+    Raises:
+        CandidateFailure: a merged tensor is not finite.
+    """
+    digests, broken = batch.merge()
+    if broken.any():
+        raise CandidateFailure(f"merged tensor {names[int(broken.argmax())]} is not finite")
+    return dict(zip(names, digests, strict=True))
 
 
 def _parts(

@@ -36,7 +36,7 @@ METHODS: dict[str, tuple[str, dict[str, bool]]] = {
 _NAMES = {"scale": "lambda"}  # our axis: mergekit's parameter
 _SCE = {"density": "select_topk"}
 _TOP = {
-    "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype",
+    "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype",
     "tokenizer_source", "tokenizer", "name",
 }  # fmt: skip
 _DEFAULTS = {"weight": None, "density": 1.0, "gamma": 0.01, "epsilon": 0.15, "scale": 1.0}
@@ -64,6 +64,7 @@ def from_mergekit(data: Mapping[str, Any], file: str, seed: int = 0) -> Recipe:
     faults = list(_form_faults(data, file))
     if faults:
         raise BadInput(*faults)
+    data, module = _unwrapped(data)
     method, options = METHODS[data["merge_method"]]
     operator = OPERATORS.get(method)
     base = data.get("base_model")
@@ -81,8 +82,9 @@ def from_mergekit(data: Mapping[str, Any], file: str, seed: int = 0) -> Recipe:
     faults = list(_slice_faults(slices, frame, file))
     if faults:
         raise BadInput(*faults)
-    look = _Lookup(data, slices, operator, models)
     top = data.get("parameters") or {}
+    look = _Lookup([module, top], slices, operator, models)
+    top = {**top, **module}
     options = {k: v for k, v in options.items() if k in operator.options}
     options |= {k: bool(top[k]) for k in operator.options if isinstance(top.get(k), bool)}
     return Recipe(
@@ -108,8 +110,22 @@ def _form_faults(data: Any, file: str) -> Iterator[Fault]:
         yield Fault(
             file, "merge_method", f"'{method}' is not supported", nearest(str(method), METHODS)
         )
-    if ("models" in data) == ("slices" in data):
-        yield Fault(file, "models", "exactly one of models and slices", "write one of the two")
+    if sum(key in data for key in ("models", "slices", "modules")) != 1:
+        wrong = "exactly one of models, slices and modules"
+        yield Fault(file, "models", wrong, "write one of them")
+    if "modules" in data:
+        modules = data["modules"]
+        if not isinstance(modules, Mapping) or list(modules) != ["default"]:
+            mend = "a decoder's one module is `default`; write models or slices in it"
+            yield Fault(file, "modules", "is not a mapping of `default` alone", mend)
+            return
+        inner = modules["default"]
+        known = isinstance(inner, Mapping) and inner.keys() <= {"models", "slices", "parameters"}
+        if not known or ("models" in inner) == ("slices" in inner):
+            mend = "write models or slices, and parameters if need be"
+            yield Fault(file, "modules.default", "has no form that mergekit knows", mend)
+            return
+        data = _unwrapped(data)[0]
     for key in ("dtype", "out_dtype"):
         if data.get(key) is not None and data[key] not in DTYPES:
             yield Fault(
@@ -130,6 +146,15 @@ def _form_faults(data: Any, file: str) -> Iterator[Fault]:
     sources = entries if "models" in data else [s for e in entries for s in _sources_of(e)]
     if not sources or not all(isinstance(s, Mapping) and "model" in s for s in sources):
         yield Fault(file, "models", "is not a list of {model: ...}", "see mergekit's README")
+
+
+def _unwrapped(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return a configuration without its one module, and the module's own parameters."""
+    if "modules" not in data:
+        return data, {}
+    module = dict(data["modules"]["default"])
+    parameters = module.pop("parameters", None) or {}
+    return {k: v for k, v in data.items() if k != "modules"} | module, parameters
 
 
 def _model_names(data: Mapping) -> list:
@@ -176,9 +201,15 @@ def _slice_faults(slices: list[dict], frame: Source, file: str) -> Iterator[Faul
 class _Lookup:
     """Finds a parameter's value for a tensor, as mergekit does."""
 
-    def __init__(self, data: Mapping, slices: list[dict], operator: Operator, models: list[str]):
+    def __init__(
+        self,
+        outer: list[Mapping],
+        slices: list[dict],
+        operator: Operator,
+        models: list[str],
+    ):
         self.slices, self.operator, self.models = slices, operator, models
-        self._top = data.get("parameters") or {}
+        self._outer = outer  # the module's parameters and the whole's
 
     def values(self, part: dict, name: str) -> dict[str, float | tuple[float, ...]]:
         """Return every axis' value for a tensor of a slice."""
@@ -201,7 +232,7 @@ class _Lookup:
     def _value(self, part: dict, key: str, name: str, model: str | None) -> float | None:
         own = [s for s in part["sources"] if s["model"] == model]
         scopes = [s.get("parameters") or {} for s in own]
-        for scope in (*scopes, part["parameters"], self._top):
+        for scope in (*scopes, part["parameters"], *self._outer):
             value = self._resolve(scope.get(key), part, name)
             if value is not None:
                 return value

@@ -14,8 +14,11 @@ from evomerge import config, views
 from evomerge.candidates import export_candidate
 from evomerge.errors import BadInput
 from evomerge.merge import Merger
+from evomerge.operators import OPERATORS
 from evomerge.session import run_campaign
 from evomerge.sources import digest, open_source
+from evomerge.testing import recipe_of
+from evomerge.weights import Weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT talks of tied weights
 VARIANTS = {
@@ -57,14 +60,40 @@ def test_the_weights_are_those_that_peft_merges(here, variant):
     merged = adapted(model, here / "lora", VARIANTS[variant])
     source = open_source(f"{here / 'wide'}+{here / 'lora'}")
     assert source.adapter.factors and open_source(source.place).tensors == source.tensors
-    merger = Merger({"x": source}, {"x": ""})
+    weights = Weights({"x": source}, torch.device("cpu"))
     wanted = merged.state_dict()
     changed = 0
     for name, stored in load_file(here / "wide" / "model.safetensors").items():
-        ours = merger.tensor("x", name)
+        ours = weights.tensor("x", name)
         torch.testing.assert_close(ours, wanted[name], rtol=1e-5, atol=1e-6)
         changed += not torch.equal(ours, stored)
     assert changed == len({*source.adapter.factors, *source.adapter.replaced}) > 0
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "slerp", "ties"])
+def test_merges_of_adapters_and_whole_models(here, method):
+    """As merges of the models that PEFT makes of them, which the methods' own tests hold."""
+    model = AutoModelForCausalLM.from_pretrained(here / "base", dtype=torch.float32)
+    model.save_pretrained(here / "wide")
+    names = [f"{here / 'wide'}+{here / 'x'}", f"{here / 'wide'}+{here / 'y'}", str(here / "a")]
+    dense = [str(here / "dense x"), str(here / "dense y"), str(here / "a")]
+    for seed, (folder, variant) in enumerate({"x": "plain", "y": "replaced"}.items()):
+        model = AutoModelForCausalLM.from_pretrained(here / "wide")
+        adapted(model, here / folder, VARIANTS[variant], seed).save_pretrained(dense[seed])
+    base = str(here / "wide")
+    weight = (0.7, -0.4, 0.2)[: OPERATORS.get(method).models]
+    merged = []
+    for models in (names, dense):
+        opened = {n: open_source(n) for n in (base, *models)}
+        merger = Merger(opened, dict.fromkeys(opened, ""))
+        recipe = recipe_of(method, models, base, weight=weight, density=1.0)
+        targets = {n: torch.empty(t.shape) for n, t in opened[base].tensors.items()}
+        merger.fill(recipe, targets)
+        for name, tensor in merger.stream(recipe):
+            assert torch.equal(tensor, targets[name])
+        merged.append(targets)
+    for name, tensor in merged[0].items():
+        torch.testing.assert_close(tensor, merged[1][name], rtol=1e-5, atol=1e-5)
 
 
 def test_transposed_weights(tmp_path):
@@ -75,10 +104,10 @@ def test_transposed_weights(tmp_path):
     options = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
     merged = adapted(model, tmp_path / "lora", options).state_dict()
     source = open_source(f"{tmp_path / 'model'}+{tmp_path / 'lora'}")
-    merger = Merger({"x": source}, {"x": ""})
+    weights = Weights({"x": source}, torch.device("cpu"))
     assert len(source.adapter.factors) == 6
     for name in source.tensors:
-        torch.testing.assert_close(merger.tensor("x", name), merged[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(weights.tensor("x", name), merged[name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_campaign_over_an_adapter(campaign_file, lora, here, silent):

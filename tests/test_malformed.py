@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from evomerge import merge
 from evomerge.cli import main
 from evomerge.errors import BadInput
 from evomerge.sources import mismatches, open_source
@@ -245,7 +244,7 @@ def no_weights(monkeypatch):
     def read(*arguments, **options):
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr(merge, "safe_open", read)
+    monkeypatch.setattr("evomerge.weights.safe_open", read)
 
 
 def listing(folder):

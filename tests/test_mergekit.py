@@ -148,6 +148,19 @@ def test_precedence_gradients_and_the_base_among_the_models(deep):
     assert value_of(recipe, "weight", "model.norm.weight") == (0.3, 0.1)
 
 
+def test_the_one_module_of_a_decoder_is_the_whole(deep):
+    """Its parameters stand between those of a slice and those of the configuration."""
+    plain = yaml.safe_load(TIES)
+    inner = {"default": {"models": plain.pop("models"), "parameters": {"lambda": 0.7}}}
+    recipe = read(yaml.safe_dump(plain | {"modules": inner}), deep)
+    there = read(TIES, deep)
+    for name in open_source(str(deep / "base")).tensors:
+        assert value_of(recipe, "scale", name) == 0.7
+        for axis in ("weight", "density"):
+            assert value_of(recipe, axis, name) == value_of(there, axis, name)
+    assert recipe.options == there.options and recipe.base == there.base
+
+
 def test_slices_own_the_tensors_beside_the_layers(deep):
     text = """
 slices:
@@ -175,8 +188,7 @@ def test_mergekits_names_are_options_here(deep, method, ours):
 
 REFUSED = {
     "merge_method: 'passthrough' is not supported": {"merge_method": "passthrough"},
-    "modules: 'modules' is not supported": {"modules": {}},
-    "models: exactly one of models and slices": {"slices": []},
+    "models: exactly one of models, slices and modules": {"slices": []},
     "tokenizer_source: 'union': vocabularies are not joined": {"tokenizer_source": "union"},
     "dtype: 'int4' is no dtype": {"dtype": "int4"},
     "parameters: weight is missing for ": {"models": [{"model": "DIR/x"}, {"model": "DIR/y"}]},
@@ -186,6 +198,8 @@ REFUSED = {
         "models": [{"model": "DIR/x", "parameters": {"weight": "much"}}]
     },
     "there is no directory": {"base_model": "./nowhere"},
+    "modules: is not a mapping of `default` alone": {"models": None, "modules": {"vision": {}}},
+    "modules.default: has no form": {"models": None, "modules": {"default": {"layers": []}}},
     "chat_template: 'chat_template' is not supported": {"chat_template": "auto"},
 }
 

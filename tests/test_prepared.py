@@ -13,7 +13,8 @@ from evomerge import prepare
 from evomerge.errors import BadInput
 from evomerge.machine import cache_folder
 from evomerge.magnitudes import kth_largest
-from evomerge.merge import Merger, plan
+from evomerge.merge import Merger
+from evomerge.methods import method_of
 from evomerge.operators import OPERATORS
 from evomerge.sources import open_source
 from evomerge.testing import merge_arrays, recipe_of
@@ -202,6 +203,6 @@ def test_kth_largest_among_many_zeros(zeros, others, k):
 def test_options_that_are_numbers_are_checked():
     recipe = recipe_of("pcb", ["a", "b"], "base", options={"ratio": 1.5})
     with pytest.raises(BadInput, match=r"options\.ratio: 1\.5 is not a number from 0 to 1"):
-        plan(recipe)
+        method_of(recipe)
     with pytest.raises(BadInput, match=r"options\.ratoi: pcb has no option 'ratoi'; .*ratio"):
-        plan(recipe_of("pcb", ["a", "b"], "base", options={"ratoi": 0.5}))
+        method_of(recipe_of("pcb", ["a", "b"], "base", options={"ratoi": 0.5}))

@@ -24,7 +24,7 @@ FLOORS = [
     | {"magnitudes", "philox", "registry", "scores"},
     {"recipe", "pareto", "checksum"},
     {"operators", "spaces", "controllers", "sources", "soups"},
-    {"kernels", "items", "methods"},
+    {"kernels", "items", "methods", "weights"},
     {"fast", "native", "precomputed", "prepare"},
     {"merge", "lm_eval"},
     {"fitness", "resident", "testing"},

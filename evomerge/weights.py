@@ -1,0 +1,101 @@
+"""The weights of opened sources, tensor by tensor: dense, or with low-rank updates as factors."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from evomerge.adapters import LowRank
+from evomerge.checkpoints import Tensor
+from evomerge.sources import Source
+
+
+class Weights:
+    """Reads through the operating system's page cache, which the workers of a node share.
+
+    On a GPU each tensor is copied to it once.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], device: torch.device):
+        self._sources, self._device = sources, device
+        self._files: dict = {}
+        self._on_device: dict[tuple, torch.Tensor] = {}
+
+    def tensor(self, source: str, name: str) -> torch.Tensor:
+        """Return one tensor of a source on the device.
+
+        In its own dtype; where an adapter adds to it, W + scale * B A in float32, unrounded.
+        """
+        stored, factor = self._found(source, name)
+        tensor = self._read(stored)
+        if factor is None:
+            return tensor
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        return torch.addmm(tensor.to(dtype), *self._factors(factor, dtype), alpha=factor.scale)
+
+    def adapted(self, sources: Sequence[str]) -> bool:
+        """Tell whether one of the sources has an adapter."""
+        return any(self._sources[s].adapter for s in sources)
+
+    def joined(
+        self, sources: Sequence[str], name: str, coefficients: np.ndarray
+    ) -> tuple[list[torch.Tensor], np.ndarray]:
+        """Return fewer tensors and coefficients of the same sum over k of c_k W_k.
+
+        What sources share, a base below its adapters, comes once. The updates stay factors:
+        sum_k c_k s_k B_k A_k is one product of matrices, of the ranks' sum, in float32.
+
+        Args:
+            sources: K names.
+            name: of the tensor.
+            coefficients: (K,).
+        """
+        shared: dict[tuple, tuple[Tensor, float]] = {}
+        updates = []
+        for source, c in zip(sources, map(float, coefficients), strict=True):
+            stored, factor = self._found(source, name)
+            where = (stored.file, stored.key)
+            shared[where] = (stored, c + shared.get(where, (stored, 0.0))[1])
+            updates += [(factor, c)] if factor and c else []
+        tensors = [self._read(stored) for stored, _ in shared.values()]
+        weights = [c for _, c in shared.values()]
+        if updates:
+            dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+            pairs = [(*self._factors(factor, dtype), c * factor.scale) for factor, c in updates]
+            left = torch.cat([left * c for left, _, c in pairs], dim=1)
+            tensors.append(left @ torch.cat([right for _, right, _ in pairs]))
+            weights.append(1.0)
+        return tensors, np.array(weights)
+
+    @contextlib.contextmanager
+    def read_once(self) -> Iterator[None]:
+        """Take from the device, at the end, what is copied to it meanwhile."""
+        there = set(self._on_device)
+        yield
+        for where in set(self._on_device) - there:
+            del self._on_device[where]
+
+    def _found(self, source: str, name: str) -> tuple[Tensor, LowRank | None]:
+        opened = self._sources[source]
+        if opened.adapter is None:
+            return opened.tensors[name], None
+        stored = opened.adapter.replaced.get(name, opened.tensors[name])
+        return stored, opened.adapter.factors.get(name)
+
+    def _factors(self, factor: LowRank, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the factors of an update as the tensor has them: (out, rank), (rank, in)."""
+        a, b = self._read(factor.a).to(dtype), self._read(factor.b).to(dtype)
+        return (a.T, b.T) if factor.transposed else (b, a)
+
+    def _read(self, stored: Tensor) -> torch.Tensor:
+        where = (stored.file, stored.key)
+        if where in self._on_device:
+            return self._on_device[where]
+        if stored.file not in self._files:
+            self._files[stored.file] = safe_open(stored.file, framework="pt", device="cpu")
+        tensor = self._files[stored.file].get_tensor(stored.key)
+        if self._device.type != "cpu":
+            tensor = self._on_device[where] = tensor.to(self._device)
+        return tensor
