@@ -21,7 +21,7 @@ class Weights:
     def __init__(self, sources: Mapping[str, Source], device: torch.device):
         self._sources, self._device = sources, device
         self._files: dict = {}
-        self._on_device: dict[tuple, torch.Tensor] = {}
+        self._there: dict[tuple, torch.Tensor] = {}
 
     def tensor(self, source: str, name: str) -> torch.Tensor:
         """Return one tensor of a source on the device.
@@ -71,11 +71,11 @@ class Weights:
 
     @contextlib.contextmanager
     def read_once(self) -> Iterator[None]:
-        """Take from the device, at the end, what is copied to it meanwhile."""
-        there = set(self._on_device)
+        """Forget, at the end, the tensors that are read meanwhile."""
+        there = set(self._there)
         yield
-        for where in set(self._on_device) - there:
-            del self._on_device[where]
+        for where in set(self._there) - there:
+            del self._there[where]
 
     def _found(self, source: str, name: str) -> tuple[Tensor, LowRank | None]:
         opened = self._sources[source]
@@ -91,11 +91,10 @@ class Weights:
 
     def _read(self, stored: Tensor) -> torch.Tensor:
         where = (stored.file, stored.key)
-        if where in self._on_device:
-            return self._on_device[where]
+        if where in self._there:
+            return self._there[where]
         if stored.file not in self._files:
             self._files[stored.file] = safe_open(stored.file, framework="pt", device="cpu")
         tensor = self._files[stored.file].get_tensor(stored.key)
-        if self._device.type != "cpu":
-            tensor = self._on_device[where] = tensor.to(self._device)
-        return tensor
+        self._there[where] = tensor.to(self._device)
+        return self._there[where]
