@@ -15,80 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evomerge.controllers import Proposal
 from evomerge.errors import EvomergeError
-from evomerge.pareto import Objective, dominates
+from evomerge.pareto import Objective, beats
 from evomerge.recipe import Outcome
+from evomerge.schema import MIGRATIONS
 from evomerge.scores import Score, decode_scores, encode_scores, summary
 
-# Each entry takes a file from `PRAGMA user_version` = its index to the next; never edit one
-# that has been released.
-MIGRATIONS = (
-    """
-    CREATE TABLE campaign (
-        id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT, plan TEXT, provenance TEXT,
-        state TEXT, reason TEXT
-    );
-    CREATE TABLE starts (
-        id INTEGER PRIMARY KEY, at REAL, seconds REAL, machine TEXT
-    );
-    CREATE TABLE candidates (
-        id INTEGER PRIMARY KEY, recipe_id TEXT, recipe TEXT, genome BLOB, origin TEXT,
-        label TEXT, parents TEXT, ordinal INTEGER, dominated_by INTEGER REFERENCES candidates(id)
-    );
-    CREATE INDEX candidates_recipe_id ON candidates(recipe_id);
-    CREATE TABLE events (
-        seq INTEGER PRIMARY KEY, kind TEXT, batch INTEGER, n INTEGER,
-        candidate_id INTEGER REFERENCES candidates(id), note TEXT, at REAL
-    );
-    CREATE INDEX events_candidate ON events(candidate_id, kind);
-    CREATE TABLE outcomes (
-        candidate_id INTEGER PRIMARY KEY REFERENCES candidates(id), status TEXT, reason TEXT,
-        value REAL, seconds_merge REAL, seconds_score REAL, items_scored INTEGER,
-        weights_checksum TEXT, worker TEXT, copy_of INTEGER REFERENCES candidates(id)
-    );
-    CREATE INDEX outcomes_value ON outcomes(value);
-    CREATE INDEX outcomes_status ON outcomes(status);
-    CREATE TABLE scores (
-        candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT, mean REAL,
-        stderr REAL, items INTEGER, PRIMARY KEY (candidate_id, objective, split)
-    ) WITHOUT ROWID;
-    CREATE TABLE items (
-        objective TEXT, split TEXT, ordinal INTEGER, doc_hash TEXT,
-        PRIMARY KEY (objective, split, ordinal)
-    ) WITHOUT ROWID;
-    CREATE TABLE item_scores (
-        candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT,
-        encoding TEXT, which BLOB, scores BLOB, PRIMARY KEY (candidate_id, objective, split)
-    );
-    CREATE INDEX candidates_front ON candidates(id) WHERE dominated_by IS NULL;
-    CREATE VIEW pareto_front AS
-        SELECT c.id, c.recipe_id, c.origin, c.label, s.objective, s.mean, s.stderr, s.items
-        FROM candidates c
-        JOIN outcomes o ON o.candidate_id = c.id AND o.status = 'ok'
-        JOIN scores s ON s.candidate_id = c.id AND s.split = 'search'
-        WHERE c.dominated_by IS NULL;
-    """,
-    """
-    CREATE TABLE answers (
-        candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT,
-        ordinal INTEGER, answer TEXT, PRIMARY KEY (candidate_id, objective, split, ordinal)
-    ) WITHOUT ROWID;
-    CREATE INDEX candidates_ordinal ON candidates(ordinal);
-    CREATE INDEX candidates_origin ON candidates(origin);
-    CREATE INDEX events_batch ON events(batch);
-    """,
-    """
-    DROP VIEW pareto_front;
-    CREATE VIEW pareto_front AS  -- CROSS JOIN: the few of the front first, then their outcomes
-        SELECT c.id, c.recipe_id, c.origin, c.label, s.objective, s.mean, s.stderr, s.items
-        FROM candidates c
-        CROSS JOIN outcomes o ON o.candidate_id = c.id AND o.status = 'ok'
-        CROSS JOIN scores s ON s.candidate_id = c.id AND s.split = 'search'
-        WHERE c.dominated_by IS NULL;
-    """,
-)
-
-
+_Ranked = tuple[float, tuple[float, ...]]  # violation, objectives
 DatabaseError = sqlite3.Error  # what a full or failing disk raises
 
 
@@ -107,14 +41,14 @@ class Candidate(NamedTuple):
 class Event(NamedTuple):
     """What a controller heard or was asked.
 
-    `n` is how many were asked for, or how many were proposed before an adopt; `genomes`
+    `n` is how many were asked for, or how many were proposed before an adopt; `proposals`
     belong to an ask, `candidate` and `means` (None: a failure) to a tell.
     """
 
     seq: int
     kind: str
     n: int
-    genomes: tuple[np.ndarray, ...]
+    proposals: tuple[Proposal, ...]
     candidate: Candidate | None
     means: dict[str, float] | None
 
@@ -147,7 +81,9 @@ class Archive:
                     self.db.conn.executescript(f"BEGIN; {script}; COMMIT")
         except sqlite3.DatabaseError as error:
             raise EvomergeError(f"{path}: {error}; is it an archive of evomerge?") from error
-        self._front: dict[int, tuple[float, ...]] | None = None
+        # An earlier version's archive that is only read knows no constraints.
+        self._violation = "violation," if write or version > 2 else ""
+        self._front: dict[int, _Ranked] | None = None
 
     def _connect(self, write: bool) -> sqlite3.Connection:
         """Connect; in a folder that cannot be written, to a file that nobody writes."""
@@ -237,12 +173,15 @@ class Archive:
                 row = (recipe_id, json.dumps(recipe), blob, label)
                 self._event("adopt", self._execute(sql, row).lastrowid, note=label)
 
-    def propose(self, n: int, proposals: Sequence[tuple[np.ndarray, str, Mapping]]) -> list[int]:
+    def propose(
+        self, n: int, proposals: Sequence[Proposal], recipes: Sequence[tuple[str, Mapping]]
+    ) -> list[int]:
         """Record one ask and its candidates, before anything is done with them.
 
         Args:
             n: how many were asked for.
-            proposals: (genome, recipe id, recipe JSON) of each that was proposed.
+            proposals: what was proposed.
+            recipes: the id and the JSON of each one's recipe.
 
         Returns:
             The candidates' ids.
@@ -251,19 +190,22 @@ class Archive:
         with self.db.atomic():
             batch = (self._query("SELECT MAX(batch) AS b FROM events")[0]["b"] or 0) + 1
             ordinal = self.proposed() - 1
-            for genome, recipe_id, recipe in proposals:
+            for proposal, (recipe_id, recipe) in zip(proposals, recipes, strict=True):
                 ordinal += 1
-                blob = np.asarray(genome, "<f8").tobytes()
-                row = (recipe_id, json.dumps(recipe), blob, "search", ordinal)
+                blob = np.asarray(proposal.genome, "<f8").tobytes()
+                parents = json.dumps(proposal.parents) if proposal.parents else None
+                row = (recipe_id, json.dumps(recipe), blob, "search", parents, ordinal)
                 sql = (
-                    "INSERT INTO candidates (recipe_id, recipe, genome, origin, ordinal)"
-                    " VALUES (?, ?, ?, ?, ?)"
+                    "INSERT INTO candidates (recipe_id, recipe, genome, origin, parents, ordinal)"
+                    " VALUES (?, ?, ?, ?, ?, ?)"
                 )
                 ids.append(self._execute(sql, row).lastrowid)
                 self._event("ask", ids[-1], batch=batch, n=n)
         return ids
 
-    def record(self, candidate: int, outcome: Outcome, value: float | None) -> None:
+    def record(
+        self, candidate: int, outcome: Outcome, value: float | None, violation: float = 0.0
+    ) -> None:
         """Record an outcome on the search items; the controller may hear of it afterwards.
 
         Args:
@@ -271,11 +213,12 @@ class Archive:
             outcome: of the search split.
             value: the weighted mean that a controller of one objective gets; None for a
                 failure, or as long as the baselines are not all scored.
+            violation: of the constraints.
         """
         items = sum(len(s) for s in outcome.scores.values())
         with self.db.atomic():
             self._execute(
-                "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+                "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
                 (
                     candidate,
                     outcome.status,
@@ -286,6 +229,7 @@ class Archive:
                     items,
                     outcome.weights_checksum,
                     outcome.worker,
+                    violation,
                 ),
             )
             self._write_scores(candidate, "search", outcome.scores)
@@ -299,7 +243,8 @@ class Archive:
         with self.db.atomic():
             self._execute(
                 "INSERT INTO outcomes SELECT ?, status, reason, value, 0, 0, 0,"
-                " weights_checksum, worker, candidate_id FROM outcomes WHERE candidate_id = ?",
+                " weights_checksum, worker, candidate_id, violation FROM outcomes"
+                " WHERE candidate_id = ?",
                 (candidate, earlier),
             )
             self._execute(
@@ -363,11 +308,21 @@ class Archive:
                 )
             self._event("final", candidate, note=outcome.reason)
 
-    def set_values(self, values: Mapping[int, float]) -> None:
-        """Fill in the values of candidates recorded before the baselines were complete."""
+    def set_values(self, values: Mapping[int, tuple[float, float]]) -> None:
+        """Fill in value and violation of what was recorded before the baselines were complete.
+
+        The front is found anew if it is theirs alone, as constraints may have changed it.
+        """
         with self.db.atomic():
-            rows = [(v, c) for c, v in values.items()]
-            self.db.conn.executemany("UPDATE outcomes SET value = ? WHERE candidate_id = ?", rows)
+            rows = [(*worth, c) for c, worth in values.items()]
+            sql = "UPDATE outcomes SET value = ?, violation = ? WHERE candidate_id = ?"
+            self.db.conn.executemany(sql, rows)
+            if any(v for _, v in values.values()) and not self.proposed():
+                self._execute("UPDATE candidates SET dominated_by = NULL")
+                self._front, front = None, {}
+                for candidate in sorted(values):
+                    front = self._place_on_front(candidate, front)
+                self._front = front
 
     def _event(
         self, kind: str, candidate: int | None, *, batch=None, n=None, note: str = ""
@@ -398,27 +353,31 @@ class Archive:
         mine = self._vectors("c.id = ?", (candidate,))[candidate]
         sql = "UPDATE candidates SET dominated_by = ? WHERE id = ?"
         for other, vector in front.items():
-            if dominates(vector, mine):
+            if beats(vector, mine):
                 self._execute(sql, (other, candidate))
                 return front
-        for other in [o for o, vector in front.items() if dominates(mine, vector)]:
+        for other in [o for o, vector in front.items() if beats(mine, vector)]:
             del front[other]
             self._execute(sql, (candidate, other))
         return front | {candidate: mine}
 
-    def _vectors(self, where: str, parameters: Sequence = ()) -> dict[int, tuple[float, ...]]:
-        """Return candidate -> signed search means, in the plan's order of objectives."""
+    def _vectors(self, where: str, parameters: Sequence = ()) -> dict[int, _Ranked]:
+        """Return candidate -> violation, and signed search means in the plan's order."""
         signs = {o.name: o.sign for o in self.objectives}
         sql = (
-            "SELECT c.id, s.objective, s.mean FROM candidates c JOIN outcomes o ON"
+            "SELECT c.id, s.objective, s.mean, o.violation FROM candidates c JOIN outcomes o ON"
             " o.candidate_id = c.id AND o.status = 'ok' JOIN scores s ON s.candidate_id = c.id"
             f" AND s.split = 'search' WHERE {where}"
         )
         found: dict[int, dict[str, float]] = {}
+        violations: dict[int, float] = {}
         for row in self._query(sql, parameters):
             signed = signs[row["objective"]] * row["mean"]
             found.setdefault(row["id"], {})[row["objective"]] = signed
-        return {c: tuple(means[name] for name in signs) for c, means in found.items()}
+            violations[row["id"]] = row["violation"]
+        return {
+            c: (violations[c], tuple(means[name] for name in signs)) for c, means in found.items()
+        }
 
     # --- what a resume reads -----------------------------------------------------------
 
@@ -457,7 +416,7 @@ class Archive:
             means.setdefault(row["candidate_id"], {})[row["objective"]] = row["mean"]
         sql = (
             "SELECT e.seq, e.kind, e.batch, e.n, c.id, c.genome, c.origin, c.label, c.ordinal,"
-            " c.recipe_id FROM events e LEFT JOIN candidates c ON c.id = e.candidate_id"
+            " c.parents, c.recipe_id FROM events e LEFT JOIN candidates c ON c.id = e.candidate_id"
             " WHERE e.kind IN ('ask', 'tell')"
             " OR (e.kind = 'adopt' AND e.candidate_id IS NULL) ORDER BY e.seq"
         )
@@ -529,10 +488,10 @@ class Archive:
         return [r["id"] for r in self._query(sql)]
 
     def best(self) -> int | None:
-        """Return the candidate of highest value, the earliest of equals."""
+        """Return the candidate of least violation and highest value, the earliest of equals."""
         sql = (
             "SELECT candidate_id FROM outcomes WHERE status = 'ok' AND value IS NOT NULL"
-            " ORDER BY value DESC, candidate_id LIMIT 1"
+            f" ORDER BY {self._violation} value DESC, candidate_id LIMIT 1"
         )
         rows = self._query(sql)
         return rows[0]["candidate_id"] if rows else None
@@ -574,5 +533,8 @@ def _candidate(row: Mapping[str, Any]) -> Candidate:
 
 
 def _ask_event(rows: list[dict]) -> Event:
-    genomes = tuple(np.frombuffer(r["genome"], "<f8") for r in rows)
-    return Event(rows[0]["seq"], "ask", rows[0]["n"], genomes, None, None)
+    proposals = tuple(
+        Proposal(np.frombuffer(r["genome"], "<f8"), tuple(json.loads(r["parents"] or "[]")))
+        for r in rows
+    )
+    return Event(rows[0]["seq"], "ask", rows[0]["n"], proposals, None, None)

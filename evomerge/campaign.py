@@ -59,6 +59,7 @@ class Campaign:
             dimension=self.space.dimension,
             seed=self.plan["seed"],
             start=start,
+            objectives=len(self.objectives),
             **options,
         )
 

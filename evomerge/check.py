@@ -158,8 +158,9 @@ def _campaign(
         plan=dict(plan),
         space=space,
         objectives=tuple(
-            Objective(spec["name"], named.fitness[spec["name"]].direction, spec["weight"])
+            Objective(name, named.fitness[name].direction, spec["weight"], spec["constraint"] or "")
             for spec in plan["fitness"]
+            for name in [spec["name"]]
         ),
         splits=splits,
         sources=named.sources,

@@ -7,21 +7,22 @@ what is lost is only the evaluations then in flight.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
 from evomerge import soups
-from evomerge.archive import Archive, Candidate, Event
+from evomerge.archive import Archive, Candidate
 from evomerge.campaign import Campaign
-from evomerge.controllers import Told
+from evomerge.controllers import Proposal
 from evomerge.errors import EvomergeError
 from evomerge.pareto import Scale, hypervolume_contributions
 from evomerge.pool import Finished, Lost, Pool
-from evomerge.recipe import Outcome, Recipe
+from evomerge.recipe import Outcome, Recipe, from_json
+from evomerge.replay import quantized, replayed
 from evomerge.scores import summary
 from evomerge.spaces import quantize
+from evomerge.telling import Teller
 from evomerge.worker import Job
 
 log = logging.getLogger("evomerge")
@@ -29,11 +30,8 @@ log = logging.getLogger("evomerge")
 _DEATHS_ALLOWED = 1  # a candidate that kills its worker once more than this has failed
 _LOSSES_ALLOWED = 9  # nodes may die by themselves, but one that outlives none would go on for ever
 _SAME_FAILURES = 20  # in a row, after which the campaign stops
+_PARENTS_KEPT = 256  # recipes, read once
 _HEARTBEAT = 1.0  # seconds between looks at the clock and at a request to stop
-
-
-class ReplayMismatch(EvomergeError):
-    """The controller no longer proposes what the ledger holds."""
 
 
 class Runner:
@@ -61,7 +59,7 @@ class Runner:
         self.stop = False
         self._adopt, self._on_progress = adopt, on_progress
         self._last_failure = ("", 0)  # reason, how often in a row
-        self._offset = 0  # proposals before the latest adoption
+        self._recipes: dict[int, Recipe] = {}  # of the latest parents
         self._twins: dict[str, list[Candidate]] = {}  # recipe in flight -> the same, waiting
         self._start = archive.start(campaign.machine())
         self._began, self._before = time.monotonic(), archive.seconds
@@ -74,9 +72,12 @@ class Runner:
         self._genome = self._score_soups()
         if self.stop:
             return False
-        self._scale = Scale(self.campaign.objectives, self._baseline_means())
-        self.archive.set_values({c.id: self._scale.value(m) for c, m in self._baselines_scored()})
-        self._controller = self._replay()
+        self._teller = self._make_teller()
+        worth = {c.id: self._teller.worth(m) for c, m in self._baselines_scored()}
+        self.archive.set_values(worth)
+        self._controller = replayed(
+            self.campaign, self.archive, self._teller, start=self._genome, adopt=self._adopt
+        )
         self._score_adopted()
         if self.stop:
             return False
@@ -159,59 +160,17 @@ class Runner:
                 found.append((candidate, means))
         return found
 
-    def _baseline_means(self) -> list[dict[str, float]]:
-        means = [m for _, m in self._baselines_scored()]
+    def _make_teller(self) -> Teller:
+        means = {c.label: m for c, m in self._baselines_scored()}
         if not means:
             first = self.archive.outcome(self.archive.candidates("origin = 'baseline'")[0].id)
             raise EvomergeError(f"no source could be scored: {first['reason']}")
-        return means
+        try:
+            return Teller(self.campaign, self.archive, means)
+        except ValueError as error:
+            raise EvomergeError(f"{error}; mend the source, or the constraint") from None
 
     # --- search ------------------------------------------------------------------------
-
-    def _replay(self) -> Any:
-        """Bring a fresh controller to where the ledger got to: its state is a fold of it."""
-        events = list(self.archive.events())
-        adoptions = [i for i, event in enumerate(events) if event.kind == "adopt"]
-        last = adoptions[-1] if adoptions else -1
-        controller = (
-            self._adopted(events[: last + 1])
-            if adoptions
-            else self.campaign.controller(self._genome)
-        )
-        for event in events[last + 1 :]:
-            if event.kind == "tell":
-                controller.tell(self._told(event.candidate, event.means))
-                continue
-            asked = [quantize(g) for g in controller.ask(event.n)]
-            if len(asked) == len(event.genomes) and all(map(np.array_equal, asked, event.genomes)):
-                continue
-            if self._adopt:
-                self.archive.record_adopt()
-                return self._adopted(list(self.archive.events()))
-            kind = self.campaign.plan["controller"]["kind"]
-            raise ReplayMismatch(
-                f"event {event.seq}: {kind} no longer proposes what the archive holds; was a"
-                " library changed? `evomerge run ... --adopt` goes on from the told outcomes"
-            )
-        return controller
-
-    def _adopted(self, events: list[Event]) -> Any:
-        """Tell a fresh controller every outcome up to an adoption as somebody else's."""
-        self._offset = events[-1].n
-        controller = self.campaign.controller(self._genome)
-        for event in events:
-            if event.kind == "tell":
-                controller.tell(self._told(event.candidate, event.means))
-        return controller
-
-    def _told(self, candidate: Candidate, means: Mapping[str, float] | None) -> Told:
-        ordinal = candidate.ordinal
-        if ordinal is not None:
-            ordinal = None if ordinal < self._offset else ordinal - self._offset
-        if means is None:
-            return Told(ordinal, candidate.genome, None, None)
-        value, vector = self._scale.value(means), self._scale.vector(means)
-        return Told(ordinal, candidate.genome, value, vector)
 
     def _wanted(self) -> int | None:
         """Return how many candidates to ask for now; None when the budget is spent."""
@@ -222,17 +181,29 @@ class Runner:
         return min(left, self.pool.idle)
 
     def _ask(self, n: int) -> None:
-        genomes = [quantize(g) for g in self._controller.ask(n)]
-        if not genomes:
+        proposals = quantized(self._controller.ask(n))
+        if not proposals:
             if not self.pool.busy:
                 raise EvomergeError("the controller proposed nothing while nothing is running")
             return
-        recipes = [self.campaign.space.decode(g) for g in genomes]
+        recipes = [self._recipe(proposal) for proposal in proposals]
         hashes = self.campaign.worker.hashes
-        proposals = [(g, r.id(hashes), r.to_json()) for g, r in zip(genomes, recipes, strict=True)]
-        ids = self.archive.propose(n, proposals)
+        ids = self.archive.propose(n, proposals, [(r.id(hashes), r.to_json()) for r in recipes])
         for candidate in self.archive.candidates("id >= ?", (ids[0],)):
             self._submit(candidate)
+
+    def _recipe(self, proposal: Proposal) -> Recipe:
+        """Return what a proposal means: a point of the space, or a child of its parents."""
+        space = self.campaign.space
+        if not space.breeds:
+            return space.decode(proposal.genome)
+        for parent in proposal.parents:
+            if parent not in self._recipes:
+                if len(self._recipes) >= _PARENTS_KEPT:
+                    del self._recipes[next(iter(self._recipes))]
+                (found,) = self.archive.candidates("id = ?", (parent,))
+                self._recipes[parent] = from_json(found.recipe, f"candidate {parent}")
+        return space.cross(proposal.genome, [self._recipes[p] for p in proposal.parents])
 
     def _submit(self, candidate: Candidate) -> None:
         """Score a candidate, unless the same recipe was scored or is in flight."""
@@ -288,10 +259,10 @@ class Runner:
         (candidate,) = self.archive.candidates("id = ?", (job.candidate,))
         searching = candidate.origin != "baseline"
         means = {o: summary(s).mean for o, s in outcome.scores.items()} or None
-        value = self._scale.value(means) if searching and means else None
-        self.archive.record(job.candidate, outcome, value)  # disk first,
+        worth = self._teller.worth(means) if searching and means else (None, 0.0)
+        self.archive.record(job.candidate, outcome, *worth)  # disk first,
         if searching:
-            self._controller.tell(self._told(candidate, means))  # then memory
+            self._controller.tell(self._teller.told(candidate, means))  # then memory
         for twin in self._twins.pop(candidate.recipe_id, []):
             self._record_copy(twin, candidate.id)
 
@@ -299,7 +270,7 @@ class Runner:
         self.archive.record_copy(candidate.id, earlier)
         if candidate.origin != "baseline":
             means = self.archive.means(candidate.id) or None
-            self._controller.tell(self._told(candidate, means))
+            self._controller.tell(self._teller.told(candidate, means))
 
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._began
@@ -324,12 +295,12 @@ class Runner:
         baselines = [c.id for c, _ in self._baselines_scored()]
         front = [i for i in self.archive.front() if i not in baselines]
         means = [self.archive.means(i) for i in front]
-        vectors = np.array([self._scale.vector(m) for m in means], float)
+        vectors = np.array([self._teller.scale.vector(m) for m in means], float)
         reference = np.full(len(self.campaign.objectives), -0.1)
         contribution = hypervolume_contributions(vectors, reference)
         ranked = sorted(
             zip(front, contribution, means, strict=True),
-            key=lambda row: (-row[1], -self._scale.value(row[2]), row[0]),
+            key=lambda row: (-row[1], -self._teller.scale.value(row[2]), row[0]),
         )
         best = [b for b in [self.archive.best()] if b is not None]
         chosen = [i for i, _, _ in ranked[: self.campaign.plan["finals"]]]

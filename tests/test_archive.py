@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from evomerge.archive import MIGRATIONS, Archive
+from evomerge.archive import Archive
+from evomerge.controllers import Proposal
 from evomerge.errors import EvomergeError
 from evomerge.pareto import dominates
 from evomerge.recipe import Outcome
+from evomerge.schema import MIGRATIONS
 from evomerge.scores import decode_scores, encode_scores, summary
 
 OBJECTIVES = [
@@ -33,8 +35,8 @@ def ok(x, y, items=4):
 
 
 def propose(archive, *recipe_ids):
-    rows = [(np.array([0.5]), r, {"r": r}) for r in recipe_ids]
-    return archive.propose(len(rows), rows)
+    proposals = [Proposal(np.array([0.5]))] * len(recipe_ids)
+    return archive.propose(len(recipe_ids), proposals, [(r, {"r": r}) for r in recipe_ids])
 
 
 @given(
@@ -108,7 +110,7 @@ def test_events_come_in_their_order_with_asks_whole():
     archive.record(first, ok(2, 0), 1.0)
     events = list(archive.events())
     assert [e.kind for e in events] == ["tell", "ask", "ask", "tell", "tell"]
-    assert [len(e.genomes) for e in events] == [0, 2, 1, 0, 0]
+    assert [len(e.proposals) for e in events] == [0, 2, 1, 0, 0]
     assert [e.candidate.ordinal for e in events if e.kind == "tell"] == [None, 1, 0]
     assert events[3].means is None and events[4].means == {"x": 2.0, "y": 0.0}
     assert [c.id for c in archive.unfinished()] == [third]

@@ -63,7 +63,7 @@ def test_cmaes_widens_and_restarts_on_a_plateau():
     )
     genomes = []
     for ordinal in range(300):
-        (genome,) = controller.ask(1)
+        ((genome, _),) = controller.ask(1)
         genomes.append(genome)
         controller.tell(Told(ordinal, genome, 1.0, (1.0,)))
     spread = [np.std(genomes[i : i + 10], axis=0).mean() for i in (0, 40)]  # before a restart

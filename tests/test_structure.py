@@ -21,9 +21,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import modules of its own floor and of those below it.
 FLOORS = [
     {"adapters", "campaign_file", "checkpoints", "errors", "layout", "lock", "machine"}
-    | {"magnitudes", "philox", "registry", "scores"},
+    | {"magnitudes", "philox", "registry", "schema", "scores"},
     {"recipe", "pareto", "checksum"},
     {"operators", "spaces", "controllers", "sources", "soups"},
+    {"form"},
     {"kernels", "items", "methods", "weights"},
     {"fast", "native", "precomputed", "prepare"},
     {"merge", "lm_eval"},
@@ -31,6 +32,8 @@ FLOORS = [
     {"archive", "worker"},
     {"pool"},
     {"campaign"},
+    {"telling"},
+    {"replay"},
     {"runner"},
     {"catalogue", "config", "mergekit", "mergekit_in", "tables", "views"},
     {"card", "estimate", "export", "progress"},
@@ -46,7 +49,7 @@ ROOMS = {
     "sqlite_utils": {"archive"},
     "sqlite3": {"archive"},
     "moocore": {"pareto"},
-    "pydantic": {"config"},
+    "pydantic": {"config", "form"},
     "click": {"cli"},
     "tabulate": {"tables"},
     "xxhash": {"checksum"},

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from evomerge.controllers import Told, controller
+from evomerge.controllers import Proposal, Told, controller
 
 _FLAT_GENERATIONS = 10  # in a row, after which the search starts anew elsewhere
 _WIDEN = 1.3  # factor on sigma after a flat generation
@@ -37,6 +37,7 @@ class CmaEs:
         dimension: int,
         seed: int,
         start: np.ndarray,
+        objectives: int = 1,
         population: int | None = None,
         sigma: float = 0.2,
         restarts: int = 9,
@@ -47,6 +48,7 @@ class CmaEs:
             dimension: genes.
             seed: of everything drawn here.
             start: (dimension,) the first mean.
+            objectives: how many there are; their weighted mean is searched.
             population: candidates per update, at least 3; 4 + floor(3 ln d) if not given.
             sigma: first step size, as a share of the box, in (0, 1].
             restarts: how often to start anew when a search has converged; then it goes on.
@@ -71,7 +73,7 @@ class CmaEs:
         self._runs = 0
         self._asked = 0
         self._pending: dict[int, tuple[int, np.ndarray]] = {}
-        self._best_foreign = -math.inf
+        self._best_foreign = (-math.inf, -math.inf)
         self._begin(np.asarray(start, float))
 
     def _begin(self, mean: np.ndarray) -> None:
@@ -98,11 +100,11 @@ class CmaEs:
         with self._blas.limit(limits=1):
             self._es = cma.CMAEvolutionStrategy(mean, self._sigma, options)
         self._queue: list[np.ndarray] = []
-        self._told: list[tuple[np.ndarray, float]] = []
+        self._told: list[tuple[np.ndarray, tuple[float, float]]] = []
         self._flat = 0
 
-    def ask(self, n: int) -> list[np.ndarray]:
-        genomes = []
+    def ask(self, n: int) -> list[Proposal]:
+        proposals = []
         for _ in range(n):
             if not self._queue:
                 with self._blas.limit(limits=1):
@@ -110,8 +112,8 @@ class CmaEs:
             point = self._queue.pop(0)
             self._pending[self._asked] = (self._runs, point)
             self._asked += 1
-            genomes.append(np.clip(point, 0.0, 1.0))
-        return genomes
+            proposals.append(Proposal(np.clip(point, 0.0, 1.0)))
+        return proposals
 
     def tell(self, told: Told) -> None:
         if told.ordinal is None:
@@ -119,7 +121,9 @@ class CmaEs:
         run, point = self._pending.pop(told.ordinal, (None, None))
         if run != self._runs:
             return  # not ours, or asked before the latest restart
-        self._told.append((point, -math.inf if told.value is None else told.value))
+        failed = told.value is None
+        # ascending: those that keep the constraints by value, the others by violation, failures
+        self._told.append((point, (math.inf, 0.0) if failed else (told.violation, -told.value)))
         if len(self._told) >= self._es.popsize:
             self._update()
 
@@ -127,21 +131,23 @@ class CmaEs:
         """Begin at the best genome that others proposed, if it comes before the first ask."""
         if self._asked or told.genome is None or told.value is None:
             return
-        if told.value > self._best_foreign:
-            self._best_foreign = told.value
+        found = (-told.violation, told.value)
+        if found > self._best_foreign:
+            self._best_foreign = found
             self._begin(np.clip(told.genome, 0.02, 0.98))
 
     def _update(self) -> None:
-        points, values = zip(*self._told, strict=True)
+        points, losses = zip(*self._told, strict=True)
         self._told, self._queue = [], []
-        loss = -np.array(values)
-        if (loss == loss[0]).all():
+        if len(set(losses)) == 1:
             self._flat += 1
             self._es.sigma *= _WIDEN
         else:
             self._flat = 0
+            violation, loss = np.array(losses).T
+            order = np.lexsort((self._rng.random(len(loss)), loss, violation))
             ranks = np.empty(len(loss))
-            ranks[np.lexsort((self._rng.random(len(loss)), loss))] = np.arange(len(loss))
+            ranks[order] = np.arange(len(loss))
             with self._blas.limit(limits=1):
                 self._es.tell(list(points), list(ranks))
         if self._flat >= _FLAT_GENERATIONS or self._es.stop():

@@ -4,6 +4,9 @@ A space is a class registered with `@space(kind)`. It is made from the campaign'
 mapping and the sources' shape (`Sources`), and maps genomes, float64 vectors in [0, 1]^d,
 to recipes: `decode(genome) -> Recipe`, `encode(recipe) -> genome`, `start` (where a search
 may begin), `names` (one per gene). Its classmethod `faults` checks the mapping beforehand.
+
+A space that `breeds` has individuals instead of points: a genome says how two are crossed,
+`cross(genome, parents) -> Recipe`, and `takes(candidate)` tells whether one may be a parent.
 """
 
 from collections.abc import Callable
@@ -29,10 +32,11 @@ class Sources:
     seed: int
 
 
-def space(kind: str) -> Callable:
+def space(kind: str, *, breeds: bool = False) -> Callable:
     """Register a space class under the `kind` that campaign files write."""
 
     def decorate(cls: type) -> type:
+        cls.breeds = breeds
         SPACES.add(kind, cls)
         return cls
 

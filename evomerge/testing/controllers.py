@@ -1,0 +1,192 @@
+"""The laws that every controller passes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from evomerge.controllers import CONTROLLERS, Told
+from evomerge.pareto import hypervolume
+
+
+def sphere(genome: np.ndarray) -> float:
+    """Return minus the squared distance to a point off the centre: more is better."""
+    return -float(((genome - 0.3) ** 2).sum())
+
+
+def drive(
+    name: str,
+    evaluations: int,
+    *,
+    dimension: int = 5,
+    seed: int = 1,
+    workers: int = 1,
+    score: Callable[[np.ndarray], float | Sequence[float] | None] = sphere,
+    violation: Callable[[np.ndarray], float] = lambda genome: 0.0,
+    objectives: int = 1,
+    order_seed: int = 0,
+    **options: Any,
+) -> tuple[np.ndarray, list]:
+    """Run a controller on a function with `workers` candidates in flight, told in any order.
+
+    A controller that breeds crosses points of the box, beginning with a few of its corners; the
+    score's `items` are then one a gene, by how near each comes to 0.3.
+
+    Args:
+        score: gives a point's value, or its objectives where there are several; None: it fails.
+        violation: of constraints.
+        options: of the controller.
+
+    Returns:
+        The (evaluations, dimension) points scored, and what `score` gave.
+    """
+    cls = CONTROLLERS.get(name)
+    sides = 2 if cls.breeds else dimension
+    controller = cls(
+        dimension=sides, seed=seed, start=np.full(sides, 0.5), objectives=objectives, **options
+    )
+    individuals: dict[int, np.ndarray] = {}
+
+    def tell(ordinal: int | None, candidate: int, genome: Any, point: Any, found: Any) -> None:
+        if found is None:
+            controller.tell(Told(ordinal, genome, None, None, 0.0, candidate))
+            return
+        vector = tuple(map(float, np.atleast_1d(found)))
+        items = np.exp(-4 * np.abs(point - 0.3)).astype(np.float32)
+        value, missed = float(np.mean(vector)), violation(point)
+        controller.tell(Told(ordinal, genome, value, vector, missed, candidate, items, cls.breeds))
+
+    corners = np.random.default_rng(99).integers(0, 2, (4, dimension)).astype(float)
+    for candidate, point in enumerate(corners, start=1):  # baselines, before the first ask
+        individuals[candidate] = point
+        found = score(point)
+        tell(None, candidate, None, point, (0.0,) * objectives if found is None else found)
+    order = np.random.default_rng(order_seed)
+    flying: list[tuple[int, np.ndarray]] = []
+    genomes: list[np.ndarray] = []
+    values: list = []
+    while len(genomes) < evaluations or flying:
+        wanted = min(workers - len(flying), evaluations - len(genomes))
+        asked = controller.ask(wanted) if wanted > 0 else []
+        assert len(asked) <= max(wanted, 0), "proposed more than it was asked for"
+        assert asked or flying, "proposed nothing while nothing is outstanding"
+        for genome, parents in asked:
+            point = genome
+            if cls.breeds:
+                first, second = (individuals[p] for p in (*parents, *parents)[:2])
+                split = np.arange(dimension) < genome[1] * dimension
+                mix = np.where(split, genome[0], 1.0 - genome[0])
+                point = individuals[len(genomes) + 5] = (1.0 - mix) * first + mix * second
+            flying.append((len(genomes), genome))
+            genomes.append(point)
+            values.append(score(point))
+        if flying and (len(flying) >= workers or not asked):
+            ordinal, genome = flying.pop(order.integers(len(flying)))
+            tell(ordinal, ordinal + 5, genome, genomes[ordinal], values[ordinal])
+    return np.array(genomes), values
+
+
+def law_stays_within_bounds(name: str) -> None:
+    """Proposes (dimension,) float64 genomes within [0, 1], whatever it is told."""
+    for score in (sphere, lambda g: -sphere(g), lambda g: 1.0, lambda g: None):
+        genomes, _ = drive(name, 120, workers=3, score=score)
+        assert len(np.unique(genomes, axis=0)) > 20
+        assert genomes.shape == (120, 5) and genomes.dtype == np.float64
+        assert np.isfinite(genomes).all() and genomes.min() >= 0.0 and genomes.max() <= 1.0
+
+
+def law_improves_on_a_sphere(name: str) -> None:
+    """Its best of 300 is better than its best of the first 20, in flight or not, with failures."""
+    for workers in (1, 7):
+        _, values = drive(
+            name,
+            300,
+            workers=workers,
+            score=lambda g: None if int(g[0] * 1e6) % 13 == 0 else sphere(g),
+        )
+        known = [-np.inf if v is None else v for v in values]
+        assert max(known) > max(known[:20])
+
+
+def spheres(genome: np.ndarray) -> tuple[float, float]:
+    """Return two objectives that pull apart: minus the squared distances to two points."""
+    return -float(((genome - 0.2) ** 2).sum()), -float(((genome - 0.6) ** 2).sum())
+
+
+def law_improves_on_several_objectives(name: str) -> None:
+    """Hypervolume grows beyond that of the first 20, with failures; every kind of tell is taken."""
+    _, vectors = drive(
+        name,
+        300,
+        workers=4,
+        score=lambda g: None if int(g[0] * 1e6) % 13 == 0 else spheres(g),
+        objectives=2,
+    )
+    first, whole = (
+        hypervolume(np.array([v for v in part if v is not None]), np.full(2, -1.5))
+        for part in (vectors[:20], vectors)
+    )
+    assert whole > first
+
+
+def law_minds_constraints(name: str) -> None:
+    """Of what keeps a constraint that leaves out the optimum, it finds better and better."""
+
+    def missed(genome: np.ndarray) -> float:
+        return max(0.0, float(genome[0]) - 0.25)
+
+    genomes, values = drive(name, 300, workers=3, violation=missed)
+    kept = [v if missed(g) == 0.0 else -np.inf for g, v in zip(genomes, values, strict=True)]
+    assert max(kept) > max(kept[:20])
+
+
+def law_is_a_function_of_its_calls(name: str) -> None:
+    """The same seed and calls propose the same genomes; another seed does not."""
+    first, _ = drive(name, 80, workers=4)
+    again, _ = drive(name, 80, workers=4)
+    other, _ = drive(name, 80, workers=4, seed=2)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def law_leaves_global_generators_alone(name: str) -> None:
+    """Neither reads nor moves numpy's global generator."""
+    np.random.seed(5)
+    first, _ = drive(name, 60)
+    state = np.random.get_state()[1].copy()
+    np.random.seed(6)
+    again, _ = drive(name, 60)
+    np.random.seed(5)
+    assert np.array_equal(first, again)
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+def law_replays_in_another_process(name: str) -> None:
+    """A fresh process with another hash seed proposes the same genomes, to the last bit."""
+    code = (
+        "import sys, json; from evomerge.testing import drive;"
+        f"print(json.dumps([g.hex() for g in drive({name!r}, 60, workers=3)[0].ravel()]))"
+    )
+    here, _ = drive(name, 60, workers=3)
+    for hash_seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        assert json.loads(run.stdout) == [g.hex() for g in here.ravel()]
+
+
+controller_laws = (
+    law_stays_within_bounds,
+    law_improves_on_a_sphere,
+    law_improves_on_several_objectives,
+    law_minds_constraints,
+    law_is_a_function_of_its_calls,
+    law_leaves_global_generators_alone,
+    law_replays_in_another_process,
+)
