@@ -14,10 +14,11 @@ def model_card(archive: Archive, candidate: int, recipe: Recipe) -> str:
     baselines = archive.candidates("origin = 'baseline'")
     rows = [("**this model**", candidate), *((c.label, c.id) for c in baselines)]
     names = [o.name for o in archive.objectives]
+    how = recipe.method if recipe.kind == "parameters" else recipe.kind
     lines = [
         f"# {campaign['name']}, candidate {candidate}",
         "",
-        f"A merge of {len(recipe.sources)} models with `{recipe.method}`, found by an evolutionary"
+        f"A merge of {len(recipe.sources)} models with `{how}`, found by an evolutionary"
         " search with evomerge. The recipe is in `recipe.json`"
         " (`evomerge merge recipe.json OUT` makes the model again).",
         "",

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evomerge import campaign_file, config
 from evomerge.campaign import Campaign
 from evomerge.candidates import is_candidate, materialize, open_candidate
@@ -138,6 +140,7 @@ def _campaign(
         named.sources[frame].layers,
         named.sources[frame].dtype,
         plan["seed"],
+        {n: t.elements for n, t in named.sources[frame].tensors.items()},
     )
     space = SPACES.get(plan["space"]["kind"])(plan["space"], shape)
     dtype = getattr(space, "dtype", shape.dtype)
@@ -149,7 +152,7 @@ def _campaign(
         compute_dtype=plan["compute_dtype"] or dtype,
         fitness={spec["name"]: _said(spec, _wants_test(plan)) for spec in plan["fitness"]},
         splits=splits,
-        first=space.decode(space.start).to_json(),
+        first=space.first.to_json(),
         threads=_threads(plan["workers"]),
         device=plan["workers"]["device"],
         trust_remote_code=plan["sources"]["trust_remote_code"],
@@ -195,7 +198,23 @@ def hash_sources(campaign: Campaign, file: str) -> Campaign:
     if faults:
         raise BadInput(*faults)
     campaign.worker = replace(campaign.worker, hashes=hashes, sources=places)
+    models = [places[m] for m in campaign.space.sources.models]
+    shape = replace(campaign.space.sources, grams=lambda: _grams(models))
+    campaign.space.sources = shape
     return campaign
+
+
+def _grams(places: Sequence[str]) -> np.ndarray:
+    """Return the (tensors, models, models) inner products of models, in float64."""
+    import torch
+
+    from evomerge.kernels import gram_matrix
+    from evomerge.weights import Weights
+
+    opened = {place: open_source(place, trust_remote_code=True) for place in places}
+    weights = Weights(opened, torch.device("cpu"))
+    names = opened[places[0]].tensors
+    return np.stack([gram_matrix([weights.tensor(p, n) for p in places], None) for n in names])
 
 
 def _labels(part: Mapping[str, Any]) -> dict[str, str]:

@@ -62,7 +62,7 @@ def check_plan(data: Mapping[str, Any], file: str) -> dict:
     controller = data.get("controller", {"kind": "cmaes"})
     faults += _controller_faults(controller, file)
     if not faults:
-        faults += _breeding_faults(data["space"]["kind"], controller["kind"], file)
+        faults += _breeding_faults(data, data["space"]["kind"], controller["kind"], file)
     faults += _fitness_faults(data.get("fitness"), file)
     faults += _constraint_faults(data, file)
     faults += _workers_faults(data.get("workers"), file)
@@ -126,9 +126,13 @@ def _controller_faults(controller: Any, file: str) -> list[Fault]:
     return faults
 
 
-def _breeding_faults(space: str, controller: str, file: str) -> list[Fault]:
+def _breeding_faults(data: Mapping, space: str, controller: str, file: str) -> list[Fault]:
     spaces, controllers = SPACES.all(), CONTROLLERS.all()
     wanted = spaces[space].breeds
+    if wanted and (data.get("init") or data.get("start_from_soup")):
+        key = "init" if data.get("init") else "start_from_soup"
+        wrong = f"a space of individuals, as {space} is, begins with its models"
+        return [Fault(file, key, wrong, "leave it out")]
     if wanted == controllers[controller].breeds:
         return []
     fitting = ", ".join(n for n, c in controllers.items() if c.breeds == wanted)

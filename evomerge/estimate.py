@@ -28,9 +28,10 @@ def estimate(campaign: Campaign) -> dict:
     baselines = len(campaign.baselines()) + ("metrics" in plan["soups"])
     baselines += len(campaign.models) - 1 if "greedy" in plan["soups"] else 0
     candidates = plan["budget"]["evaluations"] + baselines
-    recipe = campaign.space.decode(campaign.space.start)
+    recipe = campaign.space.first
     disk = candidates * (1000 + len(json.dumps(recipe.to_json())) + sum(searched.values()))
-    prepares = OPERATORS.get(recipe.method).prepare is not None
+    parametric = recipe.kind == "parameters"
+    prepares = parametric and OPERATORS.get(recipe.method).prepare is not None
     prepared = parameters * _BYTES[worker.dtype] * len(recipe.models) if prepares else 0
     seconds = _forward_seconds(campaign, parameters, candidates)
     workers = plan["workers"]["count"]

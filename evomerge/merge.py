@@ -11,6 +11,8 @@ from evomerge.checksum import tile_digests
 from evomerge.errors import CandidateFailure
 from evomerge.layout import place
 from evomerge.methods import method_of
+from evomerge.mixing import mix
+from evomerge.mixture import Layout, Mixture
 from evomerge.operators import Masked, Operator
 from evomerge.precomputed import Precomputed
 from evomerge.prepare import prepared
@@ -46,6 +48,7 @@ class Merger:
         self._weights = Weights(self.sources, self.device)
         self._known = Precomputed(self.sources, self.hashes, self._weights.tensor)
         self._prepared: dict[tuple, tuple[str, ...]] = {}
+        self._layouts: dict[str, Layout] = {}
         self._batches: dict[tuple, tuple[Mapping[str, torch.Tensor], native.Batch]] = {}
 
     def bytes_kept(self) -> int:
@@ -60,9 +63,16 @@ class Merger:
         Raises:
             CandidateFailure: a merged tensor is not finite, or no group holds a tensor.
         """
-        resolved = self._resolve(recipe)
         tensors = self.sources[recipe.sources[0]].tensors
-        yield from self._stream(resolved, tensors if names is None else names)
+        names = tensors if names is None else names
+        if recipe.kind == "mixture":
+            for name in names:
+                dtype = getattr(torch, recipe.dtype)
+                out = torch.empty(tensors[name].shape, dtype=dtype, device=self.device)
+                mix(recipe, {name: out}, self._weights, self._layout(recipe), self._kernels)
+                yield name, out
+            return
+        yield from self._stream(self._resolve(recipe), names)
 
     def _stream(
         self, resolved: "_Resolved", names: Iterable[str]
@@ -90,8 +100,13 @@ class Merger:
         Raises:
             CandidateFailure: as `stream`; some targets are overwritten then.
         """
-        resolved = self._resolve(recipe)
         found: dict[str, np.ndarray] = {}
+        if recipe.kind == "mixture":
+            adapted = self._weights.adapted(recipe.models)
+            for part in _parts(targets) if adapted else [targets]:
+                found |= mix(recipe, part, self._weights, self._layout(recipe), self._kernels)
+            return found
+        resolved = self._resolve(recipe)
         if not targets:
             return found
         if not self._weights.adapted(resolved.named):
@@ -110,7 +125,7 @@ class Merger:
         Returns:
             The names of a recipe's models, or of the prepared sources in their stead.
         """
-        return self._prepare(method_of(recipe), recipe)
+        return self._prepare(method_of(recipe), recipe)  # linear, for a mixture: nothing
 
     def _prepare(self, operator: Operator, recipe: Recipe) -> tuple[str, ...]:
         if not operator.prepare:
@@ -185,6 +200,13 @@ class Merger:
         batch = native.Batch(None, tensors, outs, resolved.dtype)
         batch.weigh(slice(None), np.array(weights))
         return _merged(batch, list(targets))
+
+    def _layout(self, recipe: Mixture) -> Layout:
+        first = recipe.models[0]
+        if first not in self._layouts:
+            tensors = self.sources[first].tensors
+            self._layouts[first] = Layout({n: t.elements for n, t in tensors.items()})
+        return self._layouts[first]
 
     def _terms(self, resolved: "_Resolved", name: str) -> tuple[list[torch.Tensor], np.ndarray]:
         """Return the tensors and the coefficients of a weighted sum over adapters."""

@@ -15,6 +15,8 @@ def method_of(recipe: Recipe, file: str = "recipe") -> Operator:
     Raises:
         BadInput: with every fault.
     """
+    if recipe.kind == "mixture":
+        return OPERATORS.get("linear")
     operator = OPERATORS.get(recipe.method, file, "method")
     faults = []
 

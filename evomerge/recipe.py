@@ -117,8 +117,8 @@ def _group_to_json(group: Group) -> dict:
     return {"layers": layers, "modules": group.modules, **_positive_zeros(values)}
 
 
-def from_json(data: Any, file: str = "recipe") -> Recipe:
-    """Read a recipe back from its JSON.
+def from_json(data: Any, file: str = "recipe") -> Any:
+    """Read a recipe of any kind back from its JSON.
 
     Args:
         data: what `json.load` gave.
@@ -130,6 +130,10 @@ def from_json(data: Any, file: str = "recipe") -> Recipe:
     """
     if not isinstance(data, dict):
         raise BadInput(Fault(file, "", "a recipe is a JSON object", "see the README"))
+    if data.get("kind") == "mixture":
+        from evomerge.mixture import mixture_from_json  # which needs this module
+
+        return mixture_from_json(data, file)
     faults = [
         Fault(file, str(k), f"unknown key '{k}'", nearest(str(k), _KEYS))
         for k in data
@@ -143,7 +147,7 @@ def from_json(data: Any, file: str = "recipe") -> Recipe:
 
     models, base = data.get("models"), data.get("base")
     need("version", data.get("version") == VERSION, f"write {VERSION}")
-    need("kind", data.get("kind") == "parameters", "write parameters")
+    need("kind", data.get("kind") == "parameters", "write parameters or mixture")
     need("method", isinstance(data.get("method"), str), "write the name of a merge method")
     need("models", _texts(models) and bool(models), "write a list of model directories or hub ids")
     need(

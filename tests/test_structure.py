@@ -22,11 +22,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"adapters", "campaign_file", "checkpoints", "errors", "layout", "lock", "machine"}
     | {"magnitudes", "philox", "registry", "schema", "scores"},
-    {"recipe", "pareto", "checksum"},
+    {"recipe", "mixture", "pareto", "checksum"},
     {"operators", "spaces", "controllers", "sources", "soups"},
     {"form"},
     {"kernels", "items", "methods", "weights"},
     {"fast", "native", "precomputed", "prepare"},
+    {"mixing"},
     {"merge", "lm_eval"},
     {"fitness", "resident", "testing"},
     {"archive", "worker"},

@@ -9,8 +9,8 @@ A space that `breeds` has individuals instead of points: a genome says how two a
 `cross(genome, parents) -> Recipe`, and `takes(candidate)` tells whether one may be a parent.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,7 +22,10 @@ RESOLUTION = 2.0**-24
 
 @dataclass(frozen=True)
 class Sources:
-    """What a space needs to know of the sources: their names, labels and number of layers."""
+    """What a space needs to know of the sources: names, labels, layers, tensors.
+
+    `grams` reads all weights, and gives the models' inner products tensor by tensor.
+    """
 
     base: str | None
     models: tuple[str, ...]
@@ -30,6 +33,8 @@ class Sources:
     layers: int
     dtype: str
     seed: int
+    tensors: Mapping[str, int] = field(default_factory=dict)  # elements, in canonical order
+    grams: Callable[[], np.ndarray] | None = None  # (tensors, models, models) float64
 
 
 def space(kind: str, *, breeds: bool = False) -> Callable:

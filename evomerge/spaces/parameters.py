@@ -101,6 +101,11 @@ class ParametersSpace:
         """One readable name per gene, e.g. `weight ja layers 0-2 self_attn`."""
         return [self._name(g) for g in self.genes]
 
+    @property
+    def first(self) -> Recipe:
+        """Where a search may begin, as a recipe."""
+        return self.decode(self.start)
+
     def decode(self, genome: np.ndarray) -> Recipe:
         """Return the recipe at `genome`, (dimension,) float64 in [0, 1]."""
         values = [g.value(float(u)) for g, u in zip(self.genes, genome, strict=True)]
