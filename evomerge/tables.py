@@ -92,8 +92,16 @@ def show(found: dict) -> str:
         lines += ["", f"{name}, answers to held-out items:"]
         lines += [f"  {a['ordinal']}: {a['answer']}" for a in answers]
     recipe = found["recipe"]
-    head = {k: v for k, v in recipe.items() if k != "groups"}
+    head = {k: v for k, v in recipe.items() if k not in ("groups", "chromosomes")}
     lines += ["", json.dumps(head)]
+    if recipe["kind"] == "mixture":
+        body = [
+            [chromosome["modules"] or "rest", first, last - 1, _numbers(coefficients)]
+            for chromosome in recipe["chromosomes"]
+            for first, last, coefficients in chromosome["segments"]
+        ]
+        headers = ["modules", "from parameter", "to", "of each model"]
+        return "\n".join([*lines, "", tabulate(body, headers=headers)])
     body = [
         [_where(g["layers"]), g["modules"] or "rest"]
         + [_numbers(v) for k, v in g.items() if k not in ("layers", "modules")]

@@ -1,0 +1,280 @@
+"""Natural niches over mixtures: coefficients on segments against the weights themselves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from conftest import PLAN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge import views
+from evomerge.archive import Archive
+from evomerge.checksum import tile_digests
+from evomerge.cli import main
+from evomerge.controllers import CONTROLLERS, Told
+from evomerge.errors import BadInput, CandidateFailure, EvomergeError
+from evomerge.merge import Merger
+from evomerge.mixture import Layout
+from evomerge.recipe import from_json, single
+from evomerge.session import run_campaign
+from evomerge.sources import open_source
+from evomerge.spaces import SPACES, Sources
+
+MODELS = ("a", "b", "c")
+NICHES = {
+    "sources": {"models": {m: m for m in MODELS}},
+    "space": {"kind": "mixture", "chromosomes": ["self_attn"]},
+    "controller": {"kind": "niches", "population": 6, "warmup": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def models(world):
+    return {m: open_source(str(world / m)) for m in MODELS}
+
+
+def flattened(models):
+    """Each model's parameters in the layout's order, float64, and the layout."""
+    merger = Merger(models, dict.fromkeys(models, ""))
+    vectors = {}
+    for model in models:
+        parts = [t.double().reshape(-1) for _, t in merger.stream(single(model, "float32"))]
+        vectors[model] = torch.cat(parts).numpy()
+    sizes = {n: t.elements for n, t in models["a"].tensors.items()}
+    return vectors, Layout(sizes)
+
+
+def make_space(models, grams=None, **spec):
+    sizes = {n: t.elements for n, t in models["a"].tensors.items()}
+    sources = Sources(None, MODELS, MODELS, 2, "float32", 0, sizes, grams)
+    return SPACES.get("mixture")({"kind": "mixture", **spec}, sources)
+
+
+def merged(models, recipe):
+    merger = Merger(models, dict.fromkeys(models, ""))
+    return np.concatenate([t.double().reshape(-1).numpy() for _, t in merger.stream(recipe)])
+
+
+@settings(max_examples=25)
+@given(
+    births=st.lists(
+        st.tuples(st.integers(0, 99), st.integers(0, 99), *[st.floats(0.0, 1.0)] * 4),
+        min_size=1,
+        max_size=12,
+    ),
+    chromosomes=st.sampled_from([[], ["self_attn"], ["mlp", "norm"]]),
+    split=st.booleans(),
+)
+def test_descendants_are_what_crossing_the_weights_gives(models, births, chromosomes, split):
+    vectors, layout = flattened(models)
+    space = make_space(models, chromosomes=chromosomes, split=split)
+    family = [single(m, "float32") for m in MODELS]
+    bodies = [vectors[m] for m in MODELS]
+    owner = np.concatenate(
+        [
+            np.full(last - first, next((i for i, m in enumerate(chromosomes) if m in n), 99))
+            for n, (first, last) in layout.span.items()
+        ]
+    )
+    at = np.arange(layout.total)
+    for first, second, *genes in births:
+        i, j = first % len(family), second % len(family)
+        genome = np.resize(genes, space.dimension)
+        child = np.empty(layout.total)
+        for index, chromosome in enumerate([*range(len(chromosomes)), 99]):
+            mix, *cut = genome.reshape(len(space.modules), -1)[index]
+            left = at < int(cut[0] * layout.total) if split else np.full(layout.total, True)
+            share = np.where(left, mix, 1.0 - mix)
+            body = (1.0 - share) * bodies[i] + share * bodies[j]
+            child[owner == chromosome] = body[owner == chromosome]
+        family.append(space.cross(genome, [family[i], family[j]]))
+        bodies.append(child)
+    recipe = from_json(json.loads(json.dumps(family[-1].to_json())))
+    hashes = {m: m * 64 for m in MODELS}
+    assert recipe.id(hashes) == family[-1].id(hashes)
+    np.testing.assert_allclose(merged(models, recipe), bodies[-1], rtol=1e-5, atol=1e-6)
+    covered = Counter()
+    for name, (first, last) in layout.span.items():
+        runs = list(recipe.pieces(name, first, last))
+        assert [r[0] for r in runs] == [0, *(r[1] for r in runs[:-1])]
+        covered[name] = runs[-1][1]
+    assert covered == {n: t.elements for n, t in models["a"].tensors.items()}
+
+
+def test_slerp_turns_by_the_angle_of_the_whole_vectors(models):
+    vectors, layout = flattened(models)
+    spans = list(layout.span.values())
+
+    def grams():
+        stacked = np.stack([vectors[m] for m in MODELS])
+        return np.stack([stacked[:, a:b] @ stacked[:, a:b].T for a, b in spans])
+
+    space = make_space(models, grams, interpolation="slerp")
+    a, b, c = (single(m, "float32") for m in MODELS)
+    cut = spans[5][0] / layout.total  # between tensors
+    first = space.cross(np.array([0.3, cut]), [a, b])
+    child = space.cross(np.array([0.8, 0.5]), [first, c])
+
+    def slerp(x, y, t):
+        angle = np.arccos(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+        assert angle > 0.1  # these are no neighbours
+        return (np.sin((1 - t) * angle) * x + np.sin(t * angle) * y) / np.sin(angle)
+
+    at = np.arange(layout.total)
+    x, y, z = (vectors[m] for m in MODELS)
+    mine = np.where(at < int(cut * layout.total), slerp(x, y, 0.3), slerp(x, y, 0.7))
+    np.testing.assert_allclose(merged(models, first), mine, rtol=1e-5, atol=1e-6)
+    whole = np.where(at < layout.total // 2, slerp(mine, z, 0.8), slerp(mine, z, 0.2))
+    np.testing.assert_allclose(merged(models, child), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("native", [True, False])
+def test_every_way_out_gives_the_same_bits(models, dtype, native, monkeypatch):
+    if not native:
+        monkeypatch.setattr("evomerge.mixing.native.takes", lambda *_: False)
+    space = make_space(models, dtype=dtype)
+    a, b, c = (single(m, dtype) for m in MODELS)
+    child = space.cross(np.array([0.3, 0.123]), [space.cross(np.array([0.6, 0.77]), [a, b]), c])
+    merger = Merger(models, dict.fromkeys(models, ""))
+    live = {n: torch.empty(t.shape) for n, t in models["a"].tensors.items()}
+    digests = merger.fill(child, live)
+    for name, tensor in merger.stream(child):
+        assert torch.equal(live[name], tensor.float()), name
+        assert np.array_equal(digests[name], tile_digests(tensor))
+
+
+def test_a_mixture_of_other_models_fails_by_itself(models):
+    space = make_space(models)
+    child = space.cross(np.array([0.3, 0.4]), [single("a", "float32"), single("b", "float32")])
+    data = child.to_json() | {"layout": "0" * 16}
+    with pytest.raises(CandidateFailure, match="other names or sizes"):
+        merged(models, from_json(data))
+
+
+def test_selection_is_the_equations():
+    """Shared fitness and attraction of equations 3 to 5, written out in loops."""
+    rng = np.random.default_rng(0)
+    scores = (rng.random((6, 30)) < rng.random(30)).astype(np.float32)
+    scores[:, 3] = 0.0
+    for alpha in (0.0, 0.5, 1.0, 2.0):
+        niches = CONTROLLERS.get("niches")(
+            dimension=2, seed=0, start=np.zeros(2), population=6, alpha=alpha, warmup=0
+        )
+        for candidate, row in enumerate(scores):
+            niches.tell(Told(None, None, 0.5, (0.5,), 0.0, candidate, row, True))
+        shared = np.zeros_like(scores, float)
+        for i in range(6):
+            for j in range(30):
+                used = sum(float(scores[k, j]) for k in range(6))
+                shared[i, j] = scores[i, j] / (used or 1.0) ** alpha
+        pairs = Counter(p.parents for p in niches.ask(20_000))
+        fitness = shared.sum(axis=1) / shared.sum()
+        for i in range(6):
+            first = sum(n for (x, _), n in pairs.items() if x == i) / 20_000
+            assert first == pytest.approx(fitness[i], abs=0.015)
+            gains = np.array([np.maximum(shared[j] - shared[i], 0).sum() for j in range(6)])
+            for j in range(6):
+                second = pairs[i, j] / max(1, sum(n for (x, _), n in pairs.items() if x == i))
+                assert second == pytest.approx(gains[j] / gains.sum(), abs=0.04)
+
+
+def test_the_least_fit_makes_room_and_a_specialist_stays():
+    niches = CONTROLLERS.get("niches")(
+        dimension=2, seed=0, start=np.zeros(2), population=3, warmup=0
+    )
+    good, same, specialist = [1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]
+    for candidate, row in enumerate([good, same, specialist, good]):
+        niches.tell(Told(None, None, 0.5, (0.5,), 0.0, candidate, np.float32(row), True))
+    assert {p for proposal in niches.ask(300) for p in proposal.parents} == {0, 2, 3}
+    niches.tell(Told(None, None, 9.0, (9.0,), 0.3, 4, np.float32([1, 1, 1, 1]), True))
+    assert 4 not in {p for proposal in niches.ask(300) for p in proposal.parents}  # it violates
+
+
+def test_all_alike_still_mate_and_nobody_is_an_error():
+    niches = CONTROLLERS.get("niches")(
+        dimension=2, seed=0, start=np.zeros(2), population=3, warmup=0
+    )
+    with pytest.raises(EvomergeError, match="no source that could be a parent"):
+        niches.ask(1)
+    for candidate in range(3):
+        niches.tell(Told(None, None, 0.0, (0.0,), 0.0, candidate, np.zeros(4, np.float32), True))
+    pairs = Counter(p.parents for p in niches.ask(600))
+    assert len(pairs) == 6 and min(pairs.values()) > 50  # every pair of two, none with itself
+
+
+def test_a_campaign_breeds_and_its_best_is_exported(campaign_file, here, silent):
+    file = campaign_file(**NICHES, name="bred", heldout=0.5)
+    assert run_campaign(file, progress=silent)
+    archive = Archive(here / "runs/bred/archive.db")
+    children = archive.candidates("origin = 'search'")
+    assert len(children) == 14
+    seeds = {c.id for c in archive.candidates("origin = 'baseline'") if c.label in MODELS}
+    born = set(seeds)
+    for child in children:
+        parents = archive.parents(child.id)
+        assert len(parents) == 2 and set(parents) <= born
+        born.add(child.id)
+    done = CliRunner().invoke(main, ["export", "runs/bred", "out", "--pick", str(children[-1].id)])
+    assert done.exit_code == 0 and "as scored" in done.output, done.output
+    done = CliRunner().invoke(main, ["merge", "out/recipe.json", "again"])
+    assert done.exit_code == 0, done.output
+    assert (
+        Path("out/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+    )
+    shown = CliRunner().invoke(main, ["show", "runs/bred", str(children[-1].id)])
+    assert shown.exit_code == 0 and "from parameter" in shown.output
+    assert views.front("runs/bred")
+
+
+def test_killed_and_resumed_breeds_the_same(here, tmp_path):
+    points = ["propose:after:5", "record:before:9", "record:after:12", "score:before:8"]
+    plan = PLAN | NICHES | {"finals": 2, "workers": {"pool": "inline", "threads": 1}}
+    (here / "niches.yaml").write_text(yaml.safe_dump(plan))
+    script = str(Path(__file__).with_name("kill_points.py"))
+    run = subprocess.run(
+        [sys.executable, script, "niches.yaml", "kill", "none", *points],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    whole, *reports = [json.loads(line) for line in run.stdout.splitlines()]
+
+    def ledger(report):
+        archive = Archive(Path(report["directory"]) / "archive.db")
+        found = archive.candidates()
+        sums = [archive.outcome(c.id)["weights_checksum"] for c in found]
+        return [(c.id, c.recipe_id, archive.parents(c.id)) for c in found], sums
+
+    for report in reports:
+        assert report["ends"] == [-signal.SIGKILL, 0]
+        assert ledger(report) == ledger(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    {
+        "box": ({"controller__kind": "cmaes"}, "controller.kind: cmaes does not search a space of"),
+        "init": ({"init": ["runs/x#best"]}, "init: a space of individuals"),
+        "soup": ({"start_from_soup": True}, "start_from_soup: a space of individuals"),
+        "one": ({"sources__models": {"a": "a"}}, "sources.models: 1 model has nobody to be"),
+        "key": ({"space__splits": True}, "space.splits: unknown key 'splits'"),
+        "way": ({"space__interpolation": "nlerp"}, "space.interpolation: 'nlerp' will not do"),
+        "few": ({"controller__population": 1}, "controller.population: 1 is below 2"),
+    }.values(),
+)
+def test_what_does_not_fit_is_said(campaign_file, here, silent, changes, message):
+    plan = NICHES | {"controller": {"kind": "niches"}, "space": {"kind": "mixture"}}
+    with pytest.raises(BadInput, match=message):
+        run_campaign(campaign_file(**plan, **changes), progress=silent)
