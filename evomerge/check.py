@@ -16,17 +16,12 @@ from evomerge import campaign_file, config
 from evomerge.campaign import Campaign
 from evomerge.candidates import is_candidate, materialize, open_candidate
 from evomerge.errors import BadInput, Fault
+from evomerge.factories import parse_factory
 from evomerge.fitness import open_fitness
 from evomerge.items import Fitness, Split, split_items
+from evomerge.mergeable import differing_settings, mismatches
 from evomerge.pareto import Objective
-from evomerge.sources import (
-    Source,
-    differing_settings,
-    digest,
-    mismatches,
-    moved_faults,
-    open_source,
-)
+from evomerge.sources import Source, digest, moved_faults, open_source
 from evomerge.spaces import SPACES, Sources
 from evomerge.worker import WorkerPlan
 
@@ -72,7 +67,8 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
         BadInput: with every fault of the sources and the tasks.
     """
     entries = dict(enumerate(plan["fitness"]))
-    named = _open_named(plan["sources"], entries, _wants_test(plan), file, moved or {})
+    layered = plan["space"]["kind"] == "parameters"
+    named = _open_named(plan["sources"], entries, _wants_test(plan), file, moved or {}, layered)
     faults = list(named.faults)
     splits, warnings = {}, differing_settings([*named.sources.values()])
     for index, spec in entries.items():
@@ -95,10 +91,17 @@ def _open_named(
     own_test: bool,
     file: str,
     moved: Mapping[str, str],
+    layered: bool = False,
 ) -> _Named:
-    """Open the sources and the fitness entries, gathering what is wrong with them."""
+    """Open the sources and the fitness entries, gathering what is wrong with them.
+
+    `layered`: sources have to have numbered layers.
+    """
     faults: list[Fault] = []
     labels = _labels(part)
+    if any(map(parse_factory, labels)) and any("task" in e and e["task"] for e in entries.values()):
+        wrong = "tasks of lm-eval are for language models, and a source is a module of its own"
+        faults.append(Fault(file, "fitness", wrong, "write function: FILE.py"))
     faults += moved_faults(moved, labels.values())
     opened: dict[str, Source] = {}
     for name, label in labels.items():
@@ -114,9 +117,10 @@ def _open_named(
             faults += error.faults
             continue
         opened[name] = source
-        if not source.layers:
+        if layered and not source.layers:
             wrong = f"'{name}' has no layers that can be told from its tensor names"
-            faults.append(Fault(file, key, wrong, "take a decoder with numbered layers"))
+            mend = "take a decoder with numbered layers, or a space of another kind"
+            faults.append(Fault(file, key, wrong, mend))
     if len(opened) > 1:
         faults += mismatches(list(opened.values()), file)
     fitness = {}

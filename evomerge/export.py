@@ -15,10 +15,11 @@ from evomerge.checkpoints import DTYPES, SIZE, header_bytes
 from evomerge.checksum import Checksum
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.merge import Merger
+from evomerge.mergeable import mismatches
 from evomerge.mergekit import to_mergekit
 from evomerge.methods import method_of
 from evomerge.recipe import Recipe
-from evomerge.sources import Source, digest, mismatches, open_source
+from evomerge.sources import Source, digest, open_source
 
 SHARD_BYTES = 5_000_000_000
 _CODES = {dtype: code for code, dtype in DTYPES.items()}

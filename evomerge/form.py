@@ -25,10 +25,23 @@ def _with_adapter(value: Any) -> Any:
     """Write {model, adapter} as `model+adapter`, which recipes and mergekit know."""
     if not isinstance(value, Mapping):
         return value
+    if "factory" in value:
+        return _made_by(value)
     texts = [value.get("model"), value.get("adapter")]
     if len(value) != 2 or not all(isinstance(t, str) and t for t in texts):
         raise ValueError("a model with a LoRA adapter is {model: ..., adapter: ...}")
     return "+".join(texts)
+
+
+def _made_by(value: Mapping) -> str:
+    """Write {factory, weights or seed} as `factory@weights`, see `factories`."""
+    seed, weights = value.get("seed"), value.get("weights")
+    whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    named = isinstance(value["factory"], str) and ":" in value["factory"]
+    given = whole if weights is None else seed is None and isinstance(weights, str)
+    if not named or not given or not set(value) <= {"factory", "seed", "weights"}:
+        raise ValueError("a module is {factory: FILE.py:function, weights: FILE or seed: NUMBER}")
+    return f"{value['factory']}@{seed if weights is None else weights}"
 
 
 Model = Annotated[Text, BeforeValidator(_with_adapter)]

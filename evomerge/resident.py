@@ -11,7 +11,40 @@ from copy import deepcopy
 import torch
 
 from evomerge.errors import BadInput, Fault
+from evomerge.factories import build
 from evomerge.sources import Source
+
+
+def resident(
+    source: Source, dtype: str, device: str = "cpu", trust_remote_code: bool = False
+) -> "ResidentModel | ResidentModule":
+    """Return a live model with the architecture of `source`; see `ResidentModel`."""
+    if source.factory:
+        return ResidentModule(source, dtype, device)
+    return ResidentModel(source, dtype, device, trust_remote_code)
+
+
+class ResidentModule:
+    """A module that a factory made, as a `ResidentModel` without a tokenizer."""
+
+    def __init__(self, source: Source, dtype: str, device: str = "cpu"):
+        """
+        Raises:
+            BadInput: the weights do not cover the module's.
+        """
+        module = build(source.factory)
+        self.model = module.to(device, getattr(torch, dtype)).eval().requires_grad_(False)
+        self.tokenizer = None
+        self.direct = dict(self.model.state_dict())
+        shapes = {name: tuple(t.shape) for name, t in self.direct.items()}
+        if shapes != {name: tuple(t.shape) for name, t in source.tensors.items()}:
+            wrong = f"'{source.name}' does not fill what {source.factory.function} makes"
+            raise BadInput(Fault(source.name, "", wrong, "save its state_dict() again"))
+
+    def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Overwrite the weights with a stream of (name, tensor) in any order."""
+        for name, tensor in stream:
+            self.direct[name].copy_(tensor)
 
 
 class ResidentModel:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -29,16 +29,13 @@ from evomerge.checkpoints import (
     shards,
 )
 from evomerge.errors import BadInput, Fault, nearest, one_line
+from evomerge.factories import Factory, parse_factory, weights_file
 from evomerge.layout import canonical_order, count_layers
 from evomerge.machine import cache_folder
 from evomerge.recipe import canonical_json
 
 # What a config says of its own history, not of the model.
-_CONFIG_NOISE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
-# What matters to training alone, or to code that is not run.
-_CONFIG_SILENT = {"architectures", "auto_map", "use_cache", "vocab_size", "attention_dropout"}
-# What must be equal for two models to be mergeable although shapes agree.
-_CONFIG_KEYS = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+CONFIG_NOISE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,13 @@ class Source:
     tensors: dict[str, Tensor]
     vocabulary: dict[str, int] = field(repr=False)
     adapter: Adapter | None = None
+    factory: Factory | None = None
 
     @property
     def place(self) -> str:
         """The local directory or directories, written as `open_source` takes them."""
+        if self.factory:
+            return self.factory.place
         own = str(self.path.resolve())
         return own if self.adapter is None else f"{own}+{self.adapter.path.resolve()}"
 
@@ -133,6 +133,8 @@ def open_source(
     Raises:
         BadInput: with every fault of this directory.
     """
+    if factory := parse_factory(name):
+        return _open_factory(name, factory, file, key)
     whole, adapter_name = _adapter_of(name)
     path = locate(whole, file, key)
     faults: list[Fault] = []
@@ -191,59 +193,21 @@ def open_source(
     return Source(name, path, config, ordered, vocabulary, adapter)
 
 
-def mismatches(sources: Sequence[Source], file: str, key: str = "sources") -> list[Fault]:
-    """Return why `sources` cannot be merged with one another: the first is the measure."""
-    faults = []
-    first = sources[0]
-    for other in sources[1:]:
-        pair = f"'{other.name}' and '{first.name}'"
-        for k in _CONFIG_KEYS:
-            a, b = first.config.get(k), other.config.get(k)
-            if a != b:
-                wrong = f"{pair} differ in {k}: {b} and {a}"
-                faults.append(Fault(file, key, wrong, "merge models of one architecture"))
-        differ = [
-            n
-            for n in canonical_order(first.tensors | other.tensors)
-            if _shape(first, n) != _shape(other, n)
-        ]
-        if differ:
-            listed = ", ".join(
-                f"{n} ({_shape(other, n) or 'missing'} and {_shape(first, n) or 'missing'})"
-                for n in differ[:3]
-            )
-            wrong = f"{pair} differ in {len(differ)} tensors: {listed}"
-            faults.append(Fault(file, key, wrong, "merge models of one architecture"))
-        if first.vocabulary and other.vocabulary and first.vocabulary != other.vocabulary:
-            tokens = _differing_tokens(first.vocabulary, other.vocabulary)
-            wrong = f"{pair} have different tokenizers: {tokens}"
-            faults.append(Fault(file, key, wrong, "merge models that share one tokenizer"))
-    return faults
-
-
-def differing_settings(sources: Sequence[Source]) -> list[str]:
-    """Return what the configs disagree on though their tensors fit, one line each."""
-    lines = []
-    for first, other in ((sources[0], other) for other in sources[1:]):
-        for k in sorted({*first.config, *other.config} - _CONFIG_NOISE - _CONFIG_SILENT):
-            a, b = first.config.get(k), other.config.get(k)
-            if a != b:
-                pair = f"'{other.name}' and '{first.name}'"
-                lines.append(f"{pair} differ in {k}: {b} and {a}; merges take that of the latter")
-    return lines
-
-
-def _shape(source: Source, name: str) -> tuple[int, ...] | None:
-    return source.tensors[name].shape if name in source.tensors else None
-
-
-def _differing_tokens(a: dict[str, int], b: dict[str, int]) -> str:
-    differ = sorted(
-        (t for t in a.keys() | b.keys() if a.get(t) != b.get(t)),
-        key=lambda t: (min(a.get(t, 1 << 60), b.get(t, 1 << 60)), t),
-    )
-    first = ", ".join(f"{t!r} is {b.get(t, 'absent')} and {a.get(t, 'absent')}" for t in differ[:3])
-    return f"{len(differ)} tokens, first {first}"
+def _open_factory(name: str, factory: Factory, file: str, key: str) -> Source:
+    try:
+        weights = weights_file(factory)
+        tensors = read_header(weights)
+        config = {"factory": f"{factory.where}:{factory.function}"}
+        config["factory_sha256"] = factory.definition
+    except (ValueError, OSError, ImportError) as error:
+        wrong = f"'{name}': {one_line(error) if isinstance(error, OSError) else error}"
+        mend = "write {factory: FILE.py:function, weights: FILE.safetensors or seed: NUMBER}"
+        raise BadInput(Fault(file, key, wrong, mend)) from error
+    if odd := [n for n, t in tensors.items() if t.dtype not in DTYPES]:
+        wrong = f"'{name}': tensor {odd[0]} has dtype {tensors[odd[0]].dtype}, which is not merged"
+        raise BadInput(Fault(file, key, wrong, "keep it out of the module's state"))
+    ordered = {n: tensors[n] for n in canonical_order(tensors)}
+    return Source(name, weights.parent, config, ordered, {}, factory=factory)
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
@@ -298,7 +262,7 @@ def digest(source: Source) -> Digest:
 
 
 def _digest(source: Source, chunk: int = 1 << 24) -> Digest:
-    config = {k: v for k, v in source.config.items() if k not in _CONFIG_NOISE}
+    config = {k: v for k, v in source.config.items() if k not in CONFIG_NOISE}
     sha = hashlib.sha256(canonical_json(config).encode())
     sha.update(canonical_json(source.vocabulary).encode())
     not_finite = []

@@ -67,7 +67,7 @@ class Worker:
         import torch
 
         from evomerge.merge import Merger
-        from evomerge.resident import ResidentModel
+        from evomerge.resident import resident
 
         torch.set_num_threads(plan.threads)
         cuda = torch.cuda.is_available()
@@ -84,7 +84,7 @@ class Worker:
         self.name = f"{platform.node()}/{os.getpid()}/{device}"
         self._merger = Merger(opened, plan.hashes, device)
         self._merger.prepare(from_json(plan.first))
-        self._resident = ResidentModel(
+        self._resident = resident(
             opened[plan.frame], plan.compute_dtype, device, plan.trust_remote_code
         )
         self._splits = plan.splits

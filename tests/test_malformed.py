@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.cli import main
 from evomerge.errors import BadInput
-from evomerge.sources import mismatches, open_source
+from evomerge.mergeable import mismatches
+from evomerge.sources import open_source
 from evomerge.testing import tiny_llama
 
 CAMPAIGN = {

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import BadInput
-from evomerge.sources import differing_settings, digest, mismatches, open_source
+from evomerge.mergeable import differing_settings, mismatches
+from evomerge.sources import digest, open_source
 from evomerge.testing import tiny_llama, tiny_tokenizer
 
 

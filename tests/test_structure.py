@@ -20,11 +20,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import modules of its own floor and of those below it.
 FLOORS = [
-    {"adapters", "campaign_file", "checkpoints", "errors", "layout", "lock", "machine"}
+    {"adapters", "campaign_file", "checkpoints", "errors", "factories", "layout", "lock", "machine"}
     | {"magnitudes", "philox", "registry", "schema", "scores"},
     {"recipe", "mixture", "pareto", "checksum"},
     {"operators", "spaces", "controllers", "sources", "soups"},
-    {"form"},
+    {"form", "mergeable"},
     {"kernels", "items", "methods", "weights"},
     {"fast", "native", "precomputed", "prepare"},
     {"mixing"},

@@ -1,0 +1,50 @@
+"""Handwritten digits of 8x8 pixels (scikit-learn's, of the UCI repository): is each recognized?
+
+`network` makes the multilayer perceptron of M2N2's own experiment (arXiv:2508.16204): 64-256-10,
+19,210 parameters, each drawn from N(0, 0.01^2), and laid out as there, inputs before outputs:
+what a split point cuts in two hangs on it.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+
+class Affine(torch.nn.Module):
+    """x M + o."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.matrix = torch.nn.Parameter(torch.randn(inputs, outputs) * 0.01)
+        self.offset = torch.nn.Parameter(torch.randn(outputs) * 0.01)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.offset, x, self.matrix)
+
+
+def network() -> torch.nn.Module:
+    return torch.nn.Sequential(Affine(64, 256), torch.nn.ReLU(), Affine(256, 10))
+
+
+@functools.cache
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return all images, (1797, 64) float32 in [0, 16], and their digits."""
+    images, digits = load_digits(return_X_y=True)
+    return torch.tensor(images, dtype=torch.float32), torch.tensor(digits)
+
+
+@functools.lru_cache(maxsize=4)
+def chosen(items: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    images, digits = data()
+    return images[list(items)], digits[list(items)]
+
+
+def items() -> list[int]:
+    return list(range(len(data()[0])))
+
+
+def score(model: torch.nn.Module, tokenizer: None, items: list[int]) -> np.ndarray:
+    images, digits = chosen(tuple(items))
+    return (model(images).argmax(dim=1) == digits).numpy()
