@@ -203,9 +203,19 @@ def hash_sources(campaign: Campaign, file: str) -> Campaign:
         raise BadInput(*faults)
     campaign.worker = replace(campaign.worker, hashes=hashes, sources=places)
     models = [places[m] for m in campaign.space.sources.models]
-    shape = replace(campaign.space.sources, grams=lambda: _grams(models))
-    campaign.space.sources = shape
+    campaign.space.sources = replace(
+        campaign.space.sources,
+        grams=lambda: _grams(models),
+        weights=lambda name: _flattened(places[name]),
+    )
     return campaign
+
+
+def _flattened(place: str) -> np.ndarray:
+    """Return a model's (parameters,) float32 weights in canonical order."""
+    from evomerge.weights import flattened
+
+    return flattened(open_source(place, trust_remote_code=True))
 
 
 def _grams(places: Sequence[str]) -> np.ndarray:

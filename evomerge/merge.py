@@ -10,6 +10,7 @@ from evomerge import fast, kernels, native
 from evomerge.checksum import tile_digests
 from evomerge.errors import CandidateFailure
 from evomerge.layout import place
+from evomerge.lineage import Explicit, weights_of
 from evomerge.methods import method_of
 from evomerge.mixing import mix
 from evomerge.mixture import Layout, Mixture
@@ -18,7 +19,7 @@ from evomerge.precomputed import Precomputed
 from evomerge.prepare import prepared
 from evomerge.recipe import Group, Recipe, canonical_json
 from evomerge.sources import Source
-from evomerge.weights import Weights
+from evomerge.weights import Weights, flattened
 
 COMPILE_FROM = 20_000_000  # parameters; on a GPU smaller models are merged before a kernel compiles
 
@@ -65,6 +66,13 @@ class Merger:
         """
         tensors = self.sources[recipe.sources[0]].tensors
         names = tensors if names is None else names
+        if recipe.kind == "explicit":
+            flat = weights_of(recipe, lambda model: flattened(self.sources[model]))
+            layout = self._layout(recipe)
+            for name in names:
+                first, last = layout.span[name]
+                yield name, torch.from_numpy(flat[first:last]).view(tensors[name].shape)
+            return
         if recipe.kind == "mixture":
             for name in names:
                 dtype = getattr(torch, recipe.dtype)
@@ -201,7 +209,7 @@ class Merger:
         batch.weigh(slice(None), np.array(weights))
         return _merged(batch, list(targets))
 
-    def _layout(self, recipe: Mixture) -> Layout:
+    def _layout(self, recipe: Mixture | Explicit) -> Layout:
         first = recipe.models[0]
         if first not in self._layouts:
             tensors = self.sources[first].tensors

@@ -15,7 +15,7 @@ def method_of(recipe: Recipe, file: str = "recipe") -> Operator:
     Raises:
         BadInput: with every fault.
     """
-    if recipe.kind == "mixture":
+    if recipe.kind != "parameters":
         return OPERATORS.get("linear")
     operator = OPERATORS.get(recipe.method, file, "method")
     faults = []

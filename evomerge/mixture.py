@@ -15,6 +15,7 @@ import numpy as np
 from evomerge.errors import BadInput, Fault, nearest
 from evomerge.recipe import DTYPES, VERSION, Recipe, canonical_json
 
+_SMALLEST_SINE = 1e-6  # below it slerp is lerp, as in M2N2's code
 _KEYS = {"version", "kind", "models", "dtype", "layout", "chromosomes"}
 
 
@@ -128,6 +129,14 @@ def one_hot(recipe: Recipe, models: Sequence[str], layout: Layout, modules: tupl
     edges = np.array([0, layout.total])
     chromosomes = tuple(Chromosome(m, edges, coefficients) for m in modules)
     return Mixture(tuple(models), chromosomes, recipe.dtype, layout.hash)
+
+
+def interpolated(t: float, angle: float) -> tuple[float, float]:
+    """Return the shares of two vectors at t between them: slerp's, or lerp's at no angle."""
+    sine = np.sin(angle)
+    if sine <= _SMALLEST_SINE:
+        return 1.0 - t, t
+    return float(np.sin((1.0 - t) * angle) / sine), float(np.sin(t * angle) / sine)
 
 
 def _chromosome_to_json(chromosome: Chromosome) -> dict:

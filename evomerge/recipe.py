@@ -134,6 +134,10 @@ def from_json(data: Any, file: str = "recipe") -> Any:
         from evomerge.mixture import mixture_from_json  # which needs this module
 
         return mixture_from_json(data, file)
+    if data.get("kind") == "explicit":
+        from evomerge.lineage import explicit_from_json
+
+        return explicit_from_json(data, file)
     faults = [
         Fault(file, str(k), f"unknown key '{k}'", nearest(str(k), _KEYS))
         for k in data
@@ -147,7 +151,7 @@ def from_json(data: Any, file: str = "recipe") -> Any:
 
     models, base = data.get("models"), data.get("base")
     need("version", data.get("version") == VERSION, f"write {VERSION}")
-    need("kind", data.get("kind") == "parameters", "write parameters or mixture")
+    need("kind", data.get("kind") == "parameters", "write parameters, mixture or explicit")
     need("method", isinstance(data.get("method"), str), "write the name of a merge method")
     need("models", _texts(models) and bool(models), "write a list of model directories or hub ids")
     need(

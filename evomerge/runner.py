@@ -8,6 +8,7 @@ what is lost is only the evaluations then in flight.
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from evomerge.archive import Archive, Candidate
 from evomerge.campaign import Campaign
 from evomerge.controllers import Proposal
 from evomerge.errors import EvomergeError
+from evomerge.lineage import Pedigree
 from evomerge.pareto import Scale, hypervolume_contributions
 from evomerge.pool import Finished, Lost, Pool
 from evomerge.recipe import Outcome, Recipe, from_json
@@ -59,7 +61,8 @@ class Runner:
         self.stop = False
         self._adopt, self._on_progress = adopt, on_progress
         self._last_failure = ("", 0)  # reason, how often in a row
-        self._recipes: dict[int, Recipe] = {}  # of the latest parents
+        self._recipes: dict[int, tuple[Any, str]] = {}  # of the latest parents, and their ids
+        self._pedigree = Pedigree(campaign.space.sources.weights, self._find)
         self._twins: dict[str, list[Candidate]] = {}  # recipe in flight -> the same, waiting
         self._start = archive.start(campaign.machine())
         self._began, self._before = time.monotonic(), archive.seconds
@@ -202,8 +205,21 @@ class Runner:
                 if len(self._recipes) >= _PARENTS_KEPT:
                     del self._recipes[next(iter(self._recipes))]
                 (found,) = self.archive.candidates("id = ?", (parent,))
-                self._recipes[parent] = from_json(found.recipe, f"candidate {parent}")
-        return space.cross(proposal.genome, [self._recipes[p] for p in proposal.parents])
+                recipe = from_json(found.recipe, f"candidate {parent}")
+                self._recipes[parent] = (recipe, found.recipe_id)
+        recipes, ids = zip(*(self._recipes[p] for p in proposal.parents), strict=True)
+        return space.cross(proposal.genome, recipes, ids)
+
+    def _find(self, recipe_id: str) -> Any:
+        found = self.archive.candidates("recipe_id = ?", (recipe_id,))[0]
+        return from_json(found.recipe, f"candidate {found.id}")
+
+    def _job(self, candidate: Candidate, split: str) -> Job:
+        weights = None
+        if self.campaign.space.carries and candidate.origin == "search":
+            recipe = from_json(candidate.recipe, f"candidate {candidate.id}")
+            weights = self._pedigree.weights(candidate.recipe_id, recipe)
+        return Job(candidate.id, candidate.recipe, split, weights)
 
     def _submit(self, candidate: Candidate) -> None:
         """Score a candidate, unless the same recipe was scored or is in flight."""
@@ -214,7 +230,7 @@ class Runner:
             self._twins[candidate.recipe_id].append(candidate)
         else:
             self._twins[candidate.recipe_id] = []
-            self.pool.submit(Job(candidate.id, candidate.recipe, "search"))
+            self.pool.submit(self._job(candidate, "search"))
 
     def _wait(self) -> None:
         """Take the next event of the pool, if there is one within a heartbeat."""
@@ -284,7 +300,7 @@ class Runner:
         done = self.archive.finals_done()
         left = [i for i in self.finalists() if i not in done]
         waiting = [c for i in left for c in self.archive.candidates("id = ?", (i,))]
-        self._score_all(waiting, lambda c: self.pool.submit(Job(c.id, c.recipe, "heldout")))
+        self._score_all(waiting, lambda c: self.pool.submit(self._job(c, "heldout")))
 
     def finalists(self) -> list[int]:
         """Return the baselines, the best, and up to `finals` of the front.

@@ -98,3 +98,10 @@ class Weights:
         tensor = self._files[stored.file].get_tensor(stored.key)
         self._there[where] = tensor.to(self._device)
         return self._there[where]
+
+
+def flattened(source: Source) -> np.ndarray:
+    """Return a source's (parameters,) float32 weights in canonical order."""
+    weights = Weights({source.name: source}, torch.device("cpu"))
+    parts = [weights.tensor(source.name, name).float().reshape(-1) for name in source.tensors]
+    return torch.cat(parts).numpy()

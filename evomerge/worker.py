@@ -58,6 +58,7 @@ class Job(NamedTuple):
     candidate: int
     recipe: dict
     split: str
+    weights: np.ndarray | None = None  # (parameters,) float32, where the recipe does not tell all
 
 
 class Worker:
@@ -105,7 +106,11 @@ class Worker:
         clock = [time.perf_counter()]
         self._check_sources()
         try:
-            checksum = self._materialize(from_json(job.recipe))
+            recipe = from_json(job.recipe)
+            if job.weights is None:
+                checksum = self._materialize(recipe)
+            else:
+                checksum = self._take(recipe, job.weights)
             clock.append(time.perf_counter())
             scores = self._score(job.split)
             answers = self._answers(job.split) if job.split == "heldout" else {}
@@ -148,12 +153,28 @@ class Worker:
             checksum.add(name, dtype, tensor.shape, digests[name])
         return checksum.hexdigest()
 
+    def _take(self, recipe: Any, weights: np.ndarray) -> str:
+        """Put flattened weights in place; return their checksum."""
+        import torch
+
+        from evomerge.checksum import Checksum
+
+        if not np.isfinite(weights).all():
+            raise CandidateFailure("a weight is not finite")
+        flat, at, tensors, checksum = torch.from_numpy(weights), 0, {}, Checksum()
+        for name, tensor in self._merger.sources[recipe.sources[0]].tensors.items():
+            tensors[name] = flat[at : at + tensor.elements].view(tensor.shape)
+            checksum.update(name, tensors[name])
+            at += tensor.elements
+        self._resident.load(tensors.items())
+        return checksum.hexdigest()
+
     def _score(self, split: str) -> dict[str, np.ndarray]:
         import torch
 
         scores = {}
         for objective, ordinals in self._asked(split).items():
-            torch.manual_seed(0)  # a task that samples draws the same for every candidate
+            _seed()  # a task that samples draws the same for every candidate
             with torch.inference_mode():
                 found = self._fitness[objective].score(ordinals)
             if not np.isfinite(found).all():
@@ -170,6 +191,15 @@ class Worker:
         """Return objective -> ordinals of a split; an objective may hold nothing out."""
         found = {o: getattr(self._splits[o], split) for o in self._fitness}
         return {objective: ordinals for objective, ordinals in found.items() if ordinals}
+
+
+def _seed() -> None:
+    """Seed torch's generators; `torch.manual_seed` takes a millisecond where CUDA is not begun."""
+    import torch
+
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
 
 
 def _free_memory() -> None:

@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"adapters", "campaign_file", "checkpoints", "errors", "factories", "layout", "lock", "machine"}
     | {"magnitudes", "philox", "registry", "schema", "scores"},
-    {"recipe", "mixture", "pareto", "checksum"},
+    {"recipe", "lineage", "mixture", "pareto", "checksum"},
     {"operators", "spaces", "controllers", "sources", "soups"},
     {"form", "mergeable"},
     {"kernels", "items", "methods", "weights"},

@@ -6,7 +6,8 @@ to recipes: `decode(genome) -> Recipe`, `encode(recipe) -> genome`, `start` (whe
 may begin), `names` (one per gene). Its classmethod `faults` checks the mapping beforehand.
 
 A space that `breeds` has individuals instead of points: a genome says how two are crossed,
-`cross(genome, parents) -> Recipe`, and `takes(candidate)` tells whether one may be a parent.
+`cross(genome, parents, ids) -> Recipe`, and `takes(candidate)` whether one may be a parent. If
+it `carries`, recipes tell the last birth alone, and weights are made where the archive is.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +25,8 @@ RESOLUTION = 2.0**-24
 class Sources:
     """What a space needs to know of the sources: names, labels, layers, tensors.
 
-    `grams` reads all weights, and gives the models' inner products tensor by tensor.
+    `grams` reads all weights, and gives the models' inner products tensor by tensor; `weights`
+    reads one model's, flattened.
     """
 
     base: str | None
@@ -35,13 +37,14 @@ class Sources:
     seed: int
     tensors: Mapping[str, int] = field(default_factory=dict)  # elements, in canonical order
     grams: Callable[[], np.ndarray] | None = None  # (tensors, models, models) float64
+    weights: Callable[[str], np.ndarray] | None = None  # (parameters,) float32 of a model
 
 
 def space(kind: str, *, breeds: bool = False) -> Callable:
     """Register a space class under the `kind` that campaign files write."""
 
     def decorate(cls: type) -> type:
-        cls.breeds = breeds
+        cls.breeds, cls.carries = breeds, getattr(cls, "carries", False)
         SPACES.add(kind, cls)
         return cls
 

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import Fault, nearest
-from evomerge.mixture import Chromosome, Layout, Mixture, one_hot
+from evomerge.mixture import Chromosome, Layout, Mixture, interpolated, one_hot
 from evomerge.recipe import DTYPES, Recipe, single
 from evomerge.spaces import Sources, space
 
 _KEYS = ("kind", "chromosomes", "interpolation", "split", "dtype")
-_SMALLEST_SINE = 1e-6  # below it slerp is lerp, as in the authors' code
 
 
 @space("mixture", breeds=True)
@@ -58,12 +57,15 @@ class MixtureSpace:
         """Tell whether a candidate may be a parent: a model, or a child of this search."""
         return candidate.origin != "baseline" or candidate.label in self.sources.labels
 
-    def cross(self, genome: np.ndarray, parents: Sequence[Recipe | Mixture]) -> Mixture:
+    def cross(
+        self, genome: np.ndarray, parents: Sequence[Recipe | Mixture], ids: Sequence[str] = ()
+    ) -> Mixture:
         """Return the child of two parents; of one, crossed with itself, its equal.
 
         Args:
             genome: (dimension,) float64 in [0, 1].
             parents: recipes of individuals, or of single models.
+            ids: of the recipes; a mixture says all by itself.
         """
         a, b = (self._individual(p) for p in (parents[0], parents[-1]))
         genes = np.reshape(genome, (len(self.modules), -1))
@@ -139,11 +141,3 @@ def _crossed(a: Chromosome, b: Chromosome, mix: float, split: int, angle: float)
     side = (starts >= split).astype(int)
     coefficients = shares[side, :1] * a.at(starts) + shares[side, 1:] * b.at(starts)
     return Chromosome(a.modules, edges, coefficients).joined()
-
-
-def interpolated(t: float, angle: float) -> tuple[float, float]:
-    """Return the shares of two vectors at t between them: slerp's, or lerp's at no angle."""
-    sine = np.sin(angle)
-    if sine <= _SMALLEST_SINE:
-        return 1.0 - t, t
-    return float(np.sin((1.0 - t) * angle) / sine), float(np.sin(t * angle) / sine)

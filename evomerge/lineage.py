@@ -1,0 +1,241 @@
+"""Explicit individuals: weights that are bred and mutated, kept as how they came to be.
+
+What a small model evolves into from random weights is no combination of its seeds, so a recipe
+is its lineage: who was crossed with whom, where and by how much, and the seed of the noise. The
+weights of those that live are a cache, which the lineage can always rebuild.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evomerge.errors import BadInput, Fault, nearest
+from evomerge.mixture import interpolated
+from evomerge.recipe import VERSION, canonical_json, single
+
+_KEYS = {"version", "kind", "models", "dtype", "layout", "interpolation", "births"}
+_KEPT_BYTES = 1 << 28
+
+
+class Birth(NamedTuple):
+    """One crossing and its mutation.
+
+    Parents are recipes' ids in an archive; in a recipe that stands alone, numbers: of the models,
+    then of the births before. Left of the parameter `split` the child is f_mix(A, B), from there
+    on f_(1 - mix)(A, B); then N(0, sigma^2) is added, drawn by `seed`.
+    """
+
+    parents: tuple[str | int, str | int]
+    mix: float
+    split: int
+    sigma: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """One model of kind `explicit`: that of the last birth, in float32."""
+
+    models: tuple[str, ...]
+    births: tuple[Birth, ...]
+    layout: str
+    interpolation: str = "slerp"  # or "lerp"
+    dtype: str = "float32"
+    kind: str = "explicit"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The distinct models."""
+        return tuple(dict.fromkeys(self.models))
+
+    def to_json(self) -> dict:
+        """Return the recipe as JSON-able data; `recipe.from_json` reads it back."""
+        births = [list(b._replace(parents=list(b.parents))) for b in self.births]
+        return {
+            "version": VERSION,
+            "kind": self.kind,
+            "models": list(self.models),
+            "dtype": self.dtype,
+            "layout": self.layout,
+            "interpolation": self.interpolation,
+            "births": births,
+        }
+
+    def id(self, hashes: Mapping[str, str]) -> str:
+        """Return the recipe's id: a hash of the last birth and of its parents' ids."""
+        known: list[str] = [single(m, self.dtype).id(hashes) for m in self.models]
+        for birth in self.births:
+            parents = [p if isinstance(p, str) else known[p] for p in birth.parents]
+            data = [self.layout, self.interpolation, parents, *birth[1:]]
+            known.append(hashlib.sha256(canonical_json(data).encode()).hexdigest())
+        return known[-1]
+
+
+def born(a: np.ndarray, b: np.ndarray, birth: Birth, slerp: bool) -> np.ndarray:
+    """Return a child's weights, (parameters,) float32, from those of its parents."""
+    angle = 0.0
+    if slerp and a is not b:
+        wide = a.astype(np.float64), b.astype(np.float64)
+        norms = np.sqrt(wide[0] @ wide[0]) * np.sqrt(wide[1] @ wide[1])
+        angle = float(np.arccos(np.clip(wide[0] @ wide[1] / norms, -1.0, 1.0))) if norms else 0.0
+    child = np.empty_like(a)
+    for side, mix in (
+        (slice(None, birth.split), birth.mix),
+        (slice(birth.split, None), 1 - birth.mix),
+    ):
+        of_a, of_b = map(np.float32, interpolated(mix, angle))
+        child[side] = of_a * a[side] + of_b * b[side]
+    if birth.sigma:
+        rng = np.random.Generator(np.random.Philox(key=birth.seed))
+        noise = rng.standard_normal(len(child), dtype=np.float32)
+        child += np.float32(birth.sigma) * noise
+    return child
+
+
+def weights_of(recipe: Explicit, seeds: Callable[[str], np.ndarray]) -> np.ndarray:
+    """Return the weights of a recipe that stands alone.
+
+    Args:
+        recipe: its parents are numbers.
+        seeds: gives a model's weights, (parameters,) float32.
+    """
+    known: dict[int, np.ndarray] = {i: seeds(m) for i, m in enumerate(recipe.models)}
+    left = Counter(p for b in recipe.births for p in b.parents)
+    for number, birth in enumerate(recipe.births, start=len(known)):
+        first, second = birth.parents
+        known[number] = born(known[first], known[second], birth, recipe.interpolation == "slerp")
+        for parent in birth.parents:
+            left[parent] -= 1
+            if not left[parent]:
+                known.pop(parent, None)
+    return known[len(recipe.models) + len(recipe.births) - 1]
+
+
+class Pedigree:
+    """The weights of an archive's individuals, the latest kept, the others made again."""
+
+    def __init__(self, seeds: Callable[[str], np.ndarray], find: Callable[[str], Any]):
+        """
+        Args:
+            seeds: gives a model's weights, (parameters,) float32.
+            find: gives an archived recipe by its id.
+        """
+        self._seeds, self._find = seeds, find
+        self._kept: dict[str, np.ndarray] = {}
+
+    def weights(self, recipe_id: str, recipe: Any) -> np.ndarray:
+        """Return an individual's (parameters,) float32 weights, not to be written to."""
+        if recipe_id not in self._kept:
+            alone = self.alone(recipe_id, recipe, self._kept)
+            self._remember(recipe_id, alone)
+        self._kept[recipe_id] = self._kept.pop(recipe_id)  # the latest is the last to go
+        return self._kept[recipe_id]
+
+    def _remember(self, recipe_id: str, order: list[tuple[str, Any]]) -> None:
+        left = Counter(p for _, r in order if r.kind == "explicit" for p in r.births[0].parents)
+        made: dict[str, np.ndarray] = {}
+
+        def known(parent: str) -> np.ndarray:
+            return self._kept[parent] if parent in self._kept else made[parent]
+
+        for own, recipe in order:
+            if recipe.kind != "explicit":
+                made[own] = self._seeds(recipe.models[0])
+                continue
+            (birth,) = recipe.births
+            a, b = map(known, birth.parents)
+            made[own] = born(a, b, birth, recipe.interpolation == "slerp")
+            for parent in birth.parents:
+                left[parent] -= 1
+                if not left[parent]:
+                    made.pop(parent, None)
+        self._kept[recipe_id] = made[recipe_id]
+        most = max(64, _KEPT_BYTES // max(made[recipe_id].nbytes, 1))
+        while len(self._kept) > most:
+            del self._kept[next(iter(self._kept))]
+
+    def alone(
+        self, recipe_id: str, recipe: Any, known: Mapping[str, Any] = {}
+    ) -> list[tuple[str, Any]]:
+        """Return an individual and its ancestors, parents first, but for those that are known."""
+        order: dict[str, Any] = {}
+        stack = [(recipe_id, recipe)]
+        while stack:
+            own, found = stack[-1]
+            parents = found.births[0].parents if found.kind == "explicit" else ()
+            missing = [p for p in dict.fromkeys(parents) if p not in order and p not in known]
+            if missing and own not in order:
+                stack += [(p, self._find(p)) for p in missing]
+                continue
+            stack.pop()
+            order.setdefault(own, found)
+        return list(order.items())
+
+
+def expanded(order: Sequence[tuple[str, Any]]) -> Explicit:
+    """Return the last of `Pedigree.alone`'s recipes as one that stands alone."""
+    last = order[-1][1]
+    numbers: dict[str, int] = {}
+    for own, recipe in order:
+        if recipe.kind != "explicit":
+            numbers[own] = last.models.index(recipe.models[0])
+    births = []
+    for own, recipe in order:
+        if recipe.kind == "explicit":
+            first, second = (numbers[p] for p in recipe.births[0].parents)
+            numbers[own] = len(last.models) + len(births)
+            births.append(recipe.births[0]._replace(parents=(first, second)))
+    return Explicit(last.models, tuple(births), last.layout, last.interpolation)
+
+
+def explicit_from_json(data: Mapping[str, Any], file: str) -> Explicit:
+    """Read a recipe back from its JSON; see `recipe.from_json`."""
+    faults = [
+        Fault(file, str(k), f"unknown key '{k}'", nearest(str(k), _KEYS))
+        for k in data
+        if k not in _KEYS
+    ]
+
+    def need(key: str, good: bool, mend: str) -> None:
+        if not good:
+            wrong = "is missing" if key not in data else f"{str(data[key])[:60]} will not do"
+            faults.append(Fault(file, key, wrong, mend))
+
+    models, births = data.get("models"), data.get("births")
+    texts = isinstance(models, list) and all(isinstance(m, str) and m for m in models)
+    need("version", data.get("version") == VERSION, f"write {VERSION}")
+    need("models", texts and bool(models), "write a list of models")
+    need("dtype", data.get("dtype") == "float32", "write float32")
+    need("layout", isinstance(data.get("layout"), str), "write the layout's hash")
+    ways = ("slerp", "lerp")
+    need("interpolation", data.get("interpolation") in ways, "write slerp or lerp")
+    need("births", isinstance(births, list) and bool(births), "write a list")
+    if faults:
+        raise BadInput(*faults)
+    read = []
+    for index, entry in enumerate(births):
+        try:
+            read.append(_birth(entry, len(models) + index))
+        except (TypeError, ValueError) as error:
+            mend = "write [[parent, parent], mix, split, sigma, seed]"
+            wrong = f"is no birth ({str(error)[:80]})"
+            faults.append(Fault(file, f"births.{index}", wrong, mend))
+    if faults:
+        raise BadInput(*faults)
+    return Explicit(tuple(models), tuple(read), data["layout"], data["interpolation"])
+
+
+def _birth(entry: Any, before: int) -> Birth:
+    (first, second), mix, split, sigma, seed = entry
+    for parent in (first, second):
+        alone = type(parent) is int and 0 <= parent < before
+        if not alone and not (isinstance(parent, str) and len(parent) == 64):
+            raise ValueError(f"parent {parent!r} is none of those before")
+    numbers = all(type(x) in (int, float) and abs(x) < 1e30 for x in (mix, sigma))
+    if not numbers or not all(type(x) is int and x >= 0 for x in (split, seed)):
+        raise ValueError("a number is out of range")
+    return Birth((first, second), float(mix), split, float(sigma), seed)
