@@ -17,6 +17,7 @@ from evomerge.card import model_card
 from evomerge.checkpoints import DTYPES, SIZE, Tensor
 from evomerge.errors import BadInput, Fault
 from evomerge.export import merge_to
+from evomerge.lineage import ancestry, expanded
 from evomerge.machine import cache_folder
 from evomerge.recipe import Group, Recipe, from_json
 from evomerge.sources import Source, digest, moved_faults, open_source
@@ -123,6 +124,18 @@ def _read(name: str, file: str, key: str) -> tuple[Archive, Candidate, Recipe]:
     return archive, candidate, from_json(candidate.recipe, name)
 
 
+def _alone(archive: Archive, candidate: Candidate, recipe: Any) -> Any:
+    """Return a recipe that needs no archive: with its whole lineage, where it is one's child."""
+    if recipe.kind != "explicit":
+        return recipe
+
+    def find(recipe_id: str) -> Any:
+        found = archive.candidates("recipe_id = ?", (recipe_id,))[0]
+        return from_json(found.recipe, f"candidate {found.id}")
+
+    return expanded(ancestry(candidate.recipe_id, recipe, find))
+
+
 def _place(archive: Archive, name: str, moved: Mapping[str, str]) -> str:
     """Return the directory where a source of a run lies now."""
     for label, source in archive.campaign["provenance"]["sources"].items():
@@ -164,7 +177,7 @@ def export_candidate(
     archive, moved = open_run(directory), moved or {}
     candidate = pick(archive, which, str(directory))
     (found,) = archive.candidates("id = ?", (candidate,))
-    recipe = from_json(found.recipe, f"{directory} candidate {candidate}")
+    recipe = _alone(archive, found, from_json(found.recipe, f"{directory} candidate {candidate}"))
     provenance = archive.campaign["provenance"]["sources"]
     trust = archive.campaign["plan"]["sources"]["trust_remote_code"]
     faults = moved_faults(moved, provenance)

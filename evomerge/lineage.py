@@ -7,7 +7,7 @@ weights of those that live are a cache, which the lineage can always rebuild.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -130,8 +130,7 @@ class Pedigree:
     def weights(self, recipe_id: str, recipe: Any) -> np.ndarray:
         """Return an individual's (parameters,) float32 weights, not to be written to."""
         if recipe_id not in self._kept:
-            alone = self.alone(recipe_id, recipe, self._kept)
-            self._remember(recipe_id, alone)
+            self._remember(recipe_id, ancestry(recipe_id, recipe, self._find, self._kept))
         self._kept[recipe_id] = self._kept.pop(recipe_id)  # the latest is the last to go
         return self._kept[recipe_id]
 
@@ -158,26 +157,33 @@ class Pedigree:
         while len(self._kept) > most:
             del self._kept[next(iter(self._kept))]
 
-    def alone(
-        self, recipe_id: str, recipe: Any, known: Mapping[str, Any] = {}
-    ) -> list[tuple[str, Any]]:
-        """Return an individual and its ancestors, parents first, but for those that are known."""
-        order: dict[str, Any] = {}
-        stack = [(recipe_id, recipe)]
-        while stack:
-            own, found = stack[-1]
-            parents = found.births[0].parents if found.kind == "explicit" else ()
-            missing = [p for p in dict.fromkeys(parents) if p not in order and p not in known]
-            if missing and own not in order:
-                stack += [(p, self._find(p)) for p in missing]
-                continue
-            stack.pop()
-            order.setdefault(own, found)
-        return list(order.items())
+
+def ancestry(
+    recipe_id: str, recipe: Any, find: Callable[[str], Any], known: Container[str] = ()
+) -> list[tuple[str, Any]]:
+    """Return an individual and its ancestors as (id, recipe), parents first.
+
+    Args:
+        recipe_id, recipe: of the individual.
+        find: gives an archived recipe by its id.
+        known: ids that are left out, and their ancestors with them.
+    """
+    order: dict[str, Any] = {}
+    stack = [(recipe_id, recipe)]
+    while stack:
+        own, found = stack[-1]
+        parents = found.births[0].parents if found.kind == "explicit" else ()
+        missing = [p for p in dict.fromkeys(parents) if p not in order and p not in known]
+        if missing and own not in order:
+            stack += [(p, find(p)) for p in missing]
+            continue
+        stack.pop()
+        order.setdefault(own, found)
+    return list(order.items())
 
 
 def expanded(order: Sequence[tuple[str, Any]]) -> Explicit:
-    """Return the last of `Pedigree.alone`'s recipes as one that stands alone."""
+    """Return the last of an `ancestry` as a recipe that stands alone."""
     last = order[-1][1]
     numbers: dict[str, int] = {}
     for own, recipe in order:

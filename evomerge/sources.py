@@ -35,7 +35,7 @@ from evomerge.machine import cache_folder
 from evomerge.recipe import canonical_json
 
 # What a config says of its own history, not of the model.
-CONFIG_NOISE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+CONFIG_NOISE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "factory"}
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _open_factory(name: str, factory: Factory, file: str, key: str) -> Source:
         weights = weights_file(factory)
         tensors = read_header(weights)
         config = {"factory": f"{factory.where}:{factory.function}"}
-        config["factory_sha256"] = factory.definition
+        config |= {"function": factory.function, "function_sha256": factory.definition}
     except (ValueError, OSError, ImportError) as error:
         wrong = f"'{name}': {one_line(error) if isinstance(error, OSError) else error}"
         mend = "write {factory: FILE.py:function, weights: FILE.safetensors or seed: NUMBER}"

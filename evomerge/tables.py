@@ -92,7 +92,7 @@ def show(found: dict) -> str:
         lines += ["", f"{name}, answers to held-out items:"]
         lines += [f"  {a['ordinal']}: {a['answer']}" for a in answers]
     recipe = found["recipe"]
-    head = {k: v for k, v in recipe.items() if k not in ("groups", "chromosomes")}
+    head = {k: v for k, v in recipe.items() if k not in ("groups", "chromosomes", "births")}
     lines += ["", json.dumps(head)]
     if recipe["kind"] == "mixture":
         body = [
@@ -101,6 +101,10 @@ def show(found: dict) -> str:
             for first, last, coefficients in chromosome["segments"]
         ]
         headers = ["modules", "from parameter", "to", "of each model"]
+        return "\n".join([*lines, "", tabulate(body, headers=headers)])
+    if recipe["kind"] == "explicit":
+        body = [[" ".join(str(p)[:12] for p in b[0]), *b[1:]] for b in recipe["births"]]
+        headers = ["of recipes", "mix", "split at", "sigma", "seed"]
         return "\n".join([*lines, "", tabulate(body, headers=headers)])
     body = [
         [_where(g["layers"]), g["modules"] or "rest"]
