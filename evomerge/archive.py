@@ -487,6 +487,23 @@ class Archive:
         sql = "SELECT DISTINCT id FROM pareto_front ORDER BY id"
         return [r["id"] for r in self._query(sql)]
 
+    def front_means(self) -> dict[int, tuple[float, dict[str, float]]]:
+        """Return the violation and the search means of each candidate on the front."""
+        violation = "o.violation" if self._violation else "0.0"
+        sql = (
+            f"SELECT f.id, f.objective, f.mean, {violation} AS violation FROM pareto_front f"
+            " CROSS JOIN outcomes o ON o.candidate_id = f.id ORDER BY f.id"
+        )
+        found: dict[int, tuple[float, dict[str, float]]] = {}
+        for row in self._query(sql):
+            found.setdefault(row["id"], (row["violation"], {}))[1][row["objective"]] = row["mean"]
+        return found
+
+    def violation(self, candidate: int) -> float:
+        """Return by how much a candidate misses the constraints, see `Constraints`."""
+        outcome = self.outcome(candidate)
+        return 0.0 if outcome is None else outcome.get("violation", 0.0)
+
     def best(self) -> int | None:
         """Return the candidate of least violation and highest value, the earliest of equals."""
         sql = (

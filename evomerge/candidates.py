@@ -22,7 +22,8 @@ from evomerge.machine import cache_folder
 from evomerge.recipe import Group, Recipe, from_json
 from evomerge.sources import Source, digest, moved_faults, open_source
 from evomerge.spaces import quantize
-from evomerge.views import open_run, pick
+from evomerge.picking import pick
+from evomerge.views import open_run
 
 _MEND = "write RUN#best or RUN#NUMBER, RUN a folder in which `evomerge run` was started"
 
@@ -163,7 +164,7 @@ def export_candidate(
     Args:
         directory: the run's.
         out: a path that does not exist yet.
-        which: as `views.pick` takes it.
+        which: as `picking.pick` takes it.
         moved: label -> directory of sources that lie elsewhere.
         verify: compare the weights with the checksum of those that were scored.
 

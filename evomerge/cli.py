@@ -179,7 +179,11 @@ def show(directory: Path, candidate: int, as_json: bool) -> None:
 @main.command()
 @click.argument("directory", type=FILE)
 @click.argument("out", type=FILE)
-@click.option("--pick", default="best", help="best, a candidate's number, or an objective.")
+@click.option(
+    "--pick",
+    default="best",
+    help="best, knee, a candidate's number, an objective, or weights=NAME:NUMBER,... of the front.",
+)
 @click.option("--source", "moved", multiple=True, metavar="LABEL=PATH", help="A source that moved.")
 @click.option("--unverified", is_flag=True, help="Do not compare with the scored weights.")
 @_errors_are_lines

@@ -195,6 +195,20 @@ def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
     return float(moocore.hypervolume(points, ref=reference, maximise=True))
 
 
+def knee(points: np.ndarray) -> int:
+    """Return the index of the knee of a front: where the trade-off turns.
+
+    With each objective spread from 0, its worst on the front, to 1, its best, the point farthest
+    beyond the hyperplane through the ends, sum = 1 (Das 1999, "On characterizing the knee of the
+    Pareto curve based on normal-boundary intersection"). Equals: the first.
+
+    Args:
+        points: (n, objectives) float64, more is better.
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    return int(np.argmax(((points - low) / np.where(high > low, high - low, 1.0)).sum(axis=1)))
+
+
 def hypervolume_contributions(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return how much hypervolume is lost when each point is left out, by moocore.
 

@@ -19,6 +19,7 @@ from evomerge.controllers import Proposal
 from evomerge.errors import EvomergeError
 from evomerge.lineage import Pedigree
 from evomerge.pareto import Scale, hypervolume_contributions
+from evomerge.picking import REFERENCE
 from evomerge.pool import Finished, Lost, Pool
 from evomerge.recipe import Outcome, Recipe, from_json
 from evomerge.replay import quantized, replayed
@@ -312,7 +313,7 @@ class Runner:
         front = [i for i in self.archive.front() if i not in baselines]
         means = [self.archive.means(i) for i in front]
         vectors = np.array([self._teller.scale.vector(m) for m in means], float)
-        reference = np.full(len(self.campaign.objectives), -0.1)
+        reference = np.full(len(self.campaign.objectives), REFERENCE)
         contribution = hypervolume_contributions(vectors, reference)
         ranked = sorted(
             zip(front, contribution, means, strict=True),

@@ -33,7 +33,10 @@ def front(rows: list[dict]) -> str:
     names = list(rows[0]["scores"])
     header = ["id", "who"] + [f"{n} {side}" for n in names for side in ("search", "held-out")]
     body = [
-        [r["id"], r["label"] or r["origin"]]
+        [
+            r["id"],
+            (r["label"] or r["origin"]) + (" (misses a constraint)" if r["violation"] else ""),
+        ]
         + [interval(r["scores"][n][side]) for n in names for side in ("search", "heldout")]
         for r in rows
     ]
@@ -53,8 +56,10 @@ def status(found: dict) -> str:
         f" workers spent {duration(seconds['merge'])} merging and"
         f" {duration(seconds['score'])} scoring",
     ]
+    if found["hypervolume"] is not None and len(found["baselines"][0]["scores"]) > 1:
+        lines.append(f"progress   hypervolume {found['hypervolume']:.4f} on the baselines' scale")
     if found["state"] == "running":
-        lines[-1] += f"; about {duration(seconds['left'])} left"
+        lines.append(f"           about {duration(seconds['left'])} left")
     rows = [["best", found["best"]]] if found["best"] else []
     rows += [[b["label"], b] for b in found["baselines"]]
     body = [

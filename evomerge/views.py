@@ -7,6 +7,7 @@ from typing import Any
 from evomerge.archive import Archive
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.lock import RunLock
+from evomerge.picking import hypervolume_of
 from evomerge.scores import Score
 
 
@@ -54,6 +55,7 @@ def snapshot(archive: Archive) -> dict:
         "state": campaign["state"],
         "candidates": counts,
         "budget": campaign["plan"]["budget"] | {"proposed": proposed},
+        "hypervolume": hypervolume_of(archive),
         "best": None if best is None else row(archive, best) | {"value": _value(archive, best)},
         "seconds": {
             "total": seconds,
@@ -104,6 +106,7 @@ def row(archive: Archive, candidate: int) -> dict:
         "recipe_id": found.recipe_id,
         "origin": found.origin,
         "label": found.label,
+        "violation": archive.violation(candidate),
         "scores": {
             o.name: {
                 "search": _score(search.get(o.name)),
@@ -143,30 +146,3 @@ def _value(archive: Archive, candidate: int) -> float | None:
 def _search_mean(found: dict, objective: str) -> Any:
     score = found["scores"][objective]["search"]
     return score["mean"] if score else -math.inf
-
-
-def pick(archive: Archive, which: str, directory: str) -> int:
-    """Return the candidate that `--pick` means: best, a number, or an objective's best.
-
-    Raises:
-        BadInput: there is no such candidate or objective.
-    """
-    if which == "best":
-        found = archive.best()
-        if found is None:
-            wrong = "no candidate has been scored yet"
-            raise BadInput(Fault(directory, "--pick", wrong, "let the campaign run on"))
-        return found
-    if which.isascii() and which.isdigit() and int(which) < 2**63:
-        if not archive.means(int(which)):
-            wrong = f"candidate {which} is not there or has no scores"
-            raise BadInput(Fault(directory, "--pick", wrong, "see `evomerge front`"))
-        return int(which)
-    names = {o.name: o for o in archive.objectives}
-    if which not in names:
-        mend = f"write best, a candidate's number, or one of {', '.join(names)}"
-        raise BadInput(Fault(directory, "--pick", f"there is no '{which}'", mend))
-    means = {c: names[which].sign * archive.means(c)[which] for c in archive.front()}
-    if not means:
-        raise BadInput(Fault(directory, "--pick", "no candidate has been scored yet"))
-    return max(means, key=lambda c: (means[c], -c))

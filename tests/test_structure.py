@@ -31,6 +31,7 @@ FLOORS = [
     {"merge", "lm_eval"},
     {"fitness", "resident", "testing"},
     {"archive", "worker"},
+    {"picking"},
     {"pool"},
     {"campaign"},
     {"telling"},

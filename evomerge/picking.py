@@ -1,0 +1,94 @@
+"""One of the front: the best, the knee, an objective's best, or that of one's own weights."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from evomerge.archive import Archive
+from evomerge.errors import BadInput, Fault, nearest
+from evomerge.pareto import Scale, hypervolume, knee
+
+REFERENCE = -0.1  # of every objective: a tenth of the baselines' range below the worst of them
+
+
+def front_points(archive: Archive) -> tuple[list[int], np.ndarray]:
+    """Return the front's candidates, and their (n, objectives) objectives on the baselines' scale.
+
+    Those that miss a constraint are left out, unless all do.
+    """
+    front = archive.front_means()
+    least = min((violation for violation, _ in front.values()), default=0.0)
+    scale = baselines_scale(archive)
+    kept = {c: scale.vector(means) for c, (missed, means) in front.items() if missed <= least}
+    return list(kept), np.array(list(kept.values()), float).reshape(-1, len(scale.objectives))
+
+
+def baselines_scale(archive: Archive) -> Scale:
+    """Return the scale that an archive's baselines fix."""
+    means = [archive.means(c.id) for c in archive.candidates("origin = 'baseline'")]
+    return Scale(archive.objectives, [m for m in means if m])
+
+
+def hypervolume_of(archive: Archive) -> float | None:
+    """Return the hypervolume of what keeps the constraints; None before the first score.
+
+    Objectives are on the baselines' scale, and the reference is `REFERENCE` in each.
+    """
+    if archive.best() is None:
+        return None
+    _, points = front_points(archive)
+    return hypervolume(points, np.full(points.shape[1], REFERENCE))
+
+
+def pick(archive: Archive, which: str, directory: str) -> int:
+    """Return the candidate that `--pick` means.
+
+    Args:
+        archive: to pick from.
+        which: best, a candidate's number, and of the front: knee, an objective's name for the
+            best there, or weights=NAME:NUMBER,... for the highest such sum.
+        directory: the name that faults carry.
+
+    Raises:
+        BadInput: there is no such candidate or objective.
+    """
+
+    def fault(wrong: str, mend: str = "let the campaign run on") -> BadInput:
+        return BadInput(Fault(directory, "--pick", wrong, mend))
+
+    if which.isascii() and which.isdigit() and int(which) < 2**63:
+        if not archive.means(int(which)):
+            raise fault(f"candidate {which} is not there or has no scores", "see `evomerge front`")
+        return int(which)
+    best = archive.best()
+    if best is None:
+        raise fault("no candidate has been scored yet")
+    if which == "best":
+        return best
+    ids, points = front_points(archive)
+    if which == "knee":
+        return ids[knee(points)]
+    names = [o.name for o in archive.objectives]
+    if which.startswith("weights="):
+        weights = _weights(which.removeprefix("weights="), names, directory)
+    elif which in names:
+        weights = {which: 1.0}
+    else:
+        mend = f"write best, knee, a candidate's number, weights=... or one of {', '.join(names)}"
+        raise fault(f"there is no '{which}'", mend)
+    return ids[int(np.argmax(points @ [weights.get(name, 0.0) for name in names]))]
+
+
+def _weights(text: str, names: list[str], directory: str) -> Mapping[str, float]:
+    found = {}
+    for part in text.split(","):
+        name, _, number = part.rpartition(":")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            mend = f"write e.g. weights={names[0]}:2,{names[-1]}:1"
+            raise BadInput(Fault(directory, "--pick", f"'{part}' is no weight", mend)) from None
+        if name not in names:
+            mend = nearest(name, names)
+            raise BadInput(Fault(directory, "--pick", f"there is no objective '{name}'", mend))
+    return found
