@@ -19,10 +19,10 @@ from evomerge.errors import BadInput, Fault
 from evomerge.export import merge_to
 from evomerge.lineage import ancestry, expanded
 from evomerge.machine import cache_folder
+from evomerge.picking import pick
 from evomerge.recipe import Group, Recipe, from_json
 from evomerge.sources import Source, digest, moved_faults, open_source
 from evomerge.spaces import quantize
-from evomerge.picking import pick
 from evomerge.views import open_run
 
 _MEND = "write RUN#best or RUN#NUMBER, RUN a folder in which `evomerge run` was started"

@@ -1,6 +1,5 @@
 """A mixture becomes tensors: each run of elements is a weighted sum of its own, all in one pass."""
 
-from collections import Counter
 from collections.abc import Mapping
 from types import ModuleType
 
@@ -39,32 +38,31 @@ def mix(
     """
     if layout.hash != recipe.layout or layout.total != recipe.chromosomes[0].edges[-1]:
         raise CandidateFailure("the recipe is of models whose tensors have other names or sizes")
-    dtype, outs, tensors, rows, named = getattr(torch, recipe.dtype), [], [], [], []
-    for name, target in targets.items():
-        models = [weights.tensor(m, name).reshape(-1) for m in recipe.models]
-        for start, stop, coefficients in recipe.pieces(name, *layout.span[name]):
-            outs.append(target.view(-1)[start:stop])
-            tensors.append([m[start:stop] for m in models])
-            rows.append(coefficients)
-            named.append(name)
-    digests: list[np.ndarray | None] = [None] * len(outs)
+    dtype, names = getattr(torch, recipe.dtype), list(targets)
+    outs = [target.view(-1) for target in targets.values()]
+    tensors = [[weights.tensor(m, name).reshape(-1) for m in recipe.models] for name in names]
+    runs = [recipe.runs(name, *layout.span[name]) for name in names]
     every = [t for row in (*tensors, outs) for t in row]
-    on_cpu = all(t.device.type == "cpu" for t in outs)
+    on_cpu = all(out.device.type == "cpu" for out in outs)
+    digests: dict[str, np.ndarray] = {}
     if on_cpu and len(recipe.models) <= native.MOST and native.takes(every, dtype):
-        batch = native.Batch(None, tensors, outs, dtype)
-        batch.weigh(slice(None), np.array(rows))
-        digests, broken = batch.merge()
+        batch = native.Batch(None, tensors, outs, dtype, [starts for starts, _ in runs])
+        batch.weigh(slice(None), np.concatenate([rows for _, rows in runs]))
+        made, broken = batch.merge()
+        first = np.cumsum([0, *(len(starts) for starts, _ in runs)])
+        # a tensor of several runs has tiles across them
+        whole = [i for i, (starts, _) in enumerate(runs) if len(starts) == 1]
+        digests = {names[i]: made[first[i]] for i in whole}
+        broken = np.logical_or.reduceat(broken, first[:-1])
     else:
-        for out, models, row in zip(outs, tensors, rows, strict=True):
-            out.copy_(kernels.weighted_sum(models, row, dtype))
+        for out, models, (starts, rows) in zip(outs, tensors, runs, strict=True):
+            for start, stop, row in zip(starts, [*starts[1:], len(out)], rows, strict=True):
+                parts = [m[start:stop] for m in models]
+                out[start:stop] = kernels.weighted_sum(parts, row, dtype)
         broken = np.array([not bool(out.isfinite().all()) for out in outs])
     if broken.any():
-        raise CandidateFailure(f"merged tensor {named[int(broken.argmax())]} is not finite")
-    runs = Counter(named)  # a tensor of several has tiles across them
-    made = dict(zip(named, digests, strict=True))
+        raise CandidateFailure(f"merged tensor {names[int(broken.argmax())]} is not finite")
     return {
-        name: made[name]
-        if runs[name] == 1 and made[name] is not None
-        else tile_digests(target.to(dtype))
+        name: digests[name] if name in digests else tile_digests(target.to(dtype))
         for name, target in targets.items()
     }

@@ -6,14 +6,14 @@ a descendant of any depth is segments and coefficients, and is merged in one pas
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from evomerge.errors import BadInput, Fault, nearest
-from evomerge.recipe import DTYPES, VERSION, Recipe, canonical_json
+from evomerge.recipe import DTYPES, VERSION, Recipe
 
 _SMALLEST_SINE = 1e-6  # below it slerp is lerp, as in M2N2's code
 _KEYS = {"version", "kind", "models", "dtype", "layout", "chromosomes"}
@@ -29,12 +29,10 @@ class Layout:
         """
         self.names = tuple(sizes)
         self.edges = np.concatenate([[0], np.cumsum(list(sizes.values()), dtype=np.int64)])
-        self.span = {n: (int(a), int(b)) for n, a, b in self._spans()}
+        spans = zip(self.names, self.edges[:-1], self.edges[1:], strict=True)
+        self.span = {n: (int(a), int(b)) for n, a, b in spans}
         listed = json.dumps(list(sizes.items())).encode()
         self.hash = hashlib.sha256(listed).hexdigest()[:16]
-
-    def _spans(self) -> Iterator[tuple[str, int, int]]:
-        yield from zip(self.names, self.edges[:-1], self.edges[1:], strict=True)
 
     @property
     def total(self) -> int:
@@ -100,10 +98,11 @@ class Mixture:
     def id(self, hashes: Mapping[str, str]) -> str:
         """Return the recipe's id, 64 hex digits; see `Recipe.id`."""
         data = self.to_json() | {"models": [hashes[m] for m in self.models]}
-        return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()  # canonical: no zero here is negative
 
-    def pieces(self, name: str, first: int, last: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield (start, stop, coefficients) of the runs of one tensor's elements.
+    def runs(self, name: str, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return where runs of a tensor's elements begin, and their (runs, models) coefficients.
 
         Args:
             name: of the tensor.
@@ -112,15 +111,9 @@ class Mixture:
         held = (c for c in self.chromosomes if c.modules is None or c.modules in name)
         chromosome = next(held)
         low = int(np.searchsorted(chromosome.edges, first, side="right")) - 1
-        for segment in range(low, len(chromosome.coefficients)):
-            start, stop = (int(e) for e in chromosome.edges[segment : segment + 2])
-            if start >= last:
-                return
-            yield (
-                max(start, first) - first,
-                min(stop, last) - first,
-                chromosome.coefficients[segment],
-            )
+        high = max(low + 1, int(np.searchsorted(chromosome.edges, last, side="left")))
+        starts = np.maximum(chromosome.edges[low:high], first) - first
+        return starts, chromosome.coefficients[low:high]
 
 
 def one_hot(recipe: Recipe, models: Sequence[str], layout: Layout, modules: tuple) -> Mixture:

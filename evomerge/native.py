@@ -127,6 +127,7 @@ class Batch:
         tensors: Sequence[Sequence[torch.Tensor]],
         outs: Sequence[torch.Tensor],
         dtype: torch.dtype,
+        cuts: Sequence[np.ndarray] | None = None,
     ):
         """
         Args:
@@ -134,12 +135,14 @@ class Batch:
             tensors: of each tensor, the models'.
             outs: where each result goes, rounded to `dtype` and stored in its own.
             dtype: of the results.
+            cuts: of a weighted sum's tensors, where runs of elements begin, the first at 0: each
+                run is a row of its own.
         """
         self._alive: list[Any] = [bases, tensors, outs]  # what the pointers point at
-        self._pieces = np.zeros(len(outs), _PIECE)
-        self._terms = np.zeros((len(outs), len(tensors[0])), _TERM)
+        of, starts, sizes = _runs([out.numel() for out in outs], cuts)
+        self._pieces = np.zeros(len(of), _PIECE)
+        self._terms = np.zeros((len(of), len(tensors[0])), _TERM)
         self._kept: dict[int, Any] = {}
-        sizes = np.array([out.numel() for out in outs], np.int64)
         tiles = (sizes * dtype.itemsize + TILE_BYTES - 1) // TILE_BYTES
         self._first = np.concatenate([[0], np.cumsum(tiles)])
         self._digests = np.empty(self._first[-1], np.uint64)
@@ -147,14 +150,13 @@ class Batch:
         p["size"], p["count"], p["dtype"] = sizes, t.shape[1], _DTYPES[dtype]
         p["first_tile"] = self._first[:-1]
         p["digests"] = self._digests.ctypes.data + 8 * self._first[:-1].astype(np.uint64)
-        p["terms"] = t.ctypes.data + t.strides[0] * np.arange(len(outs), dtype=np.uint64)
-        p["out"] = [out.data_ptr() for out in outs]
-        p["out_dtype"] = [_DTYPES[out.dtype] for out in outs]
+        p["terms"] = t.ctypes.data + t.strides[0] * np.arange(len(of), dtype=np.uint64)
+        data, kinds = _pointers([[out] for out in outs], of, starts)
+        p["out"], p["out_dtype"] = data[:, 0], kinds[:, 0]
         if bases is not None:
             p["base"] = [base.data_ptr() for base in bases]
             p["base_dtype"] = [_DTYPES[base.dtype] for base in bases]
-        t["data"] = [[x.data_ptr() for x in row] for row in tensors]
-        t["dtype"] = [[_DTYPES[x.dtype] for x in row] for row in tensors]
+        t["data"], t["dtype"] = _pointers(tensors, of, starts)
 
     @property
     def nbytes(self) -> int:
@@ -207,3 +209,24 @@ class Batch:
         made = self._digests.copy()
         digests = [made[a:b] for a, b in itertools.pairwise(self._first)]
         return digests, self._pieces["broken"].astype(bool)
+
+
+def _runs(
+    sizes: list[int], cuts: Sequence[np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, of each run: its tensor, its first element, and how many it has."""
+    if cuts is None:
+        return np.arange(len(sizes)), np.zeros(len(sizes), np.int64), np.array(sizes, np.int64)
+    of = np.repeat(np.arange(len(sizes)), [len(c) for c in cuts])
+    lengths = [np.diff(c, append=size) for c, size in zip(cuts, sizes, strict=True)]
+    return of, np.concatenate(cuts).astype(np.int64), np.concatenate(lengths).astype(np.int64)
+
+
+def _pointers(
+    tensors: Sequence[Sequence[torch.Tensor]], of: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where runs of tensors begin, and their dtypes, each (runs, models)."""
+    data = np.array([[x.data_ptr() for x in row] for row in tensors], np.uint64)
+    size = np.array([[x.element_size() for x in row] for row in tensors], np.uint64)
+    kinds = np.array([[_DTYPES[x.dtype] for x in row] for row in tensors])
+    return data[of] + size[of] * starts[:, None].astype(np.uint64), kinds[of]

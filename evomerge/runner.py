@@ -191,8 +191,12 @@ class Runner:
                 raise EvomergeError("the controller proposed nothing while nothing is running")
             return
         recipes = [self._recipe(proposal) for proposal in proposals]
-        hashes = self.campaign.worker.hashes
-        ids = self.archive.propose(n, proposals, [(r.id(hashes), r.to_json()) for r in recipes])
+        recipe_ids = [r.id(self.campaign.worker.hashes) for r in recipes]
+        rows = [(i, r.to_json()) for i, r in zip(recipe_ids, recipes, strict=True)]
+        ids = self.archive.propose(n, proposals, rows)
+        if self.campaign.space.breeds:
+            for candidate, known in zip(ids, zip(recipes, recipe_ids, strict=True), strict=True):
+                self._know(candidate, *known)
         for candidate in self.archive.candidates("id >= ?", (ids[0],)):
             self._submit(candidate)
 
@@ -203,13 +207,16 @@ class Runner:
             return space.decode(proposal.genome)
         for parent in proposal.parents:
             if parent not in self._recipes:
-                if len(self._recipes) >= _PARENTS_KEPT:
-                    del self._recipes[next(iter(self._recipes))]
                 (found,) = self.archive.candidates("id = ?", (parent,))
                 recipe = from_json(found.recipe, f"candidate {parent}")
-                self._recipes[parent] = (recipe, found.recipe_id)
+                self._know(parent, recipe, found.recipe_id)
         recipes, ids = zip(*(self._recipes[p] for p in proposal.parents), strict=True)
         return space.cross(proposal.genome, recipes, ids)
+
+    def _know(self, candidate: int, recipe: Any, recipe_id: str) -> None:
+        if len(self._recipes) >= _PARENTS_KEPT:
+            del self._recipes[next(iter(self._recipes))]
+        self._recipes[candidate] = (recipe, recipe_id)
 
     def _find(self, recipe_id: str) -> Any:
         found = self.archive.candidates("recipe_id = ?", (recipe_id,))[0]
@@ -218,7 +225,8 @@ class Runner:
     def _job(self, candidate: Candidate, split: str) -> Job:
         weights = None
         if self.campaign.space.carries and candidate.origin == "search":
-            recipe = from_json(candidate.recipe, f"candidate {candidate.id}")
+            known = self._recipes.get(candidate.id)
+            recipe = known[0] if known else from_json(candidate.recipe, f"candidate {candidate.id}")
             weights = self._pedigree.weights(candidate.recipe_id, recipe)
         return Job(candidate.id, candidate.recipe, split, weights)
 

@@ -1,0 +1,119 @@
+"""M2N2's digits: how well natural niches do, with what left out, after how many passes.
+
+    python benchmarks/digits.py pretrained niches no-attraction no-split genetic --seeds 5
+    python benchmarks/digits.py scratch niches --seeds 5 --passes 50000
+
+Runs the campaigns of search_spaces/digits-*.yaml stage by stage in runs/digits/; a stopped one goes on
+where it was. After each stage the best on the searched images is scored on those held out. Rows
+are appended to benchmarks/digits.csv; a row that is there is not made again.
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from evomerge.archive import Archive
+from evomerge.session import run_campaign
+
+ROWS = Path(__file__).with_suffix(".csv")
+STAGES = (1000, 2000, 3000, 10_000, 20_000, 50_000)
+VARIANTS = {  # what is set beside the campaign file
+    "niches": [],
+    "no-attraction": ["controller.attraction=false"],
+    "no-competition": ["controller.alpha=0"],
+    "genetic": ["controller.alpha=0", "controller.attraction=false"],
+    "no-split": ["space.split=false"],
+    "no-crossover": ["space.crossover=false"],
+}
+
+
+class Quiet:
+    """A progress that says nothing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def __call__(self, archive: Archive) -> None:
+        pass
+
+
+def read() -> list[dict]:
+    if not ROWS.exists():
+        return []
+    with open(ROWS, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def make(start: str, variant: str, seed: int, passes: int) -> None:
+    """Run one campaign up to a number of passes, a row after each stage."""
+    there = {
+        int(r["passes"])
+        for r in read()
+        if (r["start"], r["variant"], int(r["seed"])) == (start, variant, seed)
+    }
+    name = {"pretrained": "digits-pretrained", "scratch": "digits-from-scratch"}[start]
+    directory = Path("runs/digits") / f"{start}-{variant}-{seed}"
+    for stage in (s for s in STAGES if s <= passes and s not in there):
+        settings = [*VARIANTS[variant], f"seed={seed}", f"budget.evaluations={stage}", "finals=0"]
+        started = time.perf_counter()
+        run_campaign(
+            Path(f"search_spaces/{name}.yaml"),
+            directory=directory,
+            settings=settings,
+            progress=Quiet(),
+        )
+        archive = Archive(directory / "archive.db")
+        best = archive.best()
+        row = {
+            "start": start,
+            "variant": variant,
+            "seed": seed,
+            "passes": stage,
+            "train": round(archive.means(best)["accuracy"], 4),
+            "test": round(archive.means(best, "heldout")["accuracy"], 4),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        fresh = not ROWS.exists()
+        with open(ROWS, "a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+        print(*row.values(), flush=True)
+
+
+def table() -> str:
+    """Return mean and standard deviation over seeds, of all rows there are."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in read():
+        groups.setdefault((row["start"], row["variant"], int(row["passes"])), []).append(row)
+    body = []
+    for key, rows in sorted(groups.items()):
+        found = {k: np.array([float(r[k]) for r in rows]) for k in ("train", "test")}
+        cells = [
+            f"{v.mean():.3f} ± {v.std(ddof=1) if len(v) > 1 else 0:.3f}" for v in found.values()
+        ]
+        body.append([*key, len(rows), *cells])
+    return tabulate(body, headers=["from", "variant", "passes", "seeds", "train", "test"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("start", choices=["pretrained", "scratch", "table"])
+    parser.add_argument("variants", nargs="*", default=["niches"], choices=[*VARIANTS])
+    parser.add_argument("--seeds", type=int, default=5, help="42 and so many in all")
+    parser.add_argument("--passes", type=int, default=10_000)
+    options = parser.parse_args()
+    if options.start != "table":
+        for seed in range(42, 42 + options.seeds):
+            for variant in options.variants:
+                make(options.start, variant, seed, options.passes)
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
