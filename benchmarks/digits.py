@@ -3,9 +3,9 @@
     python benchmarks/digits.py pretrained niches no-attraction no-split genetic --seeds 5
     python benchmarks/digits.py scratch niches --seeds 5 --passes 50000
 
-Runs the campaigns of search_spaces/digits-*.yaml stage by stage in runs/digits/; a stopped one goes on
-where it was. After each stage the best on the searched images is scored on those held out. Rows
-are appended to benchmarks/digits.csv; a row that is there is not made again.
+Runs the campaigns of search_spaces/digits-*.yaml stage by stage in runs/digits/; one that was
+stopped goes on where it was. After each stage the best on the searched images is scored on
+those held out. Rows are appended to benchmarks/digits.csv; a row that is there is not made again.
 """
 
 import argparse
@@ -60,12 +60,14 @@ def make(start: str, variant: str, seed: int, passes: int) -> None:
     for stage in (s for s in STAGES if s <= passes and s not in there):
         settings = [*VARIANTS[variant], f"seed={seed}", f"budget.evaluations={stage}", "finals=0"]
         started = time.perf_counter()
-        run_campaign(
+        finished = run_campaign(
             Path(f"search_spaces/{name}.yaml"),
             directory=directory,
             settings=settings,
             progress=Quiet(),
         )
+        if not finished:
+            raise SystemExit("interrupted; the same command goes on")
         archive = Archive(directory / "archive.db")
         best = archive.best()
         row = {

@@ -79,9 +79,10 @@ def born(a: np.ndarray, b: np.ndarray, birth: Birth, slerp: bool) -> np.ndarray:
     """Return a child's weights, (parameters,) float32, from those of its parents."""
     angle = 0.0
     if slerp and a is not b:
-        wide = a.astype(np.float64), b.astype(np.float64)
-        norms = np.sqrt(wide[0] @ wide[0]) * np.sqrt(wide[1] @ wide[1])
-        angle = float(np.arccos(np.clip(wide[0] @ wide[1] / norms, -1.0, 1.0))) if norms else 0.0
+        # sums, not products of vectors, which a BLAS would add up in an order of its own
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        norms = np.sqrt((x * x).sum() * (y * y).sum())
+        angle = float(np.arccos(np.clip((x * y).sum() / norms, -1.0, 1.0))) if norms else 0.0
     child = np.empty_like(a)
     for side, mix in (
         (slice(None, birth.split), birth.mix),
@@ -136,26 +137,21 @@ class Pedigree:
 
     def _remember(self, recipe_id: str, order: list[tuple[str, Any]]) -> None:
         left = Counter(p for _, r in order if r.kind == "explicit" for p in r.births[0].parents)
-        made: dict[str, np.ndarray] = {}
-
-        def known(parent: str) -> np.ndarray:
-            return self._kept[parent] if parent in self._kept else made[parent]
-
+        needed = {p: self._kept[p] for p in left if p in self._kept}
         for own, recipe in order:
             if recipe.kind != "explicit":
-                made[own] = self._seeds(recipe.models[0])
-                continue
-            (birth,) = recipe.births
-            a, b = map(known, birth.parents)
-            made[own] = born(a, b, birth, recipe.interpolation == "slerp")
-            for parent in birth.parents:
-                left[parent] -= 1
-                if not left[parent]:
-                    made.pop(parent, None)
-        self._kept[recipe_id] = made[recipe_id]
-        most = max(64, _KEPT_BYTES // max(made[recipe_id].nbytes, 1))
-        while len(self._kept) > most:
-            del self._kept[next(iter(self._kept))]
+                needed[own] = self._seeds(recipe.models[0])
+            else:
+                (birth,) = recipe.births
+                a, b = (needed[p] for p in birth.parents)
+                needed[own] = born(a, b, birth, recipe.interpolation == "slerp")
+                for parent in birth.parents:
+                    left[parent] -= 1
+                    if not left[parent]:
+                        needed.pop(parent, None)
+            self._kept[own] = needed[own]  # kin that the next one asked for may share
+            if len(self._kept) > max(64, _KEPT_BYTES // max(needed[own].nbytes, 1)):
+                del self._kept[next(iter(self._kept))]
 
 
 def ancestry(
