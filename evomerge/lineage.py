@@ -89,7 +89,7 @@ def born(a: np.ndarray, b: np.ndarray, birth: Birth, slerp: bool) -> np.ndarray:
         (slice(birth.split, None), 1 - birth.mix),
     ):
         of_a, of_b = map(np.float32, interpolated(mix, angle))
-        child[side] = of_a * a[side] + of_b * b[side]
+        child[side] = of_a * a[side] + of_b * b[side] + np.float32(0.0)  # no zero is negative
     if birth.sigma:
         rng = np.random.Generator(np.random.Philox(key=birth.seed))
         noise = rng.standard_normal(len(child), dtype=np.float32)

@@ -8,9 +8,12 @@ import re
 from collections.abc import Iterable
 from copy import deepcopy
 
+import numpy as np
 import torch
 
-from evomerge.errors import BadInput, Fault
+from evomerge import native
+from evomerge.checksum import tile_digests
+from evomerge.errors import BadInput, CandidateFailure, Fault
 from evomerge.factories import build
 from evomerge.sources import Source
 
@@ -45,6 +48,49 @@ class ResidentModule:
         """Overwrite the weights with a stream of (name, tensor) in any order."""
         for name, tensor in stream:
             self.direct[name].copy_(tensor)
+
+
+class Flat:
+    """Puts flattened float32 weights into a live model, and digests them on the way."""
+
+    def __init__(self, live: dict[str, torch.Tensor], source: Source):
+        """
+        Args:
+            live: the live tensors, all of them, by name.
+            source: says how they are flattened.
+        """
+        sizes = [t.elements for t in source.tensors.values()]
+        self._staged = torch.zeros(sum(sizes))
+        parts = self._staged.split(sizes)
+        named = zip(source.tensors.items(), parts, strict=True)
+        self._parts = {name: part.view(t.shape) for (name, t), part in named}
+        self._live = {name: live[name] for name in self._parts}
+        self._batch = None
+        tensors = [*self._parts.values(), *self._live.values()]
+        on_cpu = all(t.device.type == "cpu" for t in tensors)
+        if on_cpu and native.takes(tensors, torch.float32):
+            rows = [[part] for part in self._parts.values()]
+            self._batch = native.Batch(None, rows, list(self._live.values()), torch.float32)
+            self._batch.weigh(slice(None), np.ones((len(rows), 1)))
+
+    def take(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Overwrite the model with (parameters,) weights; return the digests of their tiles.
+
+        Raises:
+            CandidateFailure: a weight is not finite.
+        """
+        self._staged.copy_(torch.from_numpy(weights))
+        if self._batch:
+            made, broken = self._batch.merge()
+            digests = dict(zip(self._parts, made, strict=True))
+        else:
+            broken = np.array([not bool(p.isfinite().all()) for p in self._parts.values()])
+            digests = {name: tile_digests(part) for name, part in self._parts.items()}
+            for name, part in self._parts.items():
+                self._live[name].copy_(part)
+        if broken.any():
+            raise CandidateFailure(f"tensor {list(self._parts)[broken.argmax()]} is not finite")
+        return digests
 
 
 class ResidentModel:

@@ -88,6 +88,7 @@ class Worker:
         self._resident = resident(
             opened[plan.frame], plan.compute_dtype, device, plan.trust_remote_code
         )
+        self._flat: Any = None  # made for the first weights that come with a job
         self._splits = plan.splits
         self._fitness = {}
         for objective, spec in plan.fitness.items():
@@ -159,14 +160,13 @@ class Worker:
 
         from evomerge.checksum import Checksum
 
-        if not np.isfinite(weights).all():
-            raise CandidateFailure("a weight is not finite")
-        flat, at, tensors, checksum = torch.from_numpy(weights), 0, {}, Checksum()
+        if self._flat is None:
+            from evomerge.resident import Flat
+
+            self._flat = Flat(self._resident.direct, self._merger.sources[recipe.sources[0]])
+        digests, checksum = self._flat.take(weights), Checksum()
         for name, tensor in self._merger.sources[recipe.sources[0]].tensors.items():
-            tensors[name] = flat[at : at + tensor.elements].view(tensor.shape)
-            checksum.update(name, tensors[name])
-            at += tensor.elements
-        self._resident.load(tensors.items())
+            checksum.add(name, torch.float32, tensor.shape, digests[name])
         return checksum.hexdigest()
 
     def _score(self, split: str) -> dict[str, np.ndarray]:
