@@ -51,6 +51,7 @@ ROOMS = {
     "sqlite_utils": {"archive"},
     "sqlite3": {"archive"},
     "moocore": {"pareto"},
+    "optuna": {"controllers"},
     "pydantic": {"config", "form"},
     "click": {"cli"},
     "tabulate": {"tables"},
