@@ -205,13 +205,15 @@ class Runner:
         space = self.campaign.space
         if not space.breeds:
             return space.decode(proposal.genome)
-        for parent in proposal.parents:
-            if parent not in self._recipes:
-                (found,) = self.archive.candidates("id = ?", (parent,))
-                recipe = from_json(found.recipe, f"candidate {parent}")
-                self._know(parent, recipe, found.recipe_id)
-        recipes, ids = zip(*(self._recipes[p] for p in proposal.parents), strict=True)
+        recipes, ids = zip(*map(self._known, proposal.parents), strict=True)
         return space.cross(proposal.genome, recipes, ids)
+
+    def _known(self, parent: int) -> tuple[Any, str]:
+        """Return a parent's recipe and its id."""
+        if parent not in self._recipes:
+            (found,) = self.archive.candidates("id = ?", (parent,))
+            self._know(parent, from_json(found.recipe, f"candidate {parent}"), found.recipe_id)
+        return self._recipes[parent]
 
     def _know(self, candidate: int, recipe: Any, recipe_id: str) -> None:
         if len(self._recipes) >= _PARENTS_KEPT:

@@ -211,6 +211,16 @@ def test_all_alike_still_mate_and_nobody_is_an_error():
     assert len(pairs) == 6 and min(pairs.values()) > 50  # every pair of two, none with itself
 
 
+def test_parents_that_were_forgotten_are_read_again(campaign_file, here, silent, monkeypatch):
+    monkeypatch.setattr("evomerge.runner._PARENTS_KEPT", 1)
+    assert run_campaign(campaign_file(**NICHES, name="forgetful"), progress=silent)
+    monkeypatch.undo()
+    assert run_campaign(campaign_file(**NICHES, name="mindful"), progress=silent)
+    runs = [Archive(here / "runs" / name / "archive.db") for name in ("forgetful", "mindful")]
+    ids = [[c.recipe_id for c in archive.candidates()] for archive in runs]
+    assert ids[0] == ids[1] and len(ids[0]) == 18
+
+
 def test_a_campaign_breeds_and_its_best_is_exported(campaign_file, here, silent):
     file = campaign_file(**NICHES, name="bred", heldout=0.5)
     assert run_campaign(file, progress=silent)

@@ -1,0 +1,115 @@
+"""Controllers beside one another on the embedded tiny models, at equal numbers of candidates.
+
+    python benchmarks/crosslingual.py niches cmaes nsga2 como random --seeds 5
+
+Every search is a campaign in runs/crosslingual/, with the sources of
+search_spaces/crosslingual-maths.yaml (niches: crosslingual-niches.yaml); one that was stopped
+goes on where it was. A row has the best candidate's held-out scores and the hypervolume, above 0 in each
+language, of the finalists' held-out scores. Rows are appended to benchmarks/crosslingual.csv; a
+row that is there is not made again.
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from evomerge.archive import Archive
+from evomerge.controllers import CONTROLLERS
+from evomerge.pareto import hypervolume
+from evomerge.session import run_campaign
+
+ROWS = Path(__file__).with_suffix(".csv")
+TASKS = ("maths_ja", "maths_fr")
+
+
+class Quiet:
+    """A progress that says nothing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def __call__(self, archive: Archive) -> None:
+        pass
+
+
+def read() -> list[dict]:
+    if not ROWS.exists():
+        return []
+    with open(ROWS, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def make(name: str, seed: int, evaluations: int, workers: str) -> None:
+    """Run one campaign, if its row is not there yet."""
+    key = (name, str(seed), str(evaluations))
+    if key in {(r["controller"], r["seed"], r["evaluations"]) for r in read()}:
+        return
+    breeds = CONTROLLERS.get(name).breeds
+    directory = Path("runs/crosslingual") / f"{name}-{seed}-{evaluations}"
+    settings = [f"seed={seed}", f"budget.evaluations={evaluations}", f"workers={workers}"]
+    if name != "niches":
+        own = (
+            "{kind: cmaes, population: 12, sigma: 0.15}" if name == "cmaes" else f"{{kind: {name}}}"
+        )
+        settings.append(f"controller={own}")
+    started = time.perf_counter()
+    file = Path(f"search_spaces/crosslingual-{'niches' if breeds else 'maths'}.yaml")
+    if not run_campaign(file, directory=directory, settings=settings, progress=Quiet()):
+        raise SystemExit("interrupted; the same command goes on")
+    archive = Archive(directory / "archive.db")
+    finals = {c: archive.means(c, "heldout") for c in archive.finals_done()}
+    best = finals[archive.best()]
+    points = np.array([[means[t] for t in TASKS] for means in finals.values()])
+    row = {
+        "controller": name,
+        "seed": seed,
+        "evaluations": evaluations,
+        "value": round(archive.outcome(archive.best())["value"], 4),
+        **{task: round(best[task], 4) for task in TASKS},
+        "mean": round(float(np.mean([best[t] for t in TASKS])), 4),
+        "hypervolume": round(hypervolume(points, np.zeros(2)), 4),
+        "seconds": round(time.perf_counter() - started),
+    }
+    fresh = not ROWS.exists()
+    with open(ROWS, "a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+    print(*row.values(), flush=True)
+
+
+def table() -> str:
+    """Return means over seeds with 95 % intervals of the mean (normal), of all rows there are."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in read():
+        groups.setdefault((row["controller"], row["evaluations"]), []).append(row)
+    columns, body = ("value", *TASKS, "mean", "hypervolume"), []
+    for key, rows in sorted(groups.items()):
+        found = [np.array([float(r[c]) for r in rows]) for c in columns]
+        wide = [1.96 * v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else np.nan for v in found]
+        cells = [f"{v.mean():.3f} ± {w:.3f}" for v, w in zip(found, wide, strict=True)]
+        body.append([*key, len(rows), *cells])
+    headers = ["controller", "candidates", "seeds", "search value", *columns[1:]]
+    return tabulate(body, headers=headers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("controllers", nargs="*", choices=[*CONTROLLERS.all(), []])
+    parser.add_argument("--seeds", type=int, default=5, help="1 and so many in all")
+    parser.add_argument("--evaluations", type=int, default=160)
+    parser.add_argument("--workers", default="{pool: ray, count: 2}")
+    options = parser.parse_args()
+    for seed in range(1, 1 + options.seeds):
+        for name in options.controllers:
+            make(name, seed, options.evaluations, options.workers)
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
