@@ -4,9 +4,9 @@
 
 Every search is a campaign in runs/crosslingual/, with the sources of
 search_spaces/crosslingual-maths.yaml (niches: crosslingual-niches.yaml); one that was stopped
-goes on where it was. A row has the best candidate's held-out scores and the hypervolume, above 0 in each
-language, of the finalists' held-out scores. Rows are appended to benchmarks/crosslingual.csv; a
-row that is there is not made again.
+goes on where it was. A row has the best candidate's held-out scores and the hypervolume, above 0
+in each language, of the finalists' held-out scores. Rows are appended to
+benchmarks/crosslingual.csv; a row that is there is not made again.
 """
 
 import argparse

@@ -214,7 +214,7 @@ def test_all_alike_still_mate_and_nobody_is_an_error():
 def test_parents_that_were_forgotten_are_read_again(campaign_file, here, silent, monkeypatch):
     monkeypatch.setattr("evomerge.runner._PARENTS_KEPT", 1)
     assert run_campaign(campaign_file(**NICHES, name="forgetful"), progress=silent)
-    monkeypatch.undo()
+    monkeypatch.setattr("evomerge.runner._PARENTS_KEPT", 256)
     assert run_campaign(campaign_file(**NICHES, name="mindful"), progress=silent)
     runs = [Archive(here / "runs" / name / "archive.db") for name in ("forgetful", "mindful")]
     ids = [[c.recipe_id for c in archive.candidates()] for archive in runs]
