@@ -15,7 +15,7 @@ from evomerge.checkpoints import DTYPES, SIZE, header_bytes
 from evomerge.checksum import Checksum
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.merge import Merger
-from evomerge.mergeable import mismatches
+from evomerge.mergeable import layout_faults, mismatches
 from evomerge.mergekit import to_mergekit
 from evomerge.methods import method_of
 from evomerge.recipe import Recipe
@@ -76,6 +76,8 @@ def merge_to(
         raise BadInput(Fault(str(out), "", "is there already", "name a path that does not exist"))
     method_of(recipe, file)
     opened = _open_all(recipe, file, places or {}, trust_remote_code)
+    if faults := layout_faults(recipe, opened[recipe.sources[0]], file):
+        raise BadInput(*faults)
     merger = Merger(opened, _hashes(opened, file), device)
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

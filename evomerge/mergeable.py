@@ -1,9 +1,11 @@
 """Whether opened sources can be merged with one another, by their headers and configs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from evomerge.errors import Fault
 from evomerge.layout import canonical_order
+from evomerge.mixture import Layout
 from evomerge.sources import CONFIG_NOISE, Source
 
 # What matters to training alone, or to code that is not run.
@@ -65,3 +67,22 @@ def _differing_tokens(a: dict[str, int], b: dict[str, int]) -> str:
     )
     first = ", ".join(f"{t!r} is {b.get(t, 'absent')} and {a.get(t, 'absent')}" for t in differ[:3])
     return f"{len(differ)} tokens, first {first}"
+
+
+def layout_faults(recipe: Any, frame: Source, file: str) -> list[Fault]:
+    """Return why positions in a recipe are not those of its models' parameters, if they are not."""
+    if recipe.kind == "parameters":
+        return []
+    layout = Layout({n: t.elements for n, t in frame.tensors.items()})
+    if layout.hash != recipe.layout:
+        wrong = f"is not that of '{frame.name}': its tensors have other names or sizes"
+        return [Fault(file, "layout", wrong, "take the models that the recipe was made with")]
+    if recipe.kind == "mixture":
+        ends = {int(c.edges[-1]) for c in recipe.chromosomes}
+        fits = ends == {layout.total}
+        mend = f"end each chromosome at parameter {layout.total}"
+        return [] if fits else [Fault(file, "chromosomes", "do not cover the parameters", mend)]
+    if any(isinstance(p, str) for birth in recipe.births for p in birth.parents):
+        mend = "take the recipe.json that `evomerge export` writes"
+        return [Fault(file, "births", "names parents that are in an archive", mend)]
+    return []

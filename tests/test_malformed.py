@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from evomerge.cli import main
 from evomerge.errors import BadInput
 from evomerge.mergeable import mismatches
+from evomerge.mixture import Layout
 from evomerge.sources import open_source
 from evomerge.testing import tiny_llama
 
@@ -134,6 +135,38 @@ def recipes():
         yield f"groups.0.{key} gone", damaged(RECIPE, ("groups", 0, key), "gone")
     for value in ([], 3, "recipe", None):
         yield f"{value!r} for all", value
+
+
+MIXTURE = {
+    "version": 1,
+    "kind": "mixture",
+    "models": ["a", "b"],
+    "dtype": "float32",
+    "layout": "",
+    "chromosomes": [
+        {"modules": "self_attn", "segments": [[0, 0, [0.3, 0.7]]]},
+        {"modules": None, "segments": [[0, 7, [1.0, 0.0]], [7, 0, [0.25, 0.75]]]},
+    ],
+}
+EXPLICIT = {
+    "version": 1,
+    "kind": "explicit",
+    "models": ["a", "b"],
+    "dtype": "float32",
+    "layout": "",
+    "interpolation": "slerp",
+    "births": [[[0, 1], 0.3, 50, 0.01, 7], [[2, 0], 0.6, 9, 0.0, 0]],
+}
+
+
+def bred(folder):
+    """The recipes above, with the layout of a folder's models."""
+    layout = Layout({n: t.elements for n, t in open_source(str(folder / "a")).tensors.items()})
+    text = json.dumps([MIXTURE, EXPLICIT]).replace('"layout": ""', f'"layout": "{layout.hash}"')
+    mixture, explicit = json.loads(text)
+    for chromosome in mixture["chromosomes"]:
+        chromosome["segments"][-1][1] = layout.total
+    return mixture, explicit
 
 
 def header(file, change):
@@ -292,6 +325,24 @@ def test_damaged_recipes(here, no_weights):
         except AssertionError as error:
             failed[what] = str(error)[:300]
     assert not failed, json.dumps(failed, indent=1)
+
+
+def test_damaged_recipes_of_individuals(here, no_weights):
+    harmless = {"mixture chromosomes.0 gone", "explicit births.1 gone"}  # a recipe all the same
+    harmless |= {"mixture chromosomes.0.modules looks"}  # some other substring
+    failed, seen = {}, 0
+    for recipe in bred(here):
+        for path in paths(recipe):
+            for name, wrong in (WRONG | {"gone": "gone"}).items():
+                what = f"{recipe['kind']} {'.'.join(map(str, path))} {name}"
+                Path("bad.json").write_text(json.dumps(damaged(recipe, path, wrong)))
+                seen += 1
+                try:
+                    refused(["merge", "bad.json", "out"], "bad.json")
+                except AssertionError as error:
+                    failed[what] = str(error)[:200]
+    assert set(failed) == harmless, json.dumps(failed, indent=1)
+    assert seen > 100
 
 
 @pytest.mark.parametrize("what", DIRECTORIES)
