@@ -29,6 +29,9 @@ class CmaEs:
     the present start have come, whatever their order, the distribution is updated. Points
     sampled before the latest update count too; pycma shortens the steps of those that are
     unlikely under it.
+
+    Attributes:
+        runs: how often the search has begun anew.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class CmaEs:
         self._population = population or 4 + int(3 * math.log(max(dimension, 1)))
         self._diagonal = dimension >= _DIAGONAL_FROM if diagonal is None else diagonal
         self._blas = ThreadpoolController()
-        self._runs = 0
+        self.runs = 0
         self._asked = 0
         self._pending: dict[int, tuple[int, np.ndarray]] = {}
         self._best_foreign = (-math.inf, -math.inf)
@@ -84,7 +87,7 @@ class CmaEs:
         options: dict[str, Any] = {
             "bounds": [0.0, 1.0],
             "BoundaryHandler": "BoundTransform",
-            "popsize": self._population * 2 ** min(self._runs, self._restarts),
+            "popsize": self._population * 2 ** min(self.runs, self._restarts),
             "randn": lambda *shape: self._rng.standard_normal(shape),
             "seed": math.nan,  # pycma is to leave numpy's global generator alone
             "verbose": -9,
@@ -103,6 +106,11 @@ class CmaEs:
         self._told: list[tuple[np.ndarray, tuple[float, float]]] = []
         self._flat = 0
 
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean of the distribution, (dimension,) float64 in [0, 1]."""
+        return np.clip(self._es.result.xfavorite, 0.0, 1.0)
+
     def ask(self, n: int) -> list[Proposal]:
         proposals = []
         for _ in range(n):
@@ -110,7 +118,7 @@ class CmaEs:
                 with self._blas.limit(limits=1):
                     self._queue = list(self._es.ask())
             point = self._queue.pop(0)
-            self._pending[self._asked] = (self._runs, point)
+            self._pending[self._asked] = (self.runs, point)
             self._asked += 1
             proposals.append(Proposal(np.clip(point, 0.0, 1.0)))
         return proposals
@@ -119,7 +127,7 @@ class CmaEs:
         if told.ordinal is None:
             self._hear_foreign(told)
         run, point = self._pending.pop(told.ordinal, (None, None))
-        if run != self._runs:
+        if run != self.runs:
             return  # not ours, or asked before the latest restart
         failed = told.value is None
         # ascending: those that keep the constraints by value, the others by violation, failures
@@ -151,5 +159,5 @@ class CmaEs:
             with self._blas.limit(limits=1):
                 self._es.tell(list(points), list(ranks))
         if self._flat >= _FLAT_GENERATIONS or self._es.stop():
-            self._runs += 1
+            self.runs += 1
             self._begin(self._rng.random(self._dimension) * 0.8 + 0.1)

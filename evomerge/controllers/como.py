@@ -71,18 +71,6 @@ def uncrowded_improvement(
     )
 
 
-class _Kernel(CmaEs):
-    """A CMA-ES that shows its mean, and how often it has begun anew."""
-
-    @property
-    def mean(self) -> np.ndarray:
-        return np.clip(self._es.result.xfavorite, 0.0, 1.0)
-
-    @property
-    def runs(self) -> int:
-        return self._runs
-
-
 @controller("como")
 class Como:
     """COMO-CMA-ES on [0, 1]^d without a generation barrier.
@@ -131,7 +119,7 @@ class Como:
         starts[0] = start
         options = {"dimension": dimension, "population": population, "sigma": sigma, "restarts": 0}
         self._kernels = [
-            _Kernel(seed=s, start=x, **options) for s, x in zip(seeds, starts, strict=True)
+            CmaEs(seed=s, start=x, **options) for s, x in zip(seeds, starts, strict=True)
         ]
         self._population = population or 4 + int(3 * math.log(max(dimension, 1)))
         self._reference = np.full(objectives, _REFERENCE)
