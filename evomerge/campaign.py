@@ -1,5 +1,6 @@
 """The campaign: a checked plan, and what it names, opened."""
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -55,6 +56,8 @@ class Campaign:
         """Make the plan's controller, fresh, to begin at a genome."""
         options = {k: v for k, v in self.plan["controller"].items() if k != "kind"}
         cls = CONTROLLERS.get(self.plan["controller"]["kind"])
+        if "levels" in inspect.signature(cls.__init__).parameters:
+            options["levels"] = self.space.levels
         return cls(
             dimension=self.space.dimension,
             seed=self.plan["seed"],

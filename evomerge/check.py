@@ -67,7 +67,7 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
         BadInput: with every fault of the sources and the tasks.
     """
     entries = dict(enumerate(plan["fitness"]))
-    layered = plan["space"]["kind"] == "parameters"
+    layered = not SPACES.get(plan["space"]["kind"]).breeds
     named = _open_named(plan["sources"], entries, _wants_test(plan), file, moved or {}, layered)
     faults = list(named.faults)
     splits, warnings = {}, differing_settings([*named.sources.values()])

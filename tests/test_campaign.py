@@ -282,3 +282,22 @@ def test_a_ledger_that_the_controller_does_not_reproduce_names_the_event(
     assert ("adopt", None) in events(path.parent)
     assert run_campaign(campaign_file(), progress=silent)  # the ledger replays again
     assert Archive(path).proposed() == 14
+
+
+@pytest.mark.parametrize("kind", ["cmaes", "tpe", "nsga2"])
+def test_a_campaign_chooses_among_methods(campaign_file, here, silent, kind):
+    axes = {"weight": {"low": 0.0, "high": 1.0}}
+    spaces = [
+        {"kind": "parameters", "method": "linear", "axes": axes},
+        {
+            "kind": "parameters",
+            "method": "consensus",
+            "axes": axes | {"threshold": 0.1, "least": {"low": 1, "high": 3, "integer": True}},
+        },
+    ]
+    space = {"kind": "choice", "spaces": spaces}
+    file = campaign_file(space=space, controller={"kind": kind}, budget__evaluations=40)
+    assert run_campaign(file, progress=silent)
+    archive = Archive(here / "runs/tiny/archive.db")
+    found = {c.recipe["method"] for c in archive.candidates("origin = 'search'")}
+    assert found == {"linear", "consensus"} and not archive.counts()["failed"]

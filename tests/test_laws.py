@@ -76,3 +76,17 @@ def test_cmaes_failures_rank_below_any_score():
     _, values = drive("cmaes", 200, score=lambda g: None if g[0] > 0.45 else float(g[1]) - 1e6)
     failed = [v is None for v in values]
     assert sum(failed[-50:]) < sum(failed[:50])
+
+
+def test_cmaes_keeps_trying_the_next_levels():
+    """Where a gene has eight levels and the best is at a border, neighbours go on being tried."""
+    worth = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 0.8, 0.6])
+
+    def score(genome):
+        return worth[min(int(genome[0] * 8), 7)] - float(((genome[1:] - 0.3) ** 2).sum())
+
+    others = {}
+    for levels in ((), (8, 0, 0, 0, 0)):
+        late = [drive("cmaes", 500, seed=s, score=score, levels=levels)[0][-150:] for s in range(5)]
+        others[levels] = np.mean([(genomes[:, 0] * 8).astype(int) != 5 for genomes in late])
+    assert others[8, 0, 0, 0, 0] > 0.03 > others[()]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from evomerge.layout import place
 from evomerge.merge import group_of
@@ -131,3 +132,84 @@ def test_two_tied_knots_are_lines_depth_scaling():
         wanted = alpha + beta * (block - 1) / 5
         assert group.values["weight"] == pytest.approx((wanted,) * 3), group.layers
     assert space.encode(recipe) == pytest.approx([0.1, 0.4])
+
+
+TWO = {
+    "kind": "choice",
+    "spaces": [
+        {
+            "kind": "parameters",
+            "method": "consensus",
+            "axes": {
+                "weight": {"low": 0.0, "high": 1.0, "tied": ["models"]},
+                "threshold": 0.2,
+                "least": {"low": 1, "high": 3, "integer": True},
+            },
+        },
+        {"kind": "parameters", "method": "linear", "axes": {"weight": {"low": -1.0, "high": 1.0}}},
+    ],
+}
+SHAPE = Sources("base", ("a", "b", "c"), ("a", "b", "c"), 4, "bfloat16", 7)
+
+
+@given(st.data())
+def test_a_choice_is_the_chosen_space(data):
+    space = SPACES.get("choice")(TWO, SHAPE)
+    inner = [SPACES.get("parameters")(s, SHAPE) for s in TWO["spaces"]]
+    assert SPACES.get("choice").faults(TWO, 3, True, "f") == []
+    assert space.dimension == 1 + sum(s.dimension for s in inner) == len(space.names)
+    assert len(space.levels) == space.dimension and space.levels[0] == 2
+    genome = quantize(data.draw(hnp.arrays(float, space.dimension, elements=st.floats(0, 1))))
+    recipe = space.decode(genome)
+    if genome[0] < 0.5:
+        own = genome[1 : 1 + inner[0].dimension]
+        assert recipe == inner[0].decode(own) and recipe.method == "consensus"
+        assert all(g.values["least"] in (1.0, 2.0, 3.0) for g in recipe.groups)
+    else:
+        assert recipe == inner[1].decode(genome[1 + inner[0].dimension :])
+    again = space.decode(space.encode(recipe))
+    assert again.method == recipe.method
+    for ours, theirs in zip(again.groups, recipe.groups, strict=True):
+        for name, value in theirs.values.items():
+            np.testing.assert_allclose(ours.values[name], value, atol=1e-9)
+
+
+def test_whole_numbers_share_the_gene_evenly():
+    space = SPACES.get("choice")(TWO, SHAPE)
+    at = next(i for i, n in enumerate(space.names) if "least" in n)
+    genome, found = space.start, []
+    for unit in np.linspace(0, 1, 300, endpoint=False):
+        genome[at] = unit
+        found.append(space.decode(genome).groups[0].values["least"])
+    assert [found.count(v) for v in (1.0, 2.0, 3.0)] == [100, 100, 100]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    {
+        "one": ({"spaces": TWO["spaces"][:1]}, "space.spaces: is not a list of two or more"),
+        "none": ({"spaces": None}, "space.spaces: is not a list of two or more"),
+        "kind": ({"spaces": [{"kind": "mixture"}, {"kind": "choice"}]}, "space.spaces.0.kind"),
+        "inner": (
+            {"spaces": [TWO["spaces"][1] | {"method": "liner"}, TWO["spaces"][1]]},
+            "space.spaces.0.method: there is no merge method 'liner'; did you mean 'linear'",
+        ),
+        "dtype": (
+            {"spaces": [TWO["spaces"][1] | {"dtype": "float32"}, TWO["spaces"][1]]},
+            "space.spaces: differ in dtype",
+        ),
+        "whole": (
+            {
+                "spaces": [
+                    TWO["spaces"][1]
+                    | {"axes": {"weight": {"low": 0.5, "high": 2, "integer": True}}},
+                    TWO["spaces"][1],
+                ]
+            },
+            "space.spaces.0.axes.weight.integer: has a range that is none of integers",
+        ),
+    }.values(),
+)
+def test_choices_that_will_not_do(change, message):
+    faults = SPACES.get("choice").faults(TWO | change, 3, True, "f")
+    assert any(message in str(f) for f in faults), faults

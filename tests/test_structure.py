@@ -23,7 +23,7 @@ FLOORS = [
     {"adapters", "campaign_file", "checkpoints", "errors", "factories", "layout", "lock", "machine"}
     | {"magnitudes", "philox", "registry", "schema", "scores"},
     {"recipe", "lineage", "mixture", "pareto", "checksum"},
-    {"operators", "spaces", "controllers", "sources", "soups"},
+    {"axes", "operators", "spaces", "controllers", "sources", "soups"},
     {"form", "mergeable"},
     {"kernels", "items", "methods", "weights"},
     {"fast", "native", "precomputed", "prepare"},

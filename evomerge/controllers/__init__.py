@@ -2,7 +2,8 @@
 
 A controller is a class registered with `@controller(name)`, made as `cls(dimension=d, seed=s,
 start=genome, objectives=m, **options)`; the options are its other keyword-only parameters, with
-types and defaults. The contract:
+types and defaults. One that takes `levels` is told how many values each gene has, of those that
+are no scale (0: continuous). The contract:
 
 - `ask(n)` returns at most n `Proposal`s. It may return fewer; it returns none only while
   outcomes are outstanding, and then leaves itself unchanged.
@@ -24,7 +25,7 @@ import numpy as np
 from evomerge.registry import Registry
 
 CONTROLLERS = Registry("evomerge.controllers", "controller")
-RESERVED = ("dimension", "seed", "start", "objectives")
+RESERVED = ("dimension", "seed", "start", "objectives", "levels")
 
 
 class Proposal(NamedTuple):

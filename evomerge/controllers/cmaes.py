@@ -8,6 +8,7 @@ population (IPOP, Auger & Hansen 2005).
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from evomerge.controllers import Proposal, Told, controller
 
 _FLAT_GENERATIONS = 10  # in a row, after which the search starts anew elsewhere
 _WIDEN = 1.3  # factor on sigma after a flat generation
+_MARGIN = 0.3  # of a level's share of the box: the least deviation of a gene that has levels
 _SMALLEST_STEP = 1e-5  # of the box; below it, bf16 weights hardly change
 _DIAGONAL_FROM = 100  # genes from which only the diagonal is adapted (Ros & Hansen 2008)
 
@@ -41,6 +43,7 @@ class CmaEs:
         seed: int,
         start: np.ndarray,
         objectives: int = 1,
+        levels: Sequence[int] = (),
         population: int | None = None,
         sigma: float = 0.2,
         restarts: int = 9,
@@ -52,6 +55,9 @@ class CmaEs:
             seed: of everything drawn here.
             start: (dimension,) the first mean.
             objectives: how many there are; their weighted mean is searched.
+            levels: how many values each gene has, 0 for one that is continuous. The others keep a
+                step wide enough to reach a neighbouring value (the margin of Hamano et al. 2022,
+                arXiv:2205.13482, by pycma's least deviation).
             population: candidates per update, at least 3; 4 + floor(3 ln d) if not given.
             sigma: first step size, as a share of the box, in (0, 1].
             restarts: how often to start anew when a search has converged; then it goes on.
@@ -72,6 +78,7 @@ class CmaEs:
         self._dimension, self._sigma, self._restarts = dimension, sigma, restarts
         self._population = population or 4 + int(3 * math.log(max(dimension, 1)))
         self._diagonal = dimension >= _DIAGONAL_FROM if diagonal is None else diagonal
+        self._least = np.array([_MARGIN / n if n else 0.0 for n in levels])
         self._blas = ThreadpoolController()
         self.runs = 0
         self._asked = 0
@@ -100,6 +107,8 @@ class CmaEs:
             "maxiter": math.inf,
             "tolx": _SMALLEST_STEP,
         }
+        if self._least.any():
+            options["minstd"] = self._least
         with self._blas.limit(limits=1):
             self._es = cma.CMAEvolutionStrategy(mean, self._sigma, options)
         self._queue: list[np.ndarray] = []

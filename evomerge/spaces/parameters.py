@@ -1,12 +1,11 @@
 """The parameter space: one merge method's coefficients by layer group and module group."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from evomerge.axes import Gene, axis_faults
 from evomerge.errors import Fault, nearest
 from evomerge.layout import PARTS
 from evomerge.operators import OPERATORS, Operator
@@ -15,37 +14,6 @@ from evomerge.registry import fits
 from evomerge.spaces import Sources, space
 
 _KEYS = {"kind", "method", "options", "layer_groups", "module_groups", "smooth", "axes", "dtype"}
-_AXIS_KEYS = {"low", "high", "log", "start", "tied"}
-_TIES = ("layers", "modules", "models", "outside")
-
-
-@dataclass(frozen=True)
-class Gene:
-    """One coordinate of a genome: where an axis' value holds, and its range."""
-
-    axis: str
-    model: int | None
-    layer: (
-        int | str | None
-    )  # a layer group (a knot if smooth), "outer" for the parts outside, None if tied
-    module: str | None
-    low: float
-    high: float
-    log: bool
-
-    def value(self, unit: float) -> float:
-        """Map [0, 1] to the axis' range, geometrically if `log`."""
-        if self.log:
-            return float(self.low * (self.high / self.low) ** unit)
-        return float(self.low + (self.high - self.low) * unit)
-
-    def unit(self, value: float) -> float:
-        """Invert `value`, clipped to [0, 1]."""
-        if self.log:
-            position = math.log(max(value, 1e-300) / self.low) / math.log(self.high / self.low)
-        else:
-            position = (value - self.low) / (self.high - self.low)
-        return min(1.0, max(0.0, position))
 
 
 @space("parameters")
@@ -87,7 +55,8 @@ class ParametersSpace:
                     key = self._key(axis, cell, model)
                     if key not in self._index:
                         self._index[key] = len(self.genes)
-                        gene = Gene(*key, entry["low"], entry["high"], entry.get("log", False))
+                        flags = (entry.get("log", False), entry.get("integer", False))
+                        gene = Gene(*key, entry["low"], entry["high"], *flags)
                         self.genes.append(gene)
                         starts.append(self._start(gene, entry))
         self.start = np.array(starts)
@@ -95,6 +64,11 @@ class ParametersSpace:
     @property
     def dimension(self) -> int:
         return len(self.genes)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """How many values each gene has; 0 for a gene that is continuous."""
+        return tuple(g.levels for g in self.genes)
 
     @property
     def names(self) -> list[str]:
@@ -290,53 +264,10 @@ class ParametersSpace:
             )
             return faults
         for name, entry in axes.items():
-            faults += _axis_faults(str(name), entry, operator, file)
+            faults += axis_faults(str(name), entry, operator, file)
         for p in operator.parameters:
             if p.default is None and p.name not in axes:
                 fault(f"axes.{p.name}", f"{method} needs it", "write {low: 0.0, high: 1.0}")
         if all(fits(entry, float) for entry in axes.values()):
             fault("axes", "nothing is searched", "give an axis {low: ..., high: ...}")
         return faults
-
-
-def _axis_faults(name: str, entry: Any, operator: Operator, file: str) -> list[Fault]:
-    key = f"space.axes.{name}"
-    if name not in operator.parameter:
-        wrong = f"{operator.name} has no parameter '{name}'"
-        return [Fault(file, key, wrong, nearest(name, operator.parameter))]
-    axis = operator.parameter[name].axis
-    bounded = math.isfinite(axis.low) and math.isfinite(axis.high)
-    allowed = f"within {axis.low:g} to {axis.high:g}" if bounded else "that is finite"
-    if not isinstance(entry, Mapping):
-        mend = f"write {{low, high}}, or a number {allowed}"
-        if not fits(entry, float) or not axis.low <= entry <= axis.high:
-            return [Fault(file, key, f"{entry!r} is no axis", mend)]
-        return []
-    faults = [
-        Fault(file, f"{key}.{k}", f"unknown key '{k}'", nearest(str(k), _AXIS_KEYS))
-        for k in entry
-        if k not in _AXIS_KEYS
-    ]
-    for k in ("low", "high", *(("start",) if entry.get("start") is not None else ())):
-        if not fits(entry.get(k), float):
-            wrong = "is missing" if k not in entry else f"{entry[k]!r} is not a finite number"
-            faults.append(Fault(file, f"{key}.{k}", wrong, f"write a number {allowed}"))
-        elif not axis.low <= entry[k] <= axis.high:
-            faults.append(
-                Fault(file, f"{key}.{k}", f"{entry[k]} is out of range", f"stay {allowed}")
-            )
-    if not isinstance(entry.get("log", False), bool):
-        faults.append(Fault(file, f"{key}.log", f"{entry['log']!r} is not true or false"))
-    tied = entry.get("tied", [])
-    if not isinstance(tied, list) or not set(map(str, tied)) <= set(_TIES):
-        faults.append(
-            Fault(file, f"{key}.tied", f"{tied!r} will not do", f"list some of {', '.join(_TIES)}")
-        )
-    if faults:
-        return faults
-    if entry["low"] >= entry["high"]:
-        wrong = f"low {entry['low']} is not below high {entry['high']}"
-        faults.append(Fault(file, key, wrong, "swap them, or write one number to fix the axis"))
-    elif entry.get("log") and entry["low"] <= 0:
-        faults.append(Fault(file, f"{key}.log", "a log axis needs low above 0", "raise low"))
-    return faults
