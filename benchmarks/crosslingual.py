@@ -68,7 +68,6 @@ def make(name: str, seed: int, evaluations: int, workers: str) -> None:
         "controller": name,
         "seed": seed,
         "evaluations": evaluations,
-        "value": round(archive.outcome(archive.best())["value"], 4),
         **{task: round(best[task], 4) for task in TASKS},
         "mean": round(float(np.mean([best[t] for t in TASKS])), 4),
         "hypervolume": round(hypervolume(points, np.zeros(2)), 4),
@@ -88,13 +87,13 @@ def table() -> str:
     groups: dict[tuple, list[dict]] = {}
     for row in read():
         groups.setdefault((row["controller"], row["evaluations"]), []).append(row)
-    columns, body = ("value", *TASKS, "mean", "hypervolume"), []
+    columns, body = (*TASKS, "mean", "hypervolume"), []
     for key, rows in sorted(groups.items()):
         found = [np.array([float(r[c]) for r in rows]) for c in columns]
         wide = [1.96 * v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else np.nan for v in found]
         cells = [f"{v.mean():.3f} ± {w:.3f}" for v, w in zip(found, wide, strict=True)]
         body.append([*key, len(rows), *cells])
-    headers = ["controller", "candidates", "seeds", "search value", *columns[1:]]
+    headers = ["controller", "candidates", "seeds", *columns]
     return tabulate(body, headers=headers)
 
 
