@@ -318,9 +318,13 @@ class Archive:
             sql = "UPDATE outcomes SET value = ?, violation = ? WHERE candidate_id = ?"
             self.db.conn.executemany(sql, rows)
             if any(v for _, v in values.values()) and not self.proposed():
-                self._execute("UPDATE candidates SET dominated_by = NULL")
+                sql = (
+                    "SELECT candidate_id AS c FROM outcomes WHERE status = 'ok' AND copy_of IS NULL"
+                )
+                found = [row["c"] for row in self._query(f"{sql} ORDER BY candidate_id")]
+                self._execute(f"UPDATE candidates SET dominated_by = NULL WHERE id IN ({sql})")
                 self._front, front = None, {}
-                for candidate in sorted(values):
+                for candidate in found:
                     front = self._place_on_front(candidate, front)
                 self._front = front
 

@@ -80,6 +80,18 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
             split = split_items(fitness, spec["items"], plan["heldout"], plan["seed"])
             splits[spec["name"]] = split
             warnings += _few_items(spec["name"], split)
+    if not faults:
+        names = [n for source in named.sources.values() for n in source.tensors]
+        faults += [
+            Fault(
+                file,
+                "space.chromosomes",
+                f"no tensor's name holds '{part}'",
+                "mend or leave it out",
+            )
+            for part in plan["space"].get("chromosomes", ())
+            if not any(part in name for name in names)
+        ]
     if faults:
         raise BadInput(*dict.fromkeys(faults))
     return _campaign(plan, named, splits, warnings)
@@ -151,7 +163,7 @@ def _campaign(
     worker = WorkerPlan(
         sources={name: source.place for name, source in named.sources.items()},
         hashes={},
-        frame=frame,
+        frame=space.first.sources[0],
         dtype=dtype,
         compute_dtype=plan["compute_dtype"] or dtype,
         fitness={spec["name"]: _said(spec, _wants_test(plan)) for spec in plan["fitness"]},
@@ -190,7 +202,10 @@ def hash_sources(campaign: Campaign, file: str) -> Campaign:
     for name, source in campaign.sources.items():
         if is_candidate(source.name):
             key = f"sources.{campaign.labels[name]}"
-            source = open_source(str(materialize(source.name, file, key)), file=file, key=key)
+            place = str(materialize(source.name, file, key))
+            if source.factory:
+                place = source.factory._replace(weights=f"{place}/model.safetensors").place
+            source = open_source(place, file=file, key=key)
         places[name] = source.place
         found = digest(source)
         hashes[name] = found.sha256

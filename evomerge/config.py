@@ -53,7 +53,7 @@ def check_plan(data: Mapping[str, Any], file: str) -> dict:
         mend = "use letters, digits, '.', '-' and '_': it names the folder under runs/"
         faults.append(Fault(file, "name", wrong, mend))
     models = _get(data, "sources", "models")
-    for label in ("base", "uniform", *SOUPS):
+    for label in ("base", "baseline", "uniform", *SOUPS):
         if isinstance(models, Mapping) and label in models:
             wrong = f"the label '{label}' is kept for a baseline"
             faults.append(Fault(file, f"sources.models.{label}", wrong, "rename the model"))
@@ -129,6 +129,12 @@ def _controller_faults(controller: Any, file: str) -> list[Fault]:
 def _breeding_faults(data: Mapping, space: str, controller: str, file: str) -> list[Fault]:
     spaces, controllers = SPACES.all(), CONTROLLERS.all()
     wanted = spaces[space].breeds
+    models, base = data["sources"]["models"], data["sources"].get("base")
+    listed = [base, *models.values()]
+    twice = [k for i, (k, m) in enumerate(models.items(), start=1) if m in listed[:i]]
+    if wanted and twice:
+        wrong = "is listed before, and an individual is a mean of different models"
+        return [Fault(file, f"sources.models.{twice[0]}", wrong, "leave one of the two out")]
     if wanted and (data.get("init") or data.get("start_from_soup")):
         key = "init" if data.get("init") else "start_from_soup"
         wrong = f"a space of individuals, as {space} is, begins with its models"
@@ -145,8 +151,8 @@ def _constraint_faults(data: Mapping, file: str) -> list[Fault]:
     faults = []
     entries, models = data.get("fitness"), _get(data, "sources", "models")
     known = ["baseline", *(models if isinstance(models, Mapping) else ())]
-    known += ["base"] if _get(data, "sources", "base") else []
     known += ["uniform"] if len(known) > 2 else []
+    known += ["base"] if _get(data, "sources", "base") else []
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
         text = entry.get("constraint") if isinstance(entry, Mapping) else None
         if not isinstance(text, str):
@@ -224,7 +230,10 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         return [
             d
             for k in keys
-            if path or (k not in MAY_CHANGE and (k in old or new[k]))  # not a later version's key
+            if (path or k not in MAY_CHANGE) and (k in old or new[k])  # not a later version's key
             for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
         ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [d for i, (a, b) in pairs for d in differences(a, b, f"{path}.{i}")]
     return [] if old == new else [path]

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,11 +39,19 @@ class Factory(NamedTuple):
         return f"{where}:{self.function}@{weights}"
 
     @property
+    def file(self) -> Path:
+        """Where the function is written."""
+        if self.where.endswith(".py"):
+            return Path(self.where)
+        spec = importlib.util.find_spec(self.where)
+        if spec is None or not spec.origin:
+            raise ValueError(f"there is no module '{self.where}'")
+        return Path(spec.origin)
+
+    @property
     def definition(self) -> str:
         """Changes when the function's file does."""
-        spec = None if self.where.endswith(".py") else importlib.util.find_spec(self.where)
-        file = Path(self.where) if spec is None else Path(spec.origin)
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]
 
 
 def parse_factory(name: str) -> Factory | None:
@@ -59,12 +68,28 @@ def build(factory: Factory) -> Any:
     """
     try:
         module = getattr(_imported(factory.where), factory.function)()
-        module.state_dict()
-    except Exception as error:  # code of the user's: whatever it raises means the same
+        state_of(module)
+    except (Exception, SystemExit) as error:  # the user's code: whatever it raises means the same
         raise ValueError(
             f"{factory.where}:{factory.function} gave no torch module: {one_line(error)}"
         ) from error
     return module
+
+
+def state_of(module: Any) -> dict[str, Any]:
+    """Return a module's state_dict.
+
+    Raises:
+        ValueError: two names share one tensor, or a value is none.
+    """
+    seen: dict[int, str] = {}
+    for name, tensor in module.state_dict().items():
+        if not hasattr(tensor, "data_ptr"):
+            raise ValueError(f"its state '{name}' is no tensor")
+        other = seen.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        if other != name:
+            raise ValueError(f"'{name}' and '{other}' are one tensor; register it once")
+    return module.state_dict()
 
 
 @functools.lru_cache
@@ -72,7 +97,7 @@ def _imported(where: str) -> Any:
     if not where.endswith(".py"):
         return importlib.import_module(where)
     spec = importlib.util.spec_from_file_location(f"evomerge_factory_{Path(where).stem}", where)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

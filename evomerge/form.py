@@ -38,7 +38,8 @@ def _made_by(value: Mapping) -> str:
     seed, weights = value.get("seed"), value.get("weights")
     whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
     named = isinstance(value["factory"], str) and ":" in value["factory"]
-    given = whole if weights is None else seed is None and isinstance(weights, str)
+    file = isinstance(weights, str) and not weights.isdigit()
+    given = whole if weights is None else seed is None and file
     if not named or not given or not set(value) <= {"factory", "seed", "weights"}:
         raise ValueError("a module is {factory: FILE.py:function, weights: FILE or seed: NUMBER}")
     return f"{value['factory']}@{seed if weights is None else weights}"

@@ -150,7 +150,7 @@ class Pedigree:
                     if not left[parent]:
                         needed.pop(parent, None)
             self._kept[own] = needed[own]  # kin that the next one asked for may share
-            if len(self._kept) > max(64, _KEPT_BYTES // max(needed[own].nbytes, 1)):
+            if len(self._kept) > max(8, _KEPT_BYTES // max(needed[own].nbytes, 1)):
                 del self._kept[next(iter(self._kept))]
 
 
@@ -237,7 +237,8 @@ def _birth(entry: Any, before: int) -> Birth:
         alone = type(parent) is int and 0 <= parent < before
         if not alone and not (isinstance(parent, str) and len(parent) == 64):
             raise ValueError(f"parent {parent!r} is none of those before")
-    numbers = all(type(x) in (int, float) and abs(x) < 1e30 for x in (mix, sigma))
-    if not numbers or not all(type(x) is int and x >= 0 for x in (split, seed)):
+    numbers = all(type(x) in (int, float) and x >= 0.0 for x in (mix, sigma))
+    inside = numbers and mix <= 1.0 and sigma < 1e30
+    if not inside or not all(type(x) is int and 0 <= x < 2**63 for x in (split, seed)):
         raise ValueError("a number is out of range")
     return Birth((first, second), float(mix), split, float(sigma), seed)

@@ -69,6 +69,8 @@ class Merger:
         if recipe.kind == "explicit":
             flat = weights_of(recipe, lambda model: flattened(self.sources[model]))
             layout = self._layout(recipe)
+            if not np.isfinite(flat).all():
+                raise CandidateFailure("a merged weight is not finite")
             for name in names:
                 first, last = layout.span[name]
                 yield name, torch.from_numpy(flat[first:last]).view(tensors[name].shape)

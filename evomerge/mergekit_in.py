@@ -113,6 +113,7 @@ def _form_faults(data: Any, file: str) -> Iterator[Fault]:
     if sum(key in data for key in ("models", "slices", "modules")) != 1:
         wrong = "exactly one of models, slices and modules"
         yield Fault(file, "models", wrong, "write one of them")
+    module: Mapping[str, Any] = {}
     if "modules" in data:
         modules = data["modules"]
         if not isinstance(modules, Mapping) or list(modules) != ["default"]:
@@ -125,7 +126,7 @@ def _form_faults(data: Any, file: str) -> Iterator[Fault]:
             mend = "write models or slices, and parameters if need be"
             yield Fault(file, "modules.default", "has no form that mergekit knows", mend)
             return
-        data = _unwrapped(data)[0]
+        data, module = _unwrapped(data)
     for key in ("dtype", "out_dtype"):
         if data.get(key) is not None and data[key] not in DTYPES:
             yield Fault(
@@ -137,8 +138,8 @@ def _form_faults(data: Any, file: str) -> Iterator[Fault]:
         yield Fault(file, "tokenizer_source", wrong, "write base, or leave it out")
     if "tokenizer" in data:
         yield Fault(file, "tokenizer", "vocabularies are not joined", "leave it out")
-    for key in data.get("parameters") or {}:
-        if key in _SWITCHES and data["parameters"][key] is not _SWITCHES[key]:
+    for scope, key in ((s, k) for s in (data.get("parameters") or {}, module) for k in s):
+        if key in _SWITCHES and scope[key] is not _SWITCHES[key]:
             mend = f"write {str(_SWITCHES[key]).lower()}, or leave it out"
             yield Fault(file, f"parameters.{key}", "is not supported", mend)
     listed = data.get("models", data.get("slices"))

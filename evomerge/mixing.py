@@ -39,12 +39,19 @@ def mix(
     if layout.hash != recipe.layout or layout.total != recipe.chromosomes[0].edges[-1]:
         raise CandidateFailure("the recipe is of models whose tensors have other names or sizes")
     dtype, names = getattr(torch, recipe.dtype), list(targets)
+    if any(t.dtype.itemsize < dtype.itemsize for t in targets.values()):
+        # digests are of what is merged, and a narrower target does not hold that
+        wide = {n: torch.empty(t.shape, dtype=dtype, device=t.device) for n, t in targets.items()}
+        digests = mix(recipe, wide, weights, layout, kernels)
+        for name, target in targets.items():
+            target.copy_(wide[name])
+        return digests
     outs = [target.view(-1) for target in targets.values()]
     tensors = [[weights.tensor(m, name).reshape(-1) for m in recipe.models] for name in names]
     runs = [recipe.runs(name, *layout.span[name]) for name in names]
     every = [t for row in (*tensors, outs) for t in row]
     on_cpu = all(out.device.type == "cpu" for out in outs)
-    digests: dict[str, np.ndarray] = {}
+    digests = {}
     if on_cpu and len(recipe.models) <= native.MOST and native.takes(every, dtype):
         batch = native.Batch(None, tensors, outs, dtype, [starts for starts, _ in runs])
         batch.weigh(slice(None), np.concatenate([rows for _, rows in runs]))

@@ -110,7 +110,8 @@ class Mixture:
         """
         held = (c for c in self.chromosomes if c.modules is None or c.modules in name)
         chromosome = next(held)
-        low = int(np.searchsorted(chromosome.edges, first, side="right")) - 1
+        last_row = len(chromosome.coefficients) - 1
+        low = min(int(np.searchsorted(chromosome.edges, first, side="right")) - 1, last_row)
         high = max(low + 1, int(np.searchsorted(chromosome.edges, last, side="left")))
         starts = np.maximum(chromosome.edges[low:high], first) - first
         return starts, chromosome.coefficients[low:high]

@@ -81,6 +81,8 @@ def parse_bound(text: str) -> Bound:
     found = _BOUND.fullmatch(text.strip())
     if not found:
         raise ValueError(f"'{text}' is no constraint")
+    if not np.isfinite([float(found[k] or 0.0) for k in ("alone", "offset")]).all():
+        raise ValueError(f"'{text}' has a number that is not finite")
     sign = 1.0 if found["sign"] == ">=" else -1.0
     if found["alone"]:
         return Bound(sign, None, float(found["alone"]))
@@ -114,7 +116,8 @@ class Constraints:
             means = {label: m[objective.name] for label, m in baselines.items()}
             if name == "baseline":
                 means[name] = objective.sign * max(
-                    objective.sign * means[label] for label in sources if label in means
+                    (objective.sign * means[label] for label in sources if label in means),
+                    default=-np.inf,
                 )
             if name is not None and name not in means:
                 raise ValueError(

@@ -85,6 +85,8 @@ def _weights(text: str, names: list[str], directory: str) -> Mapping[str, float]
         name, _, number = part.rpartition(":")
         try:
             found[name] = float(number)
+            if not np.isfinite(found[name]):
+                raise ValueError
         except ValueError:
             mend = f"write e.g. weights={names[0]}:2,{names[-1]}:1"
             raise BadInput(Fault(directory, "--pick", f"'{part}' is no weight", mend)) from None

@@ -38,8 +38,9 @@ class ResidentModule:
         module = build(source.factory)
         self.model = module.to(device, getattr(torch, dtype)).eval().requires_grad_(False)
         self.tokenizer = None
-        self.direct = dict(self.model.state_dict())
-        shapes = {name: tuple(t.shape) for name, t in self.direct.items()}
+        self._state = dict(self.model.state_dict())
+        self.direct = {name: t for name, t in self._state.items() if t.is_contiguous()}
+        shapes = {name: tuple(t.shape) for name, t in self._state.items()}
         if shapes != {name: tuple(t.shape) for name, t in source.tensors.items()}:
             wrong = f"'{source.name}' does not fill what {source.factory.function} makes"
             raise BadInput(Fault(source.name, "", wrong, "save its state_dict() again"))
@@ -47,25 +48,27 @@ class ResidentModule:
     def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Overwrite the weights with a stream of (name, tensor) in any order."""
         for name, tensor in stream:
-            self.direct[name].copy_(tensor)
+            self._state[name].copy_(tensor)
 
 
 class Flat:
     """Puts flattened float32 weights into a live model, and digests them on the way."""
 
-    def __init__(self, live: dict[str, torch.Tensor], source: Source):
+    def __init__(self, model: "ResidentModel | ResidentModule", source: Source):
         """
         Args:
-            live: the live tensors, all of them, by name.
-            source: says how they are flattened.
+            model: the live one.
+            source: says how its tensors are flattened.
         """
         sizes = [t.elements for t in source.tensors.values()]
         self._staged = torch.zeros(sum(sizes))
         parts = self._staged.split(sizes)
         named = zip(source.tensors.items(), parts, strict=True)
-        self._parts = {name: part.view(t.shape) for (name, t), part in named}
-        self._live = {name: live[name] for name in self._parts}
-        self._batch = None
+        every = {name: part.view(t.shape) for (name, t), part in named}
+        self._parts = {name: part for name, part in every.items() if name in model.direct}
+        self._others = {name: part for name, part in every.items() if name not in model.direct}
+        self._live = {name: model.direct[name] for name in self._parts}
+        self._model, self._batch = model, None
         tensors = [*self._parts.values(), *self._live.values()]
         on_cpu = all(t.device.type == "cpu" for t in tensors)
         if on_cpu and native.takes(tensors, torch.float32):
@@ -80,17 +83,16 @@ class Flat:
             CandidateFailure: a weight is not finite.
         """
         self._staged.copy_(torch.from_numpy(weights))
+        if not np.isfinite(weights).all():
+            raise CandidateFailure("a weight is not finite")
         if self._batch:
-            made, broken = self._batch.merge()
-            digests = dict(zip(self._parts, made, strict=True))
+            digests = dict(zip(self._parts, self._batch.merge()[0], strict=True))
         else:
-            broken = np.array([not bool(p.isfinite().all()) for p in self._parts.values()])
             digests = {name: tile_digests(part) for name, part in self._parts.items()}
             for name, part in self._parts.items():
                 self._live[name].copy_(part)
-        if broken.any():
-            raise CandidateFailure(f"tensor {list(self._parts)[broken.argmax()]} is not finite")
-        return digests
+        self._model.load(self._others.items())
+        return digests | {name: tile_digests(part) for name, part in self._others.items()}
 
 
 class ResidentModel:

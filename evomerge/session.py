@@ -273,6 +273,6 @@ def read_recipe(file: Path) -> Recipe:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(Fault(str(file), "", f"cannot be read ({error.strerror})")) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(Fault(str(file), "", f"is not JSON ({error})", "mend it")) from None
     return from_json(data, str(file))

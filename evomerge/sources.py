@@ -29,7 +29,7 @@ from evomerge.checkpoints import (
     shards,
 )
 from evomerge.errors import BadInput, Fault, nearest, one_line
-from evomerge.factories import Factory, parse_factory, weights_file
+from evomerge.factories import Factory, build, parse_factory, state_of, weights_file
 from evomerge.layout import canonical_order, count_layers
 from evomerge.machine import cache_folder
 from evomerge.recipe import canonical_json
@@ -199,15 +199,24 @@ def _open_factory(name: str, factory: Factory, file: str, key: str) -> Source:
         tensors = read_header(weights)
         config = {"factory": f"{factory.where}:{factory.function}"}
         config |= {"function": factory.function, "function_sha256": factory.definition}
+        shapes = {n: tuple(t.shape) for n, t in state_of(build(factory)).items()}
     except (ValueError, OSError, ImportError) as error:
-        wrong = f"'{name}': {one_line(error) if isinstance(error, OSError) else error}"
+        wrong = f"'{name}': {error if isinstance(error, ValueError) else one_line(error)}"
         mend = "write {factory: FILE.py:function, weights: FILE.safetensors or seed: NUMBER}"
         raise BadInput(Fault(file, key, wrong, mend)) from error
     if odd := [n for n, t in tensors.items() if t.dtype not in DTYPES]:
         wrong = f"'{name}': tensor {odd[0]} has dtype {tensors[odd[0]].dtype}, which is not merged"
         raise BadInput(Fault(file, key, wrong, "keep it out of the module's state"))
+    if differ := [n for n in tensors | shapes if shapes.get(n) != _shape_of(tensors.get(n))]:
+        wrong = f"'{name}': {differ[0]} is {_shape_of(tensors.get(differ[0])) or 'missing'} in the"
+        wrong += f" file, {shapes.get(differ[0], 'missing')} in the module"
+        raise BadInput(Fault(file, key, wrong, "save its state_dict() again"))
     ordered = {n: tensors[n] for n in canonical_order(tensors)}
     return Source(name, weights.parent, config, ordered, {}, factory=factory)
+
+
+def _shape_of(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tensor.shape
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
@@ -235,6 +244,7 @@ def stamp(source: Source) -> list:
     beside = [source.path / "config.json", source.path / "tokenizer.json"]
     beside += [source.adapter.path / "adapter_config.json"] if source.adapter else []
     files += [p for p in beside if p.exists()]
+    files += [source.factory.file] if source.factory else []
     return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
@@ -245,7 +255,8 @@ def digest(source: Source) -> Digest:
     is the weights by name, the config less its history, and the tokenizer.
     """
     now = stamp(source)
-    name = hashlib.sha256(canonical_json(now).encode()).hexdigest()
+    made = [source.factory.place, source.factory.definition] if source.factory else []
+    name = hashlib.sha256(canonical_json([*now, *made]).encode()).hexdigest()
     cache = cache_folder("digests")
     known = read_json(cache / f"{name}.json")
     if isinstance(known, dict) and known.get("stamp") == now:

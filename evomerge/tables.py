@@ -35,7 +35,7 @@ def front(rows: list[dict]) -> str:
     body = [
         [
             r["id"],
-            (r["label"] or r["origin"]) + (" (misses a constraint)" if r["violation"] else ""),
+            (r["label"] or r["origin"]) + (" (misses a constraint)" if r.get("violation") else ""),
         ]
         + [interval(r["scores"][n][side]) for n in names for side in ("search", "heldout")]
         for r in rows

@@ -37,7 +37,8 @@ def status(directory: Path | str) -> dict:
     state = campaign["state"]
     if state == "running" and not RunLock.held(Path(directory)):
         state = "interrupted"
-    return snapshot(archive) | {"state": state, "reason": campaign["reason"]}
+    more = {"reason": campaign["reason"], "hypervolume": hypervolume_of(archive)}
+    return snapshot(archive) | {"state": state} | more
 
 
 def snapshot(archive: Archive) -> dict:
@@ -55,7 +56,6 @@ def snapshot(archive: Archive) -> dict:
         "state": campaign["state"],
         "candidates": counts,
         "budget": campaign["plan"]["budget"] | {"proposed": proposed},
-        "hypervolume": hypervolume_of(archive),
         "best": None if best is None else row(archive, best) | {"value": _value(archive, best)},
         "seconds": {
             "total": seconds,
@@ -101,12 +101,13 @@ def row(archive: Archive, candidate: int) -> dict:
     """Return one candidate with its scores on both splits."""
     (found,) = archive.candidates("id = ?", (candidate,))
     search, heldout = (archive.scores(candidate, split) for split in ("search", "heldout"))
-    return {
+    constrained = any(o.constraint for o in archive.objectives)
+    missed = {"violation": archive.violation(candidate)} if constrained else {}
+    return missed | {
         "id": candidate,
         "recipe_id": found.recipe_id,
         "origin": found.origin,
         "label": found.label,
-        "violation": archive.violation(candidate),
         "scores": {
             o.name: {
                 "search": _score(search.get(o.name)),

@@ -1,7 +1,10 @@
 """The weights of opened sources, tensor by tensor: dense, or with low-rank updates as factors."""
 
 import contextlib
+import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,7 +59,7 @@ class Weights:
         updates = []
         for source, c in zip(sources, map(float, coefficients), strict=True):
             stored, factor = self._found(source, name)
-            where = (stored.file, stored.key)
+            where = (_real(stored.file), stored.key)  # however its folder is written
             shared[where] = (stored, c + shared.get(where, (stored, 0.0))[1])
             updates += [(factor, c)] if factor and c else []
         tensors = [self._read(stored) for stored, _ in shared.values()]
@@ -98,6 +101,11 @@ class Weights:
         tensor = self._files[stored.file].get_tensor(stored.key)
         self._there[where] = tensor.to(self._device)
         return self._there[where]
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _real(file: Path) -> str:
+    return os.path.realpath(file)
 
 
 def flattened(source: Source) -> np.ndarray:

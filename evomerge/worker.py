@@ -163,7 +163,7 @@ class Worker:
         if self._flat is None:
             from evomerge.resident import Flat
 
-            self._flat = Flat(self._resident.direct, self._merger.sources[recipe.sources[0]])
+            self._flat = Flat(self._resident, self._merger.sources[recipe.sources[0]])
         digests, checksum = self._flat.take(weights), Checksum()
         for name, tensor in self._merger.sources[recipe.sources[0]].tensors.items():
             checksum.add(name, torch.float32, tensor.shape, digests[name])

@@ -123,6 +123,8 @@ def test_a_campaign_over_an_adapter(campaign_file, lora, here, silent):
     wanted = PeftModel.from_pretrained(model, lora).merge_and_unload().state_dict()
     for name, ours in load_file(here / "out" / "model.safetensors").items():
         torch.testing.assert_close(ours.float(), wanted[name], rtol=2**-8, atol=1e-6)
+    for candidate in views.open_run(run).candidates("origin = 'search'"):
+        export_candidate(run, here / f"out{candidate.id}", str(candidate.id), {}, True)  # as scored
     export_candidate(run, here / "best", "best", {}, True)
     assert AutoModelForCausalLM.from_pretrained(here / "best").config.num_hidden_layers == 2
 

@@ -1,5 +1,6 @@
 """Campaign files that a person would get wrong: one line a fault, exit 2, nothing written."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -281,3 +282,17 @@ def test_a_public_test_split_is_recognized(here):
     assert fitness.searches_public_test_split
     fitness._task.config.test_split = None
     assert not fitness.searches_public_test_split
+
+
+def test_a_plan_of_an_earlier_version_is_the_same_plan(campaign_file, here):
+    """Keys that came later, and say nothing, are no difference, however deep they are."""
+    plan = config.load(campaign_file())
+    old = json.loads(json.dumps(plan))
+    for entry in old["fitness"]:
+        del entry["constraint"]
+    del old["soups"], old["workers"]
+    assert config.differences(old, plan) == []
+    old["fitness"][0]["weight"] = 2.0
+    assert config.differences(old, plan) == ["fitness.0.weight"]
+    plan["fitness"][0]["constraint"] = ">= 1"
+    assert set(config.differences(old, plan)) == {"fitness.0.weight", "fitness.0.constraint"}

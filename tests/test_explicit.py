@@ -36,6 +36,19 @@ def broken():
 def counting():
     return torch.nn.BatchNorm1d(3)
 
+def tied():
+    first, second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    second.weight = first.weight
+    return torch.nn.Sequential(first, second)
+
+def leaves():
+    raise SystemExit(0)
+
+def strided():
+    module = network()
+    module[0].weight = torch.nn.Parameter(torch.randn(3, 4).T)
+    return module
+
 def items():
     return [[i % 5 / 5, i % 7 / 7, i % 3 / 3, i % 2] for i in range(40)]
 
@@ -207,15 +220,65 @@ def test_killed_and_resumed_evolves_the_same(net):
         "broken": ({"factory": "net.py:broken", "seed": 1}, "division by zero"),
         "file": ({"factory": "net.py:network", "weights": "no.safetensors"}, "no.safetensors"),
         "integers": ({"factory": "net.py:counting", "seed": 1}, "num_batches_tracked has dtype"),
-        "shape": ({"factory": "net.py:network", "weights": "odd.safetensors"}, "differ in"),
+        "tied": ({"factory": "net.py:tied", "seed": 1}, "are one tensor; register it once"),
+        "leaves": ({"factory": "net.py:leaves", "seed": 1}, "gave no torch module"),
+        "other": (
+            {"factory": "net.py:nothing", "weights": "one.safetensors"},
+            "net.py:nothing gave",
+        ),
+        "shape": ({"factory": "net.py:network", "weights": "odd.safetensors"}, r"\(2, 2\) in the"),
     }.values(),
 )
 def test_what_makes_no_module_is_said(net, silent, entry, message):
     save_file({"0.weight": torch.zeros(2, 2)}, net / "odd.safetensors")
+    save_file(open_like(net, 5), net / "one.safetensors")
     models = {"a": {"factory": "net.py:network", "seed": 1}, "b": entry}
     (net / "evolved.yaml").write_text(yaml.safe_dump(PLAN | {"sources": {"models": models}}))
     with pytest.raises(BadInput, match=message):
         run_campaign(net / "evolved.yaml", progress=silent)
+
+
+def test_a_function_that_changes_is_another_source(net, silent):
+    save_file(open_like(net, 5), net / "one.safetensors")
+    models = {x: {"factory": "net.py:network", "weights": "one.safetensors"} for x in "ab"}
+    models["b"] = {"factory": "net.py:network", "seed": 1}
+    (net / "evolved.yaml").write_text(yaml.safe_dump(PLAN | {"sources": {"models": models}}))
+    assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=3"], progress=silent)
+    (net / "net.py").write_text(NET.replace("ReLU", "Tanh"))
+    with pytest.raises(BadInput, match="has changed: sha256"):
+        run_campaign(net / "evolved.yaml", settings=["budget.evaluations=5"], progress=silent)
+
+
+@pytest.mark.parametrize("kind", ["explicit", "mixture"])
+def test_weights_in_any_order_of_memory_are_filled(net, silent, kind):
+    models = {x: {"factory": "net.py:strided", "seed": i} for i, x in enumerate("ab")}
+    plan = PLAN | {"sources": {"models": models}, "space": {"kind": kind}, "name": kind}
+    (net / "evolved.yaml").write_text(yaml.safe_dump(plan))
+    assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=8"], progress=silent)
+    archive = Archive(net / "runs" / kind / "archive.db")
+    assert archive.counts()["ok"] == 11
+    done = CliRunner().invoke(main, ["export", f"runs/{kind}", "out", "--pick", "11"])
+    assert done.exit_code == 0 and "as scored" in done.output, done.output
+
+
+def test_a_candidate_of_modules_is_a_source(net, silent):
+    assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=6"], progress=silent)
+    models = {"old": "runs/evolved#best", "b": {"factory": "net.py:network", "seed": 9}}
+    plan = PLAN | {"sources": {"models": models}, "name": "again"}
+    (net / "again.yaml").write_text(yaml.safe_dump(plan))
+    assert run_campaign(net / "again.yaml", settings=["budget.evaluations=4"], progress=silent)
+    before, after = (Archive(net / f"runs/{n}/archive.db") for n in ("evolved", "again"))
+    old = after.candidates("label = 'old'")[0].id
+    assert after.means(old) == before.means(before.best())
+
+
+def test_births_that_grow_beyond_bounds_are_refused(net):
+    for path, value in (((1,), 1.5), ((1,), -0.1), ((3,), -1.0), ((4,), 2**130)):
+        birth = [[0, 1], 0.5, 5, 0.1, 7]
+        birth[path[0]] = value
+        recipe = Explicit(("a", "b"), (Birth((0, 1), 0.5, 5, 0.1, 7),), "x").to_json()
+        with pytest.raises(BadInput, match="is no birth"):
+            from_json(recipe | {"births": [birth]})
 
 
 def test_tasks_are_for_language_models(net, silent):

@@ -199,6 +199,12 @@ REFUSED = {
     },
     "there is no directory": {"base_model": "./nowhere"},
     "modules: is not a mapping of `default` alone": {"models": None, "modules": {"vision": {}}},
+    "parameters.nuslerp_flatten: is not supported": {
+        "models": None,
+        "modules": {
+            "default": {"models": [{"model": "DIR/x"}], "parameters": {"nuslerp_flatten": False}}
+        },
+    },
     "modules.default: has no form": {"models": None, "modules": {"default": {"layers": []}}},
     "chat_template: 'chat_template' is not supported": {"chat_template": "auto"},
 }

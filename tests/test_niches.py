@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from evomerge.errors import BadInput, CandidateFailure, EvomergeError
 from evomerge.merge import Merger
 from evomerge.mixture import Layout
 from evomerge.recipe import from_json, single
-from evomerge.session import run_campaign
+from evomerge.session import checked, run_campaign
 from evomerge.sources import open_source
 from evomerge.spaces import SPACES, Sources
 
@@ -160,6 +161,36 @@ def test_a_mixture_of_other_models_fails_by_itself(models):
         merged(models, from_json(data))
 
 
+def test_an_empty_chromosome_has_no_angle(models):
+    def grams():
+        return np.ones((len(models["a"].tensors), 3, 3)) + np.eye(3)
+
+    space = make_space(models, grams, chromosomes=["model"], interpolation="slerp")
+    child = space.cross(np.full(4, 0.4), [single("a", "float32"), single("b", "float32")])
+    assert np.isfinite(child.chromosomes[1].coefficients).all()
+    assert child.id({m: m * 64 for m in MODELS})
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+def test_passes_in_a_narrower_dtype_export_what_was_scored(campaign_file, here, silent, compute):
+    space = {"kind": "mixture", "dtype": "float32"}
+    file = campaign_file(**(NICHES | {"space": space}), compute_dtype=compute, name="narrow")
+    assert run_campaign(file, progress=silent)
+    done = CliRunner().invoke(main, ["export", "runs/narrow", "out", "--pick", "12"])
+    assert done.exit_code == 0 and "as scored" in done.output, done.output
+
+
+def test_the_first_model_gives_config_and_tokenizer(campaign_file, here, silent):
+    """As in the exported directory; a base beside the models has no part in a mixture."""
+    shutil.copytree((here / "base").resolve(), here / "eps")
+    config = json.loads((here / "eps/config.json").read_text())
+    (here / "eps/config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    file = campaign_file(
+        **(NICHES | {"sources": {"base": "eps", "models": {m: m for m in MODELS}}})
+    )
+    assert checked(file, (), {}).worker.frame == "a"
+
+
 def test_selection_is_the_equations():
     """Shared fitness and attraction of equations 3 to 5, written out in loops."""
     rng = np.random.default_rng(0)
@@ -279,10 +310,17 @@ def test_killed_and_resumed_breeds_the_same(here, tmp_path):
         "one": ({"sources__models": {"a": "a"}}, "sources.models: 1 model has nobody to be"),
         "key": ({"space__splits": True}, "space.splits: unknown key 'splits'"),
         "way": ({"space__interpolation": "nlerp"}, "space.interpolation: 'nlerp' will not do"),
+        "twice": (
+            {"sources__models": {"a": "a", "b": "b", "x": "a"}},
+            "sources.models.x: is listed",
+        ),
+        "base": ({"sources__base": "b"}, "sources.models.b: is listed before"),
+        "typo": ({"space__chromosomes": ["self_atn"]}, "no tensor's name holds 'self_atn'"),
         "few": ({"controller__population": 1}, "controller.population: 1 is below 2"),
     }.values(),
 )
 def test_what_does_not_fit_is_said(campaign_file, here, silent, changes, message):
-    plan = NICHES | {"controller": {"kind": "niches"}, "space": {"kind": "mixture"}}
+    plan = {"controller": {"kind": "niches"}, "space": {"kind": "mixture"}}
+    plan["sources"] = {"models": dict(NICHES["sources"]["models"])}
     with pytest.raises(BadInput, match=message):
         run_campaign(campaign_file(**plan, **changes), progress=silent)

@@ -76,7 +76,8 @@ class ExplicitSpace:
         mix = genes.get("mix", 0.0)
         split = int(genes.get("split", 1.0) * self.layout.total)
         seed = round(genes.get("noise", 0.0) / RESOLUTION)
-        birth = Birth((ids[0], ids[-1]), mix, split, self.sigma, seed)
+        mates = (ids[0], ids[-1] if self.crossover else ids[0])
+        birth = Birth(mates, mix, split, self.sigma, seed)
         return Explicit(self.sources.models, (birth,), self.layout.hash, self.interpolation)
 
     @classmethod

@@ -85,6 +85,8 @@ class MixtureSpace:
     def _angle(self, index: int, a: Chromosome, b: Chromosome) -> float:
         """Return the angle between two individuals' vectors of one chromosome."""
         dot, mine, theirs = (self._inner(index, *p) for p in ((a, b), (a, a), (b, b)))
+        if mine <= 0.0 or theirs <= 0.0:
+            return 0.0
         return float(np.arccos(np.clip(dot / np.sqrt(mine * theirs), -1.0, 1.0)))
 
     def _inner(self, index: int, a: Chromosome, b: Chromosome) -> float:
