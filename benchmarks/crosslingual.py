@@ -10,11 +10,11 @@ benchmarks/crosslingual.csv; a row that is there is not made again.
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
 import numpy as np
+import rows
 from tabulate import tabulate
 
 from evomerge.archive import Archive
@@ -26,27 +26,10 @@ ROWS = Path(__file__).with_suffix(".csv")
 TASKS = ("maths_ja", "maths_fr")
 
 
-class Quiet:
-    """A progress that says nothing."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def __call__(self, archive: Archive) -> None:
-        pass
-
-
-def read() -> list[dict]:
-    if not ROWS.exists():
-        return []
-    with open(ROWS, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def make(name: str, seed: int, evaluations: int, workers: str) -> None:
     """Run one campaign, if its row is not there yet."""
     key = (name, str(seed), str(evaluations))
-    if key in {(r["controller"], r["seed"], r["evaluations"]) for r in read()}:
+    if key in {(r["controller"], r["seed"], r["evaluations"]) for r in rows.read(ROWS)}:
         return
     breeds = CONTROLLERS.get(name).breeds
     directory = Path("runs/crosslingual") / f"{name}-{seed}-{evaluations}"
@@ -58,7 +41,7 @@ def make(name: str, seed: int, evaluations: int, workers: str) -> None:
         settings.append(f"controller={own}")
     started = time.perf_counter()
     file = Path(f"search_spaces/crosslingual-{'niches' if breeds else 'maths'}.yaml")
-    if not run_campaign(file, directory=directory, settings=settings, progress=Quiet()):
+    if not run_campaign(file, directory=directory, settings=settings, progress=rows.Quiet()):
         raise SystemExit("interrupted; the same command goes on")
     archive = Archive(directory / "archive.db")
     finals = {c: archive.means(c, "heldout") for c in archive.finals_done()}
@@ -73,26 +56,20 @@ def make(name: str, seed: int, evaluations: int, workers: str) -> None:
         "hypervolume": round(hypervolume(points, np.zeros(2)), 4),
         "seconds": round(time.perf_counter() - started),
     }
-    fresh = not ROWS.exists()
-    with open(ROWS, "a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-    print(*row.values(), flush=True)
+    rows.append(ROWS, row)
 
 
 def table() -> str:
     """Return means over seeds with 95 % intervals of the mean (normal), of all rows there are."""
     groups: dict[tuple, list[dict]] = {}
-    for row in read():
+    for row in rows.read(ROWS):
         groups.setdefault((row["controller"], row["evaluations"]), []).append(row)
     columns, body = (*TASKS, "mean", "hypervolume"), []
-    for key, rows in sorted(groups.items()):
-        found = [np.array([float(r[c]) for r in rows]) for c in columns]
+    for key, group in sorted(groups.items()):
+        found = [np.array([float(r[c]) for r in group]) for c in columns]
         wide = [1.96 * v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else np.nan for v in found]
         cells = [f"{v.mean():.3f} ± {w:.3f}" for v, w in zip(found, wide, strict=True)]
-        body.append([*key, len(rows), *cells])
+        body.append([*key, len(group), *cells])
     headers = ["controller", "candidates", "seeds", *columns]
     return tabulate(body, headers=headers)
 

@@ -9,11 +9,11 @@ those held out. Rows are appended to benchmarks/digits.csv; a row that is there 
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
 import numpy as np
+import rows
 from tabulate import tabulate
 
 from evomerge.archive import Archive
@@ -31,28 +31,11 @@ VARIANTS = {  # what is set beside the campaign file
 }
 
 
-class Quiet:
-    """A progress that says nothing."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def __call__(self, archive: Archive) -> None:
-        pass
-
-
-def read() -> list[dict]:
-    if not ROWS.exists():
-        return []
-    with open(ROWS, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def make(start: str, variant: str, seed: int, passes: int) -> None:
     """Run one campaign up to a number of passes, a row after each stage."""
     there = {
         int(r["passes"])
-        for r in read()
+        for r in rows.read(ROWS)
         if (r["start"], r["variant"], int(r["seed"])) == (start, variant, seed)
     }
     name = {"pretrained": "digits-pretrained", "scratch": "digits-from-scratch"}[start]
@@ -64,7 +47,7 @@ def make(start: str, variant: str, seed: int, passes: int) -> None:
             Path(f"search_spaces/{name}.yaml"),
             directory=directory,
             settings=settings,
-            progress=Quiet(),
+            progress=rows.Quiet(),
         )
         if not finished:
             raise SystemExit("interrupted; the same command goes on")
@@ -79,27 +62,21 @@ def make(start: str, variant: str, seed: int, passes: int) -> None:
             "test": round(archive.means(best, "heldout")["accuracy"], 4),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        fresh = not ROWS.exists()
-        with open(ROWS, "a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
-        print(*row.values(), flush=True)
+        rows.append(ROWS, row)
 
 
 def table() -> str:
     """Return mean and standard deviation over seeds, of all rows there are."""
     groups: dict[tuple, list[dict]] = {}
-    for row in read():
+    for row in rows.read(ROWS):
         groups.setdefault((row["start"], row["variant"], int(row["passes"])), []).append(row)
     body = []
-    for key, rows in sorted(groups.items()):
-        found = {k: np.array([float(r[k]) for r in rows]) for k in ("train", "test")}
+    for key, group in sorted(groups.items()):
+        found = {k: np.array([float(r[k]) for r in group]) for k in ("train", "test")}
         cells = [
             f"{v.mean():.3f} ± {v.std(ddof=1) if len(v) > 1 else 0:.3f}" for v in found.values()
         ]
-        body.append([*key, len(rows), *cells])
+        body.append([*key, len(group), *cells])
     return tabulate(body, headers=["from", "variant", "passes", "seeds", "train", "test"])
 
 

@@ -7,8 +7,9 @@ EvomergeError           the command or the campaign failed (exit code 1)
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,26 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """Return an exception as one line, `Type: message`, cut to `limit` characters."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:limit] if text else type(error).__name__
+
+
+class Checks:
+    """Gathers what is wrong with a mapping: unknown keys at once, the rest as it is asked.
+
+    Attributes:
+        faults: those found so far.
+    """
+
+    def __init__(self, data: Mapping[str, Any], known: Iterable[str], file: str, prefix: str = ""):
+        self._data, self._file, self._prefix = data, file, prefix
+        self.faults = [
+            Fault(file, f"{prefix}{k}", f"unknown key '{k}'", nearest(str(k), known))
+            for k in data
+            if k not in known
+        ]
+
+    def need(self, key: str, good: bool, mend: str) -> None:
+        """Note that the value of `key` will not do, unless it is good."""
+        if not good:
+            given = repr(self._data[key])[:80] if key in self._data else ""
+            wrong = f"{given} will not do" if given else "is missing"
+            self.faults.append(Fault(self._file, f"{self._prefix}{key}", wrong, mend))

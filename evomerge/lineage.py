@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evomerge.errors import BadInput, Fault, nearest
+from evomerge.errors import BadInput, Checks, Fault
 from evomerge.mixture import interpolated
 from evomerge.recipe import VERSION, canonical_json, single
 
@@ -196,17 +196,8 @@ def expanded(order: Sequence[tuple[str, Any]]) -> Explicit:
 
 def explicit_from_json(data: Mapping[str, Any], file: str) -> Explicit:
     """Read a recipe back from its JSON; see `recipe.from_json`."""
-    faults = [
-        Fault(file, str(k), f"unknown key '{k}'", nearest(str(k), _KEYS))
-        for k in data
-        if k not in _KEYS
-    ]
-
-    def need(key: str, good: bool, mend: str) -> None:
-        if not good:
-            wrong = "is missing" if key not in data else f"{str(data[key])[:60]} will not do"
-            faults.append(Fault(file, key, wrong, mend))
-
+    checks = Checks(data, _KEYS, file)
+    need, faults = checks.need, checks.faults
     models, births = data.get("models"), data.get("births")
     texts = isinstance(models, list) and all(isinstance(m, str) and m for m in models)
     need("version", data.get("version") == VERSION, f"write {VERSION}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import BadInput, Fault, nearest
+from evomerge.errors import BadInput, Checks, Fault
 from evomerge.recipe import DTYPES, VERSION, Recipe
 
 _SMALLEST_SINE = 1e-6  # below it slerp is lerp, as in M2N2's code
@@ -142,17 +142,8 @@ def _chromosome_to_json(chromosome: Chromosome) -> dict:
 
 def mixture_from_json(data: Mapping[str, Any], file: str) -> Mixture:
     """Read a mixture back from its JSON; see `recipe.from_json`."""
-    faults = [
-        Fault(file, str(k), f"unknown key '{k}'", nearest(str(k), _KEYS))
-        for k in data
-        if k not in _KEYS
-    ]
-
-    def need(key: str, good: bool, mend: str) -> None:
-        if not good:
-            wrong = "is missing" if key not in data else f"{str(data[key])[:60]} will not do"
-            faults.append(Fault(file, key, wrong, mend))
-
+    checks = Checks(data, _KEYS, file)
+    need, faults = checks.need, checks.faults
     models, listed = data.get("models"), data.get("chromosomes")
     texts = isinstance(models, list) and all(isinstance(m, str) and m for m in models)
     need("version", data.get("version") == VERSION, f"write {VERSION}")

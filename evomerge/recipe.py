@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import BadInput, Fault, nearest
+from evomerge.errors import BadInput, Checks, Fault
 from evomerge.layout import PARTS, Place
 
 VERSION = 1
@@ -138,17 +138,8 @@ def from_json(data: Any, file: str = "recipe") -> Any:
         from evomerge.lineage import explicit_from_json
 
         return explicit_from_json(data, file)
-    faults = [
-        Fault(file, str(k), f"unknown key '{k}'", nearest(str(k), _KEYS))
-        for k in data
-        if k not in _KEYS
-    ]
-
-    def need(key: str, good: bool, mend: str) -> None:
-        if not good:
-            wrong = "is missing" if key not in data else f"{data[key]!r} will not do"
-            faults.append(Fault(file, key, wrong, mend))
-
+    checks = Checks(data, _KEYS, file)
+    need, faults = checks.need, checks.faults
     models, base = data.get("models"), data.get("base")
     need("version", data.get("version") == VERSION, f"write {VERSION}")
     need("kind", data.get("kind") == "parameters", "write parameters, mixture or explicit")

@@ -1,7 +1,11 @@
 """Session fixtures: tiny real models, tasks with data, and campaign files over them."""
 
 import copy
+import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +16,7 @@ import torch
 import yaml
 from hypothesis import settings
 
+from evomerge.archive import Archive
 from evomerge.testing import tiny_llama
 
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
@@ -192,3 +197,27 @@ class Silent:
 @pytest.fixture
 def silent() -> Silent:
     return Silent()
+
+
+def assert_killed_and_resumed_alike(plan: Path, points: list[str]) -> None:
+    """Run a campaign whole, and killed at each point and resumed: the same ledgers must come."""
+    script = str(Path(__file__).with_name("kill_points.py"))
+    run = subprocess.run(
+        [sys.executable, script, str(plan), "kill", "none", *points],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    whole, *reports = [json.loads(line) for line in run.stdout.splitlines()]
+
+    def ledger(report: dict) -> tuple:
+        archive = Archive(Path(report["directory"]) / "archive.db")
+        found = archive.candidates()
+        sums = [archive.outcome(c.id)["weights_checksum"] for c in found]
+        return [(c.id, c.recipe_id, archive.parents(c.id)) for c in found], sums
+
+    assert len(reports) == len(points)
+    for report in reports:
+        assert report["ends"] == [-signal.SIGKILL, 0]
+        assert ledger(report) == ledger(whole)

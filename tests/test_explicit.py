@@ -1,10 +1,6 @@
 """Models that a function makes, and individuals whose weights evolve."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +8,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from conftest import assert_killed_and_resumed_alike
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -186,25 +183,7 @@ def open_like(folder, seed):
 
 def test_killed_and_resumed_evolves_the_same(net):
     points = ["propose:after:15", "record:after:22", "score:before:30"]
-    script = str(Path(__file__).with_name("kill_points.py"))
-    run = subprocess.run(
-        [sys.executable, script, "evolved.yaml", "kill", "none", *points],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    whole, *reports = [json.loads(line) for line in run.stdout.splitlines()]
-
-    def ledger(report):
-        archive = Archive(Path(report["directory"]) / "archive.db")
-        found = archive.candidates()
-        sums = [archive.outcome(c.id)["weights_checksum"] for c in found]
-        return [(c.id, c.recipe_id, archive.parents(c.id)) for c in found], sums
-
-    for report in reports:
-        assert report["ends"] == [-signal.SIGKILL, 0]
-        assert ledger(report) == ledger(whole)
+    assert_killed_and_resumed_alike(Path("evolved.yaml"), points)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,7 @@
 """Natural niches over mixtures: coefficients on segments against the weights themselves."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +10,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import PLAN
+from conftest import PLAN, assert_killed_and_resumed_alike
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -280,25 +276,7 @@ def test_killed_and_resumed_breeds_the_same(here, tmp_path):
     points = ["propose:after:5", "record:before:9", "record:after:12", "score:before:8"]
     plan = PLAN | NICHES | {"finals": 2, "workers": {"pool": "inline", "threads": 1}}
     (here / "niches.yaml").write_text(yaml.safe_dump(plan))
-    script = str(Path(__file__).with_name("kill_points.py"))
-    run = subprocess.run(
-        [sys.executable, script, "niches.yaml", "kill", "none", *points],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    whole, *reports = [json.loads(line) for line in run.stdout.splitlines()]
-
-    def ledger(report):
-        archive = Archive(Path(report["directory"]) / "archive.db")
-        found = archive.candidates()
-        sums = [archive.outcome(c.id)["weights_checksum"] for c in found]
-        return [(c.id, c.recipe_id, archive.parents(c.id)) for c in found], sums
-
-    for report in reports:
-        assert report["ends"] == [-signal.SIGKILL, 0]
-        assert ledger(report) == ledger(whole)
+    assert_killed_and_resumed_alike(Path("niches.yaml"), points)
 
 
 @pytest.mark.parametrize(

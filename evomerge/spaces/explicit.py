@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import Fault, nearest
+from evomerge.errors import Checks, Fault
 from evomerge.lineage import Birth, Explicit
 from evomerge.mixture import Layout
 from evomerge.recipe import Recipe, single
@@ -83,16 +83,8 @@ class ExplicitSpace:
     @classmethod
     def faults(cls, spec: Mapping[str, Any], models: int, base: bool, file: str) -> list[Fault]:
         """Return what is wrong with a campaign's `space` mapping of this kind."""
-        faults = [
-            Fault(file, f"space.{k}", f"unknown key '{k}'", nearest(str(k), _KEYS))
-            for k in spec
-            if k not in _KEYS
-        ]
-
-        def need(key: str, good: bool, mend: str) -> None:
-            if not good:
-                faults.append(Fault(file, f"space.{key}", f"{spec[key]!r} will not do", mend))
-
+        checks = Checks(spec, _KEYS, file, "space.")
+        need, faults = checks.need, checks.faults
         sigma = spec.get("sigma", 0.01)
         need("sigma", fits(sigma, float) and sigma >= 0, "write a number of at least 0")
         said = spec.get("interpolation", "slerp")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import Fault, nearest
+from evomerge.errors import Checks, Fault
 from evomerge.mixture import Chromosome, Layout, Mixture, interpolated, one_hot
 from evomerge.recipe import DTYPES, Recipe, single
 from evomerge.spaces import Sources, space
@@ -112,16 +112,8 @@ class MixtureSpace:
     @classmethod
     def faults(cls, spec: Mapping[str, Any], models: int, base: bool, file: str) -> list[Fault]:
         """Return what is wrong with a campaign's `space` mapping of this kind."""
-        faults = [
-            Fault(file, f"space.{k}", f"unknown key '{k}'", nearest(str(k), _KEYS))
-            for k in spec
-            if k not in _KEYS
-        ]
-
-        def need(key: str, good: bool, mend: str) -> None:
-            if not good:
-                faults.append(Fault(file, f"space.{key}", f"{spec[key]!r} will not do", mend))
-
+        checks = Checks(spec, _KEYS, file, "space.")
+        need, faults = checks.need, checks.faults
         listed = spec.get("chromosomes", [])
         texts = isinstance(listed, list) and all(isinstance(m, str) and m for m in listed)
         need("chromosomes", texts, "list substrings of tensor names, e.g. [self_attn]")
