@@ -28,22 +28,17 @@ def resident(
 
 
 class ResidentModule:
-    """A module that a factory made, as a `ResidentModel` without a tokenizer."""
+    """A module that a factory made, as a `ResidentModel` without a tokenizer.
+
+    That the source's tensors are the module's was checked when it was opened.
+    """
 
     def __init__(self, source: Source, dtype: str, device: str = "cpu"):
-        """
-        Raises:
-            BadInput: the weights do not cover the module's.
-        """
         module = build(source.factory)
         self.model = module.to(device, getattr(torch, dtype)).eval().requires_grad_(False)
         self.tokenizer = None
         self._state = dict(self.model.state_dict())
         self.direct = {name: t for name, t in self._state.items() if t.is_contiguous()}
-        shapes = {name: tuple(t.shape) for name, t in self._state.items()}
-        if shapes != {name: tuple(t.shape) for name, t in source.tensors.items()}:
-            wrong = f"'{source.name}' does not fill what {source.factory.function} makes"
-            raise BadInput(Fault(source.name, "", wrong, "save its state_dict() again"))
 
     def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Overwrite the weights with a stream of (name, tensor) in any order."""

@@ -1,4 +1,4 @@
-"""The campaign: the loop between controller, archive and pool, and the directory it lives in.
+"""The campaign's loop between controller, archive and pool.
 
 Every proposal and every outcome is on disk before the controller hears of it, and a
 controller is rebuilt by replaying the ledger: this process may be killed at any line, and
