@@ -66,6 +66,7 @@ def main() -> None:
             first, again = timed(name, genes, options.candidates)
             each = 1000 * first / options.candidates
             body.append([name, "crossings" if breeds else genes, each, again])
+            print(*body[-1], flush=True)  # some take hours
     print(f"{os.cpu_count()} cores, {options.candidates} candidates, two objectives")
     headers = ["controller", "genes", "ask and tell (ms each)", "replay (s)"]
     print(tabulate(body, headers=headers, floatfmt=("", "", ".2f", ".1f")))

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from evomerge.checkpoints import DTYPES, SIZE, header_bytes
 from evomerge.checksum import Checksum
 from evomerge.errors import BadInput, EvomergeError, Fault
+from evomerge.folding import routed_config
 from evomerge.merge import Merger
-from evomerge.mergeable import layout_faults, mismatches
+from evomerge.mergeable import layout_faults, mismatches, path_faults, stream_mismatches
 from evomerge.mergekit import to_mergekit
 from evomerge.methods import method_of
 from evomerge.recipe import Recipe
@@ -88,7 +89,7 @@ def merge_to(
                 f"the merged weights have checksum {found}, but {checksum} was scored; was the"
                 " candidate scored on another kind of device? `--unverified` exports it anyway"
             )
-        _write_texts(opened[recipe.sources[0]], recipe, beside, card)
+        _write_texts(opened, recipe, beside, card)
         beside.rename(out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -109,7 +110,10 @@ def _open_all(
             )
         except BadInput as error:
             faults += error.faults
-    if len(opened) > 1:
+    if recipe.kind == "routing":
+        faults += stream_mismatches(list(opened.values()), file, "models")
+        faults += [] if faults else path_faults(recipe, opened, file)
+    elif len(opened) > 1:
         faults += mismatches(list(opened.values()), file, "models")
     if faults:
         raise BadInput(*faults)
@@ -131,7 +135,7 @@ def _hashes(opened: Mapping[str, Source], file: str) -> dict[str, str]:
 
 def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> str:
     """Write each tensor as it comes, so that one is in memory at a time; return the checksum."""
-    shapes = {n: t.shape for n, t in merger.sources[recipe.sources[0]].tensors.items()}
+    shapes = merger.shapes(recipe)
     size = SIZE[_CODES[recipe.dtype]]
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
@@ -161,18 +165,22 @@ def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> 
     return checksum.hexdigest()
 
 
-def _write_texts(frame: Source, recipe: Recipe, folder: Path, card: str | None) -> None:
+def _write_texts(
+    opened: Mapping[str, Source], recipe: Recipe, folder: Path, card: str | None
+) -> None:
     """Write config, tokenizer, recipe and model card: all but the weights."""
-    _write_config(frame, recipe, folder)
+    frame = opened[recipe.sources[0]]
+    config = routed_config(recipe, opened) if recipe.kind == "routing" else frame.config
+    _write_config(frame, config, recipe.dtype, folder)
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=1) + "\n")
     if config := to_mergekit(recipe, frame):
         (folder / "mergekit_config.yml").write_text(config)
     (folder / "README.md").write_text(card or _short_card(recipe), encoding="utf-8")
 
 
-def _write_config(frame: Source, recipe: Recipe, folder: Path) -> None:
-    config = {k: v for k, v in frame.config.items() if k not in ("torch_dtype", "_name_or_path")}
-    config["dtype"] = str(getattr(torch, recipe.dtype)).removeprefix("torch.")
+def _write_config(frame: Source, config: Mapping, dtype: str, folder: Path) -> None:
+    config = {k: v for k, v in config.items() if k not in ("torch_dtype", "_name_or_path")}
+    config["dtype"] = str(getattr(torch, dtype)).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in _COMPANIONS:
         if (frame.path / name).exists():

@@ -30,6 +30,17 @@ def place(name: str) -> Place:
     return Place("head" if _HEAD.search(name) else "norm", None)
 
 
+def renumbered(name: str, layer: int) -> str:
+    """Return a layer's tensor name with another index."""
+    match = _LAYER.search(name)
+    return f"{name[: match.start(1)]}{layer}{name[match.end(1) :]}"
+
+
+def within_layer(name: str) -> str:
+    """Return what follows the layer's index in a tensor name."""
+    return name[_LAYER.search(name).end() :]
+
+
 def canonical_order(names: Iterable[str]) -> list[str]:
     """Sort tensor names as every flattening does: embeddings, layers, norm, head; then by name."""
     rank = {"embed": 0, "layer": 1, "norm": 2, "head": 3}

@@ -9,6 +9,7 @@ import torch
 from evomerge import fast, kernels, native
 from evomerge.checksum import tile_digests
 from evomerge.errors import CandidateFailure
+from evomerge.folding import routed_stream, routed_tensors
 from evomerge.layout import place
 from evomerge.lineage import Explicit, weights_of
 from evomerge.methods import method_of
@@ -64,6 +65,10 @@ class Merger:
         Raises:
             CandidateFailure: a merged tensor is not finite, or no group holds a tensor.
         """
+        if recipe.kind == "routing":
+            tensor = self._weights.tensor
+            yield from finite(routed_stream(recipe, self.sources, tensor, names))
+            return
         tensors = self.sources[recipe.sources[0]].tensors
         names = tensors if names is None else names
         if recipe.kind == "explicit":
@@ -91,10 +96,14 @@ class Merger:
         for name in names:
             out = torch.empty(tensors[name].shape, dtype=resolved.dtype, device=self.device)
             if not self._natively(resolved, {name: out}):
-                out = self._merge(resolved, name)
-                if out.numel() and not torch.stack(torch.aminmax(out)).isfinite().all():
-                    raise CandidateFailure(f"merged tensor {name} is not finite")
+                ((_, out),) = finite([(name, self._merge(resolved, name))])
             yield name, out
+
+    def shapes(self, recipe: Any) -> dict[str, tuple[int, ...]]:
+        """Return name -> shape of a recipe's tensors, in canonical order."""
+        if recipe.kind == "routing":
+            return {n: origin.shape for n, origin in routed_tensors(recipe, self.sources).items()}
+        return {n: t.shape for n, t in self.sources[recipe.sources[0]].tensors.items()}
 
     def fill(self, recipe: Recipe, targets: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Overwrite tensors with merged ones; the quickest way, if `targets` stays one object.
@@ -320,6 +329,20 @@ def _parts(
             part = {}
         part[name] = tensor
     yield part
+
+
+def finite(
+    stream: Iterable[tuple[str, torch.Tensor]],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass (name, tensor) on.
+
+    Raises:
+        CandidateFailure: at the first tensor that is not finite.
+    """
+    for name, tensor in stream:
+        if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+            raise CandidateFailure(f"merged tensor {name} is not finite")
+        yield name, tensor
 
 
 def group_of(recipe: Recipe, name: str) -> Group:

@@ -1,11 +1,13 @@
 """Whether opened sources can be merged with one another, by their headers and configs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import Fault
-from evomerge.layout import canonical_order
+from evomerge.families import family_of
+from evomerge.layout import canonical_order, place, within_layer
 from evomerge.mixture import Layout
+from evomerge.routing import Routing
 from evomerge.sources import CONFIG_NOISE, Source
 
 # What matters to training alone, or to code that is not run.
@@ -37,11 +39,64 @@ def mismatches(sources: Sequence[Source], file: str, key: str = "sources") -> li
             )
             wrong = f"{pair} differ in {len(differ)} tensors: {listed}"
             faults.append(Fault(file, key, wrong, "merge models of one architecture"))
-        if first.vocabulary and other.vocabulary and first.vocabulary != other.vocabulary:
-            tokens = _differing_tokens(first.vocabulary, other.vocabulary)
-            wrong = f"{pair} have different tokenizers: {tokens}"
-            faults.append(Fault(file, key, wrong, "merge models that share one tokenizer"))
+        faults += _tokenizer_faults(first, other, file, key)
     return faults
+
+
+def _tokenizer_faults(first: Source, other: Source, file: str, key: str) -> list[Fault]:
+    if not first.vocabulary or not other.vocabulary or first.vocabulary == other.vocabulary:
+        return []
+    tokens = _differing_tokens(first.vocabulary, other.vocabulary)
+    wrong = f"'{other.name}' and '{first.name}' have different tokenizers: {tokens}"
+    return [Fault(file, key, wrong, "merge models that share one tokenizer")]
+
+
+def stream_mismatches(sources: Sequence[Source], file: str, key: str = "sources") -> list[Fault]:
+    """Return why a token cannot pass layers of several `sources`: the first is the measure.
+
+    They may have different numbers of layers, if these have the same tensors.
+    """
+    faults = []
+    for source in sources:
+        try:
+            family_of(source.config)
+        except ValueError as error:
+            mend = "route models of another family, or merge these"
+            faults.append(Fault(file, key, f"'{source.name}': {error}", mend))
+    first = sources[0]
+    known = {frozenset(layer.items()) for layer in _layers(first)}
+    for other in sources[1:]:
+        pair = f"'{other.name}' and '{first.name}'"
+        mend = "route models of one architecture"
+        for k in set(_CONFIG_KEYS) - {"num_hidden_layers"}:
+            a, b = first.config.get(k), other.config.get(k)
+            if a != b:
+                faults.append(Fault(file, key, f"{pair} differ in {k}: {b} and {a}", mend))
+        if any(frozenset(layer.items()) not in known for layer in _layers(other)):
+            faults.append(Fault(file, key, f"{pair} have layers of different tensors", mend))
+        faults += _tokenizer_faults(first, other, file, key)
+    return faults
+
+
+def path_faults(recipe: Routing, sources: Mapping[str, Source], file: str) -> list[Fault]:
+    """Return the hops whose layer is not there."""
+    faults = []
+    for index, hop in enumerate(recipe.path):
+        source = sources[recipe.models[hop.model]]
+        if hop.layer >= source.layers:
+            wrong = f"'{source.name}' has no layer {hop.layer}"
+            mend = f"write 0 to {source.layers - 1}"
+            faults.append(Fault(file, f"path.{index}", wrong, mend))
+    return faults
+
+
+def _layers(source: Source) -> list[dict[str, tuple[int, ...]]]:
+    """Return each layer's tensors, by their names within it, with their shapes."""
+    found: list[dict] = [{} for _ in range(source.layers)]
+    for name, tensor in source.tensors.items():
+        if (layer := place(name).layer) is not None:
+            found[layer][within_layer(name)] = tensor.shape
+    return found
 
 
 def differing_settings(sources: Sequence[Source]) -> list[str]:
@@ -71,7 +126,7 @@ def _differing_tokens(a: dict[str, int], b: dict[str, int]) -> str:
 
 def layout_faults(recipe: Any, frame: Source, file: str) -> list[Fault]:
     """Return why positions in a recipe are not those of its models' parameters, if they are not."""
-    if recipe.kind == "parameters":
+    if recipe.kind in ("parameters", "routing"):
         return []
     layout = Layout({n: t.elements for n, t in frame.tensors.items()})
     if layout.hash != recipe.layout:

@@ -138,11 +138,15 @@ def from_json(data: Any, file: str = "recipe") -> Any:
         from evomerge.lineage import explicit_from_json
 
         return explicit_from_json(data, file)
+    if data.get("kind") == "routing":
+        from evomerge.routing import routing_from_json
+
+        return routing_from_json(data, file)
     checks = Checks(data, _KEYS, file)
     need, faults = checks.need, checks.faults
     models, base = data.get("models"), data.get("base")
     need("version", data.get("version") == VERSION, f"write {VERSION}")
-    need("kind", data.get("kind") == "parameters", "write parameters, mixture or explicit")
+    need("kind", data.get("kind") == "parameters", "write parameters, mixture, explicit or routing")
     need("method", isinstance(data.get("method"), str), "write the name of a merge method")
     need("models", _texts(models) and bool(models), "write a list of model directories or hub ids")
     need(

@@ -16,7 +16,7 @@ import numpy as np
 from evomerge.errors import CandidateFailure, SourceChanged, one_line
 from evomerge.fitness import open_fitness
 from evomerge.items import Split
-from evomerge.recipe import Outcome, Recipe, from_json
+from evomerge.recipe import Outcome, from_json, single
 from evomerge.sources import digest, open_source, stamp
 
 
@@ -89,6 +89,9 @@ class Worker:
             opened[plan.frame], plan.compute_dtype, device, plan.trust_remote_code
         )
         self._flat: Any = None  # made for the first weights that come with a job
+        self._plan, self._router = plan, None
+        if plan.first["kind"] == "routing":
+            self._route(from_json(plan.first))
         self._splits = plan.splits
         self._fitness = {}
         for objective, spec in plan.fitness.items():
@@ -134,11 +137,34 @@ class Worker:
             if not same:
                 raise SourceChanged(f"{source.place} has changed while the campaign ran")
 
-    def _materialize(self, recipe: Recipe) -> str:
+    def _route(self, recipe: Any) -> str:
+        """Let the model run a path; no weight is made, so that there is no checksum of any."""
+        if self._router is None:
+            from evomerge.rerouted import Router
+
+            self._router = Router(self._resident, self._merger.sources, self._load)
+        self._router.route(recipe)
+        return ""
+
+    def _load(self, name: str) -> Any:
+        """Return a source as a live model of its own."""
+        from evomerge.resident import resident
+
+        plan, source = self._plan, self._merger.sources[name]
+        device = self.name.rpartition("/")[2]
+        loaded = resident(source, plan.compute_dtype, device, plan.trust_remote_code)
+        loaded.load(self._merger.stream(single(name, plan.dtype)))
+        return loaded.model
+
+    def _materialize(self, recipe: Any) -> str:
         import torch
 
         from evomerge.checksum import Checksum, tile_digests
 
+        if recipe.kind == "routing":
+            return self._route(recipe)
+        if self._router is not None:
+            self._router.restore()
         tensors = self._merger.sources[recipe.sources[0]].tensors
         digests = self._merger.fill(recipe, self._resident.direct)
         others = [name for name in tensors if name not in digests]

@@ -20,16 +20,25 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import modules of its own floor and of those below it.
 FLOORS = [
-    {"adapters", "campaign_file", "checkpoints", "errors", "factories", "layout", "lock", "machine"}
-    | {"magnitudes", "philox", "registry", "schema", "scores"},
-    {"recipe", "lineage", "mixture", "pareto", "checksum"},
+    {
+        "adapters",
+        "campaign_file",
+        "checkpoints",
+        "errors",
+        "factories",
+        "families",
+        "layout",
+        "lock",
+    }
+    | {"machine", "magnitudes", "philox", "registry", "schema", "scores"},
+    {"recipe", "lineage", "mixture", "pareto", "checksum", "routing"},
     {"axes", "operators", "spaces", "controllers", "sources", "soups"},
     {"form", "mergeable"},
-    {"kernels", "items", "methods", "weights"},
+    {"folding", "kernels", "items", "methods", "weights"},
     {"fast", "native", "precomputed", "prepare"},
     {"mixing"},
     {"merge", "lm_eval"},
-    {"fitness", "resident", "testing"},
+    {"fitness", "rerouted", "resident", "testing"},
     {"archive", "worker"},
     {"picking"},
     {"pool"},
