@@ -69,8 +69,9 @@ class Campaign:
     def baselines(self) -> list[tuple[str, Recipe]]:
         """Return (label, recipe) of each source, and of the soups that hang on no score."""
         dtype = self.worker.dtype
-        found = [(label, single(name, dtype)) for name, label in self.labels.items()]
-        if len(self.models) > 1:
+        alone = getattr(self.space, "single", lambda name: single(name, dtype))
+        found = [(label, alone(name)) for name, label in self.labels.items()]
+        if len(self.models) > 1 and self.even:
             found.append(("uniform", uniform(self.models, dtype)))
         if "model_stock" in self.plan["soups"]:
             base = self.plan["sources"]["base"]
@@ -80,6 +81,11 @@ class Campaign:
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(self.plan["sources"]["models"].values())
+
+    @property
+    def even(self) -> bool:
+        """Whether the sources have equally many layers, and so can be averaged."""
+        return len({source.layers for source in self.sources.values()}) == 1
 
     def items(self) -> Iterator[tuple[str, str, int, str]]:
         """Yield (objective, split, ordinal, hash) of every item that is ever scored."""

@@ -4,6 +4,7 @@ A candidate is written `RUN#NUMBER` (or `RUN#best`), RUN a run's directory. As a
 materialized once, into the cache, and is a model directory from then on.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,10 +18,12 @@ from evomerge.card import model_card
 from evomerge.checkpoints import DTYPES, SIZE, Tensor
 from evomerge.errors import BadInput, Fault
 from evomerge.export import merge_to
+from evomerge.folding import routed_config, routed_tensors
 from evomerge.lineage import ancestry, expanded
 from evomerge.machine import cache_folder
 from evomerge.picking import pick
 from evomerge.recipe import Group, Recipe, from_json
+from evomerge.routing import Routing
 from evomerge.sources import Source, digest, moved_faults, open_source
 from evomerge.spaces import quantize
 from evomerge.views import open_run
@@ -76,20 +79,29 @@ def open_candidate(name: str, file: str, key: str) -> Source:
         BadInput: it is not there, or its sources are not.
     """
     archive, _, recipe = _read(name, file, key)
-    first = recipe.sources[0]
-    if is_candidate(first):
-        frame = open_candidate(first, file, key)
-    else:
-        trust = archive.campaign["plan"]["sources"]["trust_remote_code"]
-        place = _place(archive, first, {})
-        frame = open_source(place, file=file, key=key, trust_remote_code=trust)
+    trust = archive.campaign["plan"]["sources"]["trust_remote_code"]
+
+    def opened(source: str) -> Source:
+        if is_candidate(source):
+            return open_candidate(source, file, key)
+        place = _place(archive, source, {})
+        return open_source(place, file=file, key=key, trust_remote_code=trust)
+
     stored = next(code for code, dtype in DTYPES.items() if dtype == recipe.dtype)
 
-    def as_merged(tensor: Tensor) -> Tensor:
-        return tensor._replace(dtype=stored, begin=0, end=tensor.elements * SIZE[stored])
+    def as_merged(tensor: Any) -> Tensor:
+        size = math.prod(tensor.shape) * SIZE[stored]
+        return Tensor(Path(), stored, tensor.shape, "", 0, size)
 
-    tensors = {n: as_merged(t) for n, t in frame.tensors.items()}
-    return replace(frame, name=name, tensors=tensors, adapter=None)
+    if recipe.kind == "routing":
+        sources = {source: opened(source) for source in recipe.sources}
+        tensors, config = routed_tensors(recipe, sources), routed_config(recipe, sources)
+        frame = replace(sources[recipe.sources[0]], config=config)
+    else:
+        frame = opened(recipe.sources[0])
+        tensors = frame.tensors
+    merged = {n: as_merged(t) for n, t in tensors.items()}
+    return replace(frame, name=name, tensors=merged, adapter=None)
 
 
 def materialize(name: str, file: str = "recipe", key: str = "models") -> Path:
@@ -237,6 +249,10 @@ def adopted(entries: list[str], space: Any, hashes: Mapping[str, str], file: str
         key = f"init.{index}"
         try:
             for label, recipe, theirs in _candidates_of(entry, file, key):
+                if recipe.kind != space.first.kind:
+                    wrong = f"'{label}' is of kind {recipe.kind}, this space's are not"
+                    mend = "begin with a run over a space of the same kind"
+                    raise BadInput(Fault(file, key, wrong, mend))
                 ours = _in_our_terms(recipe, theirs, space.sources, hashes, label, file, key)
                 genome = quantize(space.encode(ours))
                 found.setdefault(genome.tobytes(), Adopted(label, genome))
@@ -269,11 +285,11 @@ def _in_our_terms(
     key: str,
 ) -> Recipe:
     """Return a recipe over our models in our order; those it does not merge weigh nothing."""
+    if recipe.kind == "routing":
+        return _rerouted(recipe, theirs, sources, ours, label, file, key)
     at = {theirs[name]: index for index, name in enumerate(recipe.models)}
     strange = [n for n in recipe.models if theirs[n] not in {ours[m] for m in sources.models}]
-    if recipe.kind != "parameters":
-        strange = [f"a recipe of kind {recipe.kind}"]
-    elif recipe.base and sources.base and theirs[recipe.base] != ours[sources.base]:
+    if recipe.base and sources.base and theirs[recipe.base] != ours[sources.base]:
         strange = [recipe.base]
     if strange:
         wrong = f"'{label}' merges {strange[0]}, which is no source of this campaign"
@@ -290,3 +306,23 @@ def _in_our_terms(
         for g in recipe.groups
     )
     return replace(recipe, models=sources.models, base=sources.base, groups=groups)
+
+
+def _rerouted(
+    recipe: Routing,
+    theirs: Mapping[str, str],
+    sources: Any,
+    ours: Mapping[str, str],
+    label: str,
+    file: str,
+    key: str,
+) -> Routing:
+    """Return a path over our models in our order."""
+    at = {ours[m]: index for index, m in enumerate(sources.models)}
+    strange = [n for n in recipe.sources if theirs[n] not in at]
+    if strange:
+        wrong = f"'{label}' routes through {strange[0]}, which is no source of this campaign"
+        raise BadInput(Fault(file, key, wrong, "begin with a run over the same sources"))
+    path = tuple(h._replace(model=at[theirs[recipe.models[h.model]]]) for h in recipe.path)
+    frame = at[theirs[recipe.models[recipe.frame]]]
+    return replace(recipe, models=sources.models, path=path, frame=frame)

@@ -70,6 +70,11 @@ def _fitness() -> list[dict]:
             "summary": "A Python file with items() and score(model, tokenizer, items), one float"
             " per item.",
         },
+        {
+            "name": "cost",
+            "summary": "What a candidate costs to run, less is better: hops, parameters or"
+            " seconds_per_token.",
+        },
     ]
 
 

@@ -19,7 +19,7 @@ from evomerge.errors import BadInput, Fault
 from evomerge.factories import parse_factory
 from evomerge.fitness import open_fitness
 from evomerge.items import Fitness, Split, split_items
-from evomerge.mergeable import differing_settings, mismatches
+from evomerge.mergeable import differing_settings, mismatches, stream_mismatches
 from evomerge.pareto import Objective
 from evomerge.sources import Source, digest, moved_faults, open_source
 from evomerge.spaces import SPACES, Sources
@@ -48,7 +48,9 @@ def read_plan(file: Path, settings: Sequence[str], moved: Mapping[str, str]) -> 
         return config.check_plan(data, str(file))
     except BadInput as error:
         sources, entries = config.well_formed_parts(data)
-        named = _open_named(sources, entries, False, str(file), moved)
+        kind = data["space"].get("kind") if isinstance(data.get("space"), Mapping) else None
+        routed = "routing" if kind == "routing" else None
+        named = _open_named(sources, entries, False, str(file), moved, routed)
         raise BadInput(*dict.fromkeys([*error.faults, *named.faults])) from None
 
 
@@ -67,14 +69,17 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
         BadInput: with every fault of the sources and the tasks.
     """
     entries = dict(enumerate(plan["fitness"]))
-    layered = not SPACES.get(plan["space"]["kind"]).breeds
-    named = _open_named(plan["sources"], entries, _wants_test(plan), file, moved or {}, layered)
+    kind = plan["space"]["kind"]
+    named = _open_named(plan["sources"], entries, _wants_test(plan), file, moved or {}, kind)
     faults = list(named.faults)
     splits, warnings = {}, differing_settings([*named.sources.values()])
     for index, spec in entries.items():
         if spec["name"] not in named.fitness:
             continue
         fitness = named.fitness[spec["name"]]
+        if spec.get("cost"):  # the same number on both sides
+            splits[spec["name"]] = Split((0,), (0,) if plan["heldout"] else ())
+            continue
         faults += _item_faults(plan, spec, fitness, file, f"fitness.{index}")
         if not faults:
             split = split_items(fitness, spec["items"], plan["heldout"], plan["seed"])
@@ -103,16 +108,20 @@ def _open_named(
     own_test: bool,
     file: str,
     moved: Mapping[str, str],
-    layered: bool = False,
+    kind: str | None = None,
 ) -> _Named:
     """Open the sources and the fitness entries, gathering what is wrong with them.
 
-    `layered`: sources have to have numbered layers.
+    `kind`: of the space, which says how sources have to fit together; None if it is unknown.
     """
+    layered = kind is not None and not SPACES.get(kind).breeds
     faults: list[Fault] = []
     labels = _labels(part)
     if any(map(parse_factory, labels)) and any("task" in e and e["task"] for e in entries.values()):
         wrong = "tasks of lm-eval are for language models, and a source is a module of its own"
+        faults.append(Fault(file, "fitness", wrong, "write function: FILE.py"))
+    if any(map(parse_factory, labels)) and any(e.get("cost") for e in entries.values()):
+        wrong = "costs are those of language models, and a source is a module of its own"
         faults.append(Fault(file, "fitness", wrong, "write function: FILE.py"))
     faults += moved_faults(moved, labels.values())
     opened: dict[str, Source] = {}
@@ -133,8 +142,9 @@ def _open_named(
             wrong = f"'{name}' has no layers that can be told from its tensor names"
             mend = "take a decoder with numbered layers, or a space of another kind"
             faults.append(Fault(file, key, wrong, mend))
-    if len(opened) > 1:
-        faults += mismatches(list(opened.values()), file)
+    if opened:
+        fit = stream_mismatches if kind == "routing" else mismatches
+        faults += fit(list(opened.values()), file)
     fitness = {}
     for index, spec in entries.items():
         try:
@@ -157,6 +167,7 @@ def _campaign(
         named.sources[frame].dtype,
         plan["seed"],
         {n: t.elements for n, t in named.sources[frame].tensors.items()},
+        {name: source.layers for name, source in named.sources.items()},
     )
     space = SPACES.get(plan["space"]["kind"])(plan["space"], shape)
     dtype = getattr(space, "dtype", shape.dtype)
@@ -177,9 +188,14 @@ def _campaign(
         plan=dict(plan),
         space=space,
         objectives=tuple(
-            Objective(name, named.fitness[name].direction, spec["weight"], spec["constraint"] or "")
+            Objective(
+                spec["name"],
+                named.fitness[spec["name"]].direction,
+                spec["weight"],
+                spec["constraint"] or "",
+                bool(spec.get("cost")),
+            )
             for spec in plan["fitness"]
-            for name in [spec["name"]]
         ),
         splits=splits,
         sources=named.sources,

@@ -23,6 +23,8 @@ from evomerge.spaces import SPACES
 
 # What may change when a campaign is continued; all else is the campaign.
 MAY_CHANGE = ("budget", "workers", "finals")
+_SCORERS = ("task", "function", "cost")
+_TASK_KEYS = ("metric", "fewshot", "generation", "chat_template", "system", "batch_size")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -102,7 +104,7 @@ def _space_faults(space: Any, models: Mapping, base: Any, file: str) -> list[Fau
     if not isinstance(kind, str) or kind not in kinds:
         wrong = f"there is no space '{kind}'" if "kind" in space else "is missing"
         return [Fault(file, "space.kind", wrong, nearest(str(kind), kinds))]
-    return kinds[kind].faults(space, len(models), base is not None, file)
+    return kinds[kind].faults(space, list(map(str, models)), base is not None, file)
 
 
 def _controller_faults(controller: Any, file: str) -> list[Fault]:
@@ -139,6 +141,9 @@ def _breeding_faults(data: Mapping, space: str, controller: str, file: str) -> l
         key = "init" if data.get("init") else "start_from_soup"
         wrong = f"a space of individuals, as {space} is, begins with its models"
         return [Fault(file, key, wrong, "leave it out")]
+    if data.get("start_from_soup") and not spaces[space].weighs:
+        wrong = f"a soup is no point of a space of kind {space}"
+        return [Fault(file, "start_from_soup", wrong, "leave it out")]
     if wanted == controllers[controller].breeds:
         return []
     fitting = ", ".join(n for n, c in controllers.items() if c.breeds == wanted)
@@ -177,16 +182,17 @@ def _fitness_faults(entries: Any, file: str) -> list[Fault]:
             continue
         key = f"fitness.{index}"
         entry = {k: v for k, v in entry.items() if v not in (None, False)}
-        if ("task" in entry) == ("function" in entry):
-            wrong = "needs a task or a function" if "task" not in entry else "has task and function"
-            faults.append(Fault(file, key, wrong, "write one of the two"))
+        given = [k for k in _SCORERS if k in entry]
+        if len(given) != 1:
+            wrong = f"has {' and '.join(given)}" if given else "needs a task, a function or a cost"
+            faults.append(Fault(file, key, wrong, "write one of them"))
         elif "task" in entry and "metric" not in entry:
             mend = "write e.g. exact_match"
             faults.append(Fault(file, f"{key}.metric", "is missing for a task", mend))
-        elif "function" in entry:
-            for k in ("metric", "fewshot", "generation", "chat_template", "system", "batch_size"):
+        elif "task" not in entry:
+            for k in _TASK_KEYS + (("items",) if "cost" in entry else ()):
                 if k in entry:
-                    wrong = "belongs to tasks, not to functions"
+                    wrong = f"belongs to tasks, not to a {given[0]}"
                     faults.append(Fault(file, f"{key}.{k}", wrong, "leave it out"))
         name = entry.get("name")
         if isinstance(name, str) and name in seen:

@@ -1,4 +1,4 @@
-"""What scores: a Python module, or an lm-eval task (lm_eval.py).
+"""What scores: a Python module, an lm-eval task (lm_eval.py), or a cost (costs.py).
 
 A module has `items()`, which returns a list, and `score(model, tokenizer, items)`, which
 returns one float per item.
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.costs import CostFitness
 from evomerge.errors import BadInput, Fault, one_line
 from evomerge.items import Fitness, file_hash, item_hash
 from evomerge.lm_eval import TaskFitness
@@ -25,6 +26,8 @@ def open_fitness(spec: Mapping[str, Any], file: str, key: str) -> Fitness:
     """
     if "function" in spec:
         return FunctionFitness(spec, file, key)
+    if "cost" in spec:
+        return CostFitness(spec)
     return TaskFitness(spec, file, key)
 
 

@@ -14,6 +14,7 @@ Text = Annotated[str, Field(min_length=1, strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
+Cost = Literal["hops", "parameters", "seconds_per_token"]
 Share = Annotated[Number, Field(ge=0.0, lt=1.0)]
 
 
@@ -63,6 +64,7 @@ class FitnessPart(_Part):
     task: Text | None = None
     metric: Text | None = None
     function: Text | None = None
+    cost: Cost | None = None
     items: Annotated[Whole, Field(ge=1)] | None = None
     weight: Annotated[Number, Field(gt=0.0)] = 1.0
     direction: Literal["maximize", "minimize"] | None = None

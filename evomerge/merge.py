@@ -20,7 +20,7 @@ from evomerge.precomputed import Precomputed
 from evomerge.prepare import prepared
 from evomerge.recipe import Group, Recipe, canonical_json
 from evomerge.sources import Source
-from evomerge.weights import Weights, flattened
+from evomerge.weights import Weights, finite, flattened
 
 COMPILE_FROM = 20_000_000  # parameters; on a GPU smaller models are merged before a kernel compiles
 
@@ -329,20 +329,6 @@ def _parts(
             part = {}
         part[name] = tensor
     yield part
-
-
-def finite(
-    stream: Iterable[tuple[str, torch.Tensor]],
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass (name, tensor) on.
-
-    Raises:
-        CandidateFailure: at the first tensor that is not finite.
-    """
-    for name, tensor in stream:
-        if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
-            raise CandidateFailure(f"merged tensor {name} is not finite")
-        yield name, tensor
 
 
 def group_of(recipe: Recipe, name: str) -> Group:

@@ -12,13 +12,15 @@ import numpy as np
 class Objective:
     """One mean that the search improves. `weight` counts in the weighted mean.
 
-    `constraint` is what a mean has to keep, see `Constraints`; empty for none.
+    `constraint` is what a mean has to keep, see `Constraints`; empty for none. A `cost` is no
+    score of items.
     """
 
     name: str
     direction: str = "maximize"  # or "minimize"
     weight: float = 1.0
     constraint: str = ""
+    cost: bool = False
 
     @property
     def sign(self) -> float:
@@ -28,7 +30,8 @@ class Objective:
 class Scale:
     """Objectives made comparable: signed so that more is better, divided by the baselines' range.
 
-    An objective on which the baselines do not differ keeps its own unit.
+    An objective on which the baselines do not differ keeps its own unit. A cost is in units of the
+    dearest baseline's: sources of one architecture cost the same but for noise.
     """
 
     def __init__(self, objectives: Sequence[Objective], baselines: Sequence[Mapping[str, float]]):
@@ -43,7 +46,8 @@ class Scale:
             values = [objective.sign * b[objective.name] for b in baselines]
             low, high = (min(values), max(values)) if values else (0.0, 1.0)
             self.low.append(low)
-            self.range.append(high - low if high - low > 1e-9 else 1.0)
+            span = max(map(abs, values), default=1.0) if objective.cost else high - low
+            self.range.append(span if span > 1e-9 else 1.0)
 
     def vector(self, means: Mapping[str, float]) -> tuple[float, ...]:
         """Return the signed and scaled objectives, one float each: 0 is the worst baseline."""

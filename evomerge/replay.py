@@ -43,7 +43,7 @@ def replayed(
         if event.kind == "tell":
             controller.tell(teller.told(event.candidate, event.means))
             continue
-        asked = quantized(controller.ask(event.n))
+        asked = quantized(controller.ask(event.n), campaign.space)
         if list(map(_exactly, asked)) == list(map(_exactly, event.proposals)):
             continue
         if adopt:
@@ -67,9 +67,10 @@ def _tell_all(controller: Any, events: Sequence[Event], teller: Teller) -> None:
             controller.tell(teller.told(event.candidate, event.means))
 
 
-def quantized(proposals: Sequence[Proposal]) -> list[Proposal]:
-    """Return proposals with their genomes rounded, see `spaces.quantize`."""
-    return [Proposal(quantize(p.genome), tuple(p.parents)) for p in proposals]
+def quantized(proposals: Sequence[Proposal], space: Any) -> list[Proposal]:
+    """Return proposals with their genomes rounded, and settled if `space` does that."""
+    settled = getattr(space, "settled", lambda genome: genome)
+    return [Proposal(settled(quantize(p.genome)), tuple(p.parents)) for p in proposals]
 
 
 def _exactly(proposal: Proposal) -> tuple[bytes, tuple[int, ...]]:

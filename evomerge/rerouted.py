@@ -89,7 +89,7 @@ class Router:
             name = recipe.models[hop.model]
             key = (name, hop.layer, times)
             if key not in self._shells:
-                layers = _layers(self._models[name].base_model)
+                layers = layers_of(self._models[name].base_model)
                 self._shells[key] = _Shell(layers[hop.layer], family)
             hops.append(self._shells[key].at(index, *by))
         return nn.ModuleList(hops)
@@ -171,5 +171,6 @@ def _layers_name(base: nn.Module) -> str:
     return next(name for name, child in base._modules.items() if isinstance(child, nn.ModuleList))
 
 
-def _layers(base: nn.Module) -> nn.ModuleList:
+def layers_of(base: nn.Module) -> nn.ModuleList:
+    """Return a transformers model's layers, in the order in which they run."""
     return base._modules[_layers_name(base)]

@@ -124,7 +124,12 @@ class Runner:
             return scale.value(found[0]) if found else None
 
         cooked = soups.cook(
-            plan["soups"], campaign.models, labels, values, campaign.worker.dtype, value_of
+            plan["soups"],
+            campaign.models if campaign.even else (),
+            labels,
+            values,
+            campaign.worker.dtype,
+            value_of,
         )
         if not plan["start_from_soup"] or not cooked or self.stop:
             return start
@@ -185,7 +190,7 @@ class Runner:
         return min(left, self.pool.idle)
 
     def _ask(self, n: int) -> None:
-        proposals = quantized(self._controller.ask(n))
+        proposals = quantized(self._controller.ask(n), self.campaign.space)
         if not proposals:
             if not self.pool.busy:
                 raise EvomergeError("the controller proposed nothing while nothing is running")

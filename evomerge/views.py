@@ -121,14 +121,16 @@ def row(archive: Archive, candidate: int) -> dict:
 def mean_score(archive: Archive, candidate: int, split: str) -> Score | None:
     """Return the weighted mean over objectives (unsigned, unscaled) with its standard error.
 
-    The error takes the objectives' items as independent. None if an objective is missing.
+    Costs do not count beside scores. The error takes the objectives' items as independent. None
+    if an objective is missing.
     """
     scores = archive.scores(candidate, split)
-    if any(o.name not in scores or not scores[o.name].items for o in archive.objectives):
+    counted = [o for o in archive.objectives if not o.cost] or archive.objectives
+    if any(o.name not in scores or not scores[o.name].items for o in counted):
         return None
-    total = sum(o.weight for o in archive.objectives)
-    mean = sum(o.weight * scores[o.name].mean for o in archive.objectives) / total
-    variance = sum((o.weight * scores[o.name].stderr) ** 2 for o in archive.objectives)
+    total = sum(o.weight for o in counted)
+    mean = sum(o.weight * scores[o.name].mean for o in counted) / total
+    variance = sum((o.weight * scores[o.name].stderr) ** 2 for o in counted)
     items = sum(s.items for s in scores.values())
     return Score(mean, math.sqrt(variance) / total, items)
 

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from evomerge.adapters import LowRank
 from evomerge.checkpoints import Tensor
+from evomerge.errors import CandidateFailure
 from evomerge.sources import Source
 
 
@@ -113,3 +114,17 @@ def flattened(source: Source) -> np.ndarray:
     weights = Weights({source.name: source}, torch.device("cpu"))
     parts = [weights.tensor(source.name, name).float().reshape(-1) for name in source.tensors]
     return torch.cat(parts).numpy()
+
+
+def finite(
+    stream: Iterable[tuple[str, torch.Tensor]],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass (name, tensor) on.
+
+    Raises:
+        CandidateFailure: at the first tensor that is not finite.
+    """
+    for name, tensor in stream:
+        if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+            raise CandidateFailure(f"merged tensor {name} is not finite")
+        yield name, tensor

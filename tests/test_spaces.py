@@ -31,7 +31,7 @@ def make(method="ties", layers=7, models=("x", "y", "z"), **spec):
     models = models[: operator.models] if operator.models else models
     spec = {"kind": "parameters", "method": method, "axes": axes} | spec
     cls = SPACES.get("parameters")
-    assert cls.faults(spec, len(models), True, "f") == []
+    assert cls.faults(spec, models, True, "f") == []
     return cls(spec, Sources("b", models, models, layers, "bfloat16", 7))
 
 
@@ -156,7 +156,7 @@ SHAPE = Sources("base", ("a", "b", "c"), ("a", "b", "c"), 4, "bfloat16", 7)
 def test_a_choice_is_the_chosen_space(data):
     space = SPACES.get("choice")(TWO, SHAPE)
     inner = [SPACES.get("parameters")(s, SHAPE) for s in TWO["spaces"]]
-    assert SPACES.get("choice").faults(TWO, 3, True, "f") == []
+    assert SPACES.get("choice").faults(TWO, "xyz", True, "f") == []
     assert space.dimension == 1 + sum(s.dimension for s in inner) == len(space.names)
     assert len(space.levels) == space.dimension and space.levels[0] == 2
     genome = quantize(data.draw(hnp.arrays(float, space.dimension, elements=st.floats(0, 1))))
@@ -211,5 +211,5 @@ def test_whole_numbers_share_the_gene_evenly():
     }.values(),
 )
 def test_choices_that_will_not_do(change, message):
-    faults = SPACES.get("choice").faults(TWO | change, 3, True, "f")
+    faults = SPACES.get("choice").faults(TWO | change, "xyz", True, "f")
     assert any(message in str(f) for f in faults), faults

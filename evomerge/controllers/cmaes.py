@@ -20,6 +20,7 @@ _FLAT_GENERATIONS = 10  # in a row, after which the search starts anew elsewhere
 _WIDEN = 1.3  # factor on sigma after a flat generation
 _MARGIN = 0.3  # of a level's share of the box: the least deviation of a gene that has levels
 _SMALLEST_STEP = 1e-5  # of the box; below it, bf16 weights hardly change
+_ROUNDED = 1e-6  # more than genomes are rounded by
 _DIAGONAL_FROM = 100  # genes from which only the diagonal is adapted (Ros & Hansen 2008)
 
 
@@ -139,6 +140,9 @@ class CmaEs:
         if run != self.runs:
             return  # not ours, or asked before the latest restart
         failed = told.value is None
+        if told.genome is not None:  # where the space put genes back, learn from what was scored
+            moved = np.abs(np.clip(point, 0.0, 1.0) - told.genome) > _ROUNDED
+            point = np.where(moved, told.genome, point) if moved.any() else point
         # ascending: those that keep the constraints by value, the others by violation, failures
         self._told.append((point, (math.inf, 0.0) if failed else (told.violation, -told.value)))
         if len(self._told) >= self._es.popsize:

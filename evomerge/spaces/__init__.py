@@ -7,7 +7,9 @@ may begin), `names` (one per gene). Its classmethod `faults` checks the mapping 
 
 A space that `breeds` has individuals instead of points: a genome says how two are crossed,
 `cross(genome, parents, ids) -> Recipe`, and `takes(candidate)` whether one may be a parent. If
-it `carries`, recipes tell the last birth alone, and weights are made where the archive is.
+it `carries`, recipes tell the last birth alone, and weights are made where the archive is. One that
+`weighs` decodes to models' weights by group, so that soups and other such spaces fit it. Of genes
+that may have no say, `settled(genome) -> genome` puts those back to their start.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +27,7 @@ RESOLUTION = 2.0**-24
 class Sources:
     """What a space needs to know of the sources: names, labels, layers, tensors.
 
+    `layers` are those of the first source, `depths` those of each by name.
     `grams` reads all weights, and gives the models' inner products tensor by tensor; `weights`
     reads one model's, flattened.
     """
@@ -36,15 +39,17 @@ class Sources:
     dtype: str
     seed: int
     tensors: Mapping[str, int] = field(default_factory=dict)  # elements, in canonical order
+    depths: Mapping[str, int] = field(default_factory=dict)
     grams: Callable[[], np.ndarray] | None = None  # (tensors, models, models) float64
     weights: Callable[[str], np.ndarray] | None = None  # (parameters,) float32 of a model
 
 
-def space(kind: str, *, breeds: bool = False) -> Callable:
+def space(kind: str, *, breeds: bool = False, weighs: bool = True) -> Callable:
     """Register a space class under the `kind` that campaign files write."""
 
     def decorate(cls: type) -> type:
         cls.breeds, cls.carries = breeds, getattr(cls, "carries", False)
+        cls.weighs = weighs and not breeds
         SPACES.add(kind, cls)
         return cls
 

@@ -80,7 +80,9 @@ class ChoiceSpace:
         return genome
 
     @classmethod
-    def faults(cls, spec: Mapping[str, Any], models: int, base: bool, file: str) -> list[Fault]:
+    def faults(
+        cls, spec: Mapping[str, Any], labels: Sequence[str], base: bool, file: str
+    ) -> list[Fault]:
         """Return what is wrong with a campaign's `space` mapping of this kind."""
         faults = [
             Fault(file, f"space.{k}", f"unknown key '{k}'", nearest(str(k), ("kind", "spaces")))
@@ -92,7 +94,7 @@ class ChoiceSpace:
             wrong = "is missing" if "spaces" not in spec else "is not a list of two or more"
             mend = "list spaces, each {kind: parameters, ...}"
             return [*faults, Fault(file, "space.spaces", wrong, mend)]
-        kinds = {k: s for k, s in SPACES.all().items() if not s.breeds and k != "choice"}
+        kinds = {k: s for k, s in SPACES.all().items() if s.weighs and k != "choice"}
         for index, inner in enumerate(listed):
             key = f"space.spaces.{index}"
             kind = inner.get("kind") if isinstance(inner, Mapping) else None
@@ -100,7 +102,7 @@ class ChoiceSpace:
                 wrong = f"there is no such space to choose, '{kind}'"
                 faults.append(Fault(file, f"{key}.kind", wrong, nearest(str(kind), kinds)))
                 continue
-            found = kinds[kind].faults(inner, models, base, file)
+            found = kinds[kind].faults(inner, labels, base, file)
             faults += [replace(f, key=f.key.replace("space", key, 1)) for f in found]
         if len({s.get("dtype") for s in listed if isinstance(s, Mapping)}) > 1:
             mend = "write the same dtype in each, or in none"

@@ -81,7 +81,9 @@ class ExplicitSpace:
         return Explicit(self.sources.models, (birth,), self.layout.hash, self.interpolation)
 
     @classmethod
-    def faults(cls, spec: Mapping[str, Any], models: int, base: bool, file: str) -> list[Fault]:
+    def faults(
+        cls, spec: Mapping[str, Any], labels: Sequence[str], base: bool, file: str
+    ) -> list[Fault]:
         """Return what is wrong with a campaign's `space` mapping of this kind."""
         checks = Checks(spec, _KEYS, file, "space.")
         need, faults = checks.need, checks.faults

@@ -110,7 +110,9 @@ class MixtureSpace:
         return float(np.einsum("si,sij,sj->", a.at(edges[:-1]), grams, b.at(edges[:-1])))
 
     @classmethod
-    def faults(cls, spec: Mapping[str, Any], models: int, base: bool, file: str) -> list[Fault]:
+    def faults(
+        cls, spec: Mapping[str, Any], labels: Sequence[str], base: bool, file: str
+    ) -> list[Fault]:
         """Return what is wrong with a campaign's `space` mapping of this kind."""
         checks = Checks(spec, _KEYS, file, "space.")
         need, faults = checks.need, checks.faults
@@ -121,8 +123,8 @@ class MixtureSpace:
         need("interpolation", said in ("lerp", "slerp"), "write lerp or slerp")
         need("split", isinstance(spec.get("split", True), bool), "write true or false")
         need("dtype", spec.get("dtype", DTYPES[0]) in DTYPES, f"write one of {', '.join(DTYPES)}")
-        if models < 2:
-            wrong = f"{models} model has nobody to be crossed with"
+        if len(labels) < 2:
+            wrong = f"{len(labels)} model has nobody to be crossed with"
             faults.append(Fault(file, "sources.models", wrong, "list two or more"))
         return faults
 

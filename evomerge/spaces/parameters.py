@@ -1,6 +1,6 @@
 """The parameter space: one merge method's coefficients by layer group and module group."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -212,7 +212,9 @@ class ParametersSpace:
         return f"{gene.axis}{model}{where}" + (f" {gene.module}" if gene.module else "")
 
     @classmethod
-    def faults(cls, spec: Mapping[str, Any], models: int, base: bool, file: str) -> list[Fault]:
+    def faults(
+        cls, spec: Mapping[str, Any], labels: Sequence[str], base: bool, file: str
+    ) -> list[Fault]:
         """Return what is wrong with a campaign's `space` mapping of this kind."""
         faults: list[Fault] = []
 
@@ -243,8 +245,8 @@ class ParametersSpace:
             fault("method", wrong, nearest(str(method), methods))
             return faults
         operator = methods[method]
-        if operator.models and models != operator.models:
-            wrong = f"{method} merges {operator.models} models; sources.models has {models}"
+        if operator.models and len(labels) != operator.models:
+            wrong = f"{method} merges {operator.models} models; sources.models has {len(labels)}"
             fault("method", wrong, f"list {operator.models} models or take another method")
         if operator.needs_base and not base:
             fault("method", f"{method} needs a base", "write sources.base")

@@ -1,0 +1,199 @@
+"""How genes say a path through the layers of several models: slot by slot, or in blocks.
+
+Both have `places`, each of which may put hops on the path, and `hops(genes)`, the path as
+(model, layer, place). The first hop is the frame's first layer, the last hop its last.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+ORDERS = ("models", "depth", "permuted")
+_Hop = tuple[int, int, int]
+
+
+class Slots:
+    """Every layer is a slot with a gene that says, above a half, that it is on the path.
+
+    Slots stand in the models' order, the whole row `repeats` times over (Akiba et al.,
+    arXiv:2403.13187); or by depth, the models' first layers before their second ones; or, if
+    `permuted`, by depth and within it in the order of another gene each (the random keys of Bean,
+    ORSA J. Computing 6, 1994).
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        labels: Sequence[str],
+        frame: int,
+        prior: int | None,
+        order: str,
+        repeats: int,
+        longest: int,
+        certainty: float,
+    ):
+        """
+        Args:
+            depths: layers of each model.
+            labels: the models'.
+            frame: the model that begins and ends the path.
+            prior: the model whose path is likelier at first; None for none.
+            order: one of ORDERS.
+            repeats: how often the row of slots comes.
+            longest: hops at most; of more, those with the least genes are left out.
+            certainty: how far from a half genes begin.
+        """
+        row = [(m, layer) for m, depth in enumerate(depths) for layer in range(depth)]
+        if order != "models":
+            row.sort(key=lambda slot: (slot[1], slot[0]))
+        every = [(m, layer, turn) for turn in range(repeats) for m, layer in row]
+        ends = (frame, 0, 0), (frame, depths[frame] - 1, repeats - 1)
+        free = [slot for slot in every if slot not in ends]
+        self._slots = [ends[0], *free, ends[1]]
+        self._permuted, self._longest = order == "permuted", longest
+        again = ["" if turn == 0 else f" #{turn + 1}" for turn in range(repeats)]
+        self.places = [f"{labels[m]} {layer}{again[turn]}" for m, layer, turn in self._slots]
+        likely = np.array([m == prior and turn == 0 for m, _, turn in free], float)
+        self._uses = np.full(len(free), 0.5)
+        if prior is not None:
+            self._uses += certainty * (2.0 * likely - 1.0)
+
+    @property
+    def names(self) -> list[str]:
+        free = self.places[1:-1]
+        return [*(f"use {p}" for p in free), *(f"turn {p}" for p in free if self._permuted)]
+
+    @property
+    def levels(self) -> list[int]:
+        return [2] * len(self._uses) + [0] * (len(self.names) - len(self._uses))
+
+    @property
+    def start(self) -> np.ndarray:
+        return np.concatenate([self._uses, np.full(len(self.names) - len(self._uses), 0.5)])
+
+    def hops(self, genes: np.ndarray) -> list[_Hop]:
+        """Return the path, a list of (model, layer, place)."""
+        chosen = self._chosen(genes)
+        if self._permuted:
+            turns = genes[len(self._uses) :]
+            chosen.sort(key=lambda i: (*self._rank(i + 1), turns[i]))
+        places = [0, *(i + 1 for i in chosen), len(self._slots) - 1]
+        return [(*self._slots[place][:2], place) for place in places]
+
+    def settled(self, genes: np.ndarray) -> np.ndarray:
+        """Return the genes, those of slots that are not on the path at their start."""
+        settled = genes.copy()
+        if self._permuted:
+            off = np.ones(len(self._uses), bool)
+            off[self._chosen(genes)] = False
+            settled[len(self._uses) :][off] = 0.5
+        return settled
+
+    def encoded(self, path: Sequence[tuple[int, int]]) -> tuple[np.ndarray, list[int | None]]:
+        """Return genes of a path of (model, layer), and each hop's place; None: it has none."""
+        genes = self.start
+        uses, turns = genes[: len(self._uses)], genes[len(self._uses) :]
+        uses[:] = 0.25
+        last = len(self._slots) - 1
+        places: list[int | None] = []
+        before = (0, 0)
+        for number, hop in enumerate(path):
+            if number in (0, len(path) - 1):
+                end = 0 if number == 0 else last
+                places.append(end if self._slots[end][:2] == hop else None)
+                continue
+            found = next((p for p in range(1, last) if self._follows(p, before, hop, uses)), None)
+            places.append(found)
+            if found is not None:
+                uses[found - 1] = 0.75
+                before = self._rank(found)
+                if self._permuted:
+                    turns[found - 1] = (number + 0.5) / len(path)
+        return genes, places
+
+    def _rank(self, place: int) -> tuple[int, int]:
+        """Return what never falls along a path: the slot, or its depth if slots are permuted."""
+        _, layer, turn = self._slots[place]
+        return (turn, layer) if self._permuted else (place, 0)
+
+    def _follows(
+        self, place: int, before: tuple[int, int], hop: tuple[int, int], uses: np.ndarray
+    ) -> bool:
+        """Tell whether a slot that is not used yet is that of the hop after `before`."""
+        later = self._rank(place) >= before and uses[place - 1] < 0.5
+        return later and self._slots[place][:2] == hop
+
+    def _chosen(self, genes: np.ndarray) -> list[int]:
+        """Return the free slots on the path, the likeliest if there are too many."""
+        uses = genes[: len(self._uses)]
+        chosen = np.flatnonzero(uses > 0.5)
+        kept = np.argsort(-uses[chosen], kind="stable")[: max(0, self._longest - 2)]
+        return sorted(chosen[kept].tolist())
+
+
+class Blocks:
+    """Some blocks of consecutive layers, each of one model: depth upscaling, as by hand.
+
+    A block's genes are its model, its first and its last layer.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        labels: Sequence[str],
+        frame: int,
+        prior: int | None,
+        blocks: int,
+        longest: int,
+    ):
+        """
+        Args:
+            depths, labels, frame, prior, longest: as of `Slots`; what is too long is cut before
+                the last hop.
+            blocks: how many.
+        """
+        self._depths, self._frame, self._longest = list(depths), frame, longest
+        self.places = [f"block {b + 1}" for b in range(blocks)]
+        self.names = [f"{what} {p}" for p in self.places for what in ("model", "first", "last")]
+        self.levels = [len(depths), max(depths), max(depths)] * blocks
+        begun = frame if prior is None else prior
+        cuts = np.linspace(0, depths[begun], blocks + 1).round().astype(int)
+        spans = itertools.pairwise(cuts)
+        rows = [[begun, first, max(first, last - 1)] for first, last in spans]
+        self.start = (np.array(rows).ravel() + 0.5) / np.array(self.levels)
+
+    def hops(self, genes: np.ndarray) -> list[_Hop]:
+        """Return the path, a list of (model, layer, place)."""
+        found: list[_Hop] = []
+        for place, (model, first, last) in enumerate(self._numbers(genes)):
+            end = self._depths[model] - 1
+            first, last = min(first, end), min(last, end)
+            found += [(model, x, place) for x in range(min(first, last), max(first, last) + 1)]
+        ends = (self._frame, 0), (self._frame, self._depths[self._frame] - 1)
+        if found[0][:2] != ends[0]:
+            found.insert(0, (*ends[0], 0))
+        if found[-1][:2] != ends[1] or len(found) == 1:
+            found.append((*ends[1], len(self.places) - 1))
+        return [*found[: self._longest - 1], found[-1]] if len(found) > self._longest else found
+
+    def settled(self, genes: np.ndarray) -> np.ndarray:
+        """Return the genes: each has a say."""
+        return genes.copy()
+
+    def encoded(self, path: Sequence[tuple[int, int]]) -> tuple[np.ndarray, list[int | None]]:
+        """Return genes of a path of (model, layer), and each hop's place; None: it has none."""
+        runs: list[list[int]] = []
+        places: list[int | None] = []
+        for model, layer in path:
+            if not runs or runs[-1][0] != model or layer != runs[-1][2] + 1:
+                runs.append([model, layer, layer])
+            runs[-1][2] = layer
+            places.append(len(runs) - 1 if len(runs) <= len(self.places) else None)
+        runs = (runs + runs[-1:] * len(self.places))[: len(self.places)]
+        return (np.array(runs).ravel() + 0.5) / np.array(self.levels), places
+
+    def _numbers(self, genes: np.ndarray) -> list[list[int]]:
+        levels = np.array(self.levels)
+        numbers = np.minimum((genes * levels).astype(int), levels - 1)
+        return numbers.reshape(-1, 3).tolist()
