@@ -6,102 +6,26 @@ one transaction, so a process killed at any line leaves whole facts or none.
 """
 
 import json
-import os
-import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from evomerge.controllers import Proposal
-from evomerge.errors import EvomergeError
-from evomerge.pareto import Objective, beats
+from evomerge.pareto import beats
+from evomerge.reading import Candidate, DatabaseError, Event, Reading
 from evomerge.recipe import Outcome
-from evomerge.schema import MIGRATIONS
-from evomerge.scores import Score, decode_scores, encode_scores, summary
+from evomerge.scores import encode_scores, summary
 
-_Ranked = tuple[float, tuple[float, ...]]  # violation, objectives
-DatabaseError = sqlite3.Error  # what a full or failing disk raises
+__all__ = ["Archive", "Candidate", "DatabaseError", "Event"]
 
 
-class Candidate(NamedTuple):
-    """One row of `candidates`."""
+class Archive(Reading):
+    """The archive file of one campaign; see the module's docstring for who may write.
 
-    id: int
-    recipe_id: str
-    recipe: dict
-    genome: np.ndarray | None
-    origin: str
-    label: str | None
-    ordinal: int | None
-
-
-class Event(NamedTuple):
-    """What a controller heard or was asked.
-
-    `n` is how many were asked for, or how many were proposed before an adopt; `proposals`
-    belong to an ask, `candidate` and `means` (None: a failure) to a tell.
+    Attributes:
+        stage: of the campaign, to which what is added belongs.
     """
-
-    seq: int
-    kind: str
-    n: int
-    proposals: tuple[Proposal, ...]
-    candidate: Candidate | None
-    means: dict[str, float] | None
-
-
-class Archive:
-    """The archive file of one campaign; see the module's docstring for who may write."""
-
-    def __init__(self, path: Path | str, *, write: bool = False):
-        """Open an archive; with `write`, create it if need be and bring its schema up to date.
-
-        Raises:
-            EvomergeError: there is no archive there, it cannot be read, or a later version
-                of evomerge wrote it.
-        """
-        from sqlite_utils import Database
-
-        self.path = Path(path)
-        if not write and not self.path.exists():
-            raise EvomergeError(f"{path}: there is no archive; is this a run's directory?")
-        try:
-            self.db = Database(self._connect(write))
-            version = self._query("PRAGMA user_version")[0]["user_version"]
-            if version > len(MIGRATIONS):
-                raise EvomergeError(f"{path}: written by a later version of evomerge; update it")
-            if write:
-                self._execute("PRAGMA journal_mode = WAL")
-                self._execute("PRAGMA synchronous = NORMAL")
-                for index in range(version, len(MIGRATIONS)):
-                    script = f"{MIGRATIONS[index]}; PRAGMA user_version = {index + 1}"
-                    self.db.conn.executescript(f"BEGIN; {script}; COMMIT")
-        except sqlite3.DatabaseError as error:
-            raise EvomergeError(f"{path}: {error}; is it an archive of evomerge?") from error
-        # An earlier version's archive that is only read knows no constraints.
-        self._violation = "violation," if write or version > 2 else ""
-        self._front: dict[int, _Ranked] | None = None
-
-    def _connect(self, write: bool) -> sqlite3.Connection:
-        """Connect; in a folder that cannot be written, to a file that nobody writes."""
-        options: dict[str, Any] = {"timeout": 30.0, "isolation_level": None}
-        alone = not write and not os.access(self.path.parent, os.W_OK)
-        if alone and not Path(f"{self.path}-wal").exists():
-            address = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
-            return sqlite3.connect(address, uri=True, **options)
-        return sqlite3.connect(self.path, **options)
-
-    def close(self) -> None:
-        self.db.close()
-
-    def _execute(self, sql: str, parameters: Sequence | Mapping = ()) -> sqlite3.Cursor:
-        return self.db.conn.execute(sql, parameters)
-
-    def _query(self, sql: str, parameters: Sequence | Mapping = ()) -> list[dict]:
-        return list(self.db.query(sql, parameters))
 
     # --- the campaign ------------------------------------------------------------------
 
@@ -117,26 +41,17 @@ class Archive:
             self._execute("INSERT INTO campaign VALUES (1, ?, ?, ?, 'running', '')", row)
             self.db.conn.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", items)
 
-    @property
-    def campaign(self) -> dict | None:
-        """The row of `campaign` with plan and provenance decoded; None before `begin`."""
-        if not self._query("SELECT 1 FROM sqlite_master WHERE name = 'campaign'"):
-            return None  # killed before its first table was there
-        rows = self._query("SELECT * FROM campaign")
-        if not rows:
-            return None
-        decoded = {k: json.loads(rows[0][k]) for k in ("plan", "provenance")}
-        return rows[0] | decoded
-
     def set_plan(self, plan: Mapping) -> None:
         self._execute("UPDATE campaign SET plan = ?", (json.dumps(plan),))
 
+    def add_sources(self, sources: Mapping[str, Mapping]) -> None:
+        """Add a later stage's sources to the provenance, by label."""
+        provenance = self.campaign["provenance"]
+        provenance["sources"] |= sources
+        self._execute("UPDATE campaign SET provenance = ?", (json.dumps(provenance),))
+
     def set_state(self, state: str, reason: str = "") -> None:
         self._execute("UPDATE campaign SET state = ?, reason = ?", (state, reason))
-
-    def item_hashes(self, objective: str, split: str) -> dict[int, str]:
-        sql = "SELECT ordinal, doc_hash FROM items WHERE objective = ? AND split = ?"
-        return {r["ordinal"]: r["doc_hash"] for r in self._query(sql, (objective, split))}
 
     def start(self, machine: Mapping) -> int:
         """Note that the campaign was started on `machine`; return the start's id."""
@@ -148,29 +63,27 @@ class Archive:
         """Note how long a start has run, by a clock that never goes back."""
         self._execute("UPDATE starts SET seconds = ? WHERE id = ?", (seconds, start))
 
-    @property
-    def seconds(self) -> float:
-        """The seconds of all starts together."""
-        return self._query("SELECT TOTAL(seconds) AS s FROM starts")[0]["s"]
-
     # --- the ledger --------------------------------------------------------------------
 
     def add_baseline(self, recipe_id: str, recipe: Mapping, label: str) -> int:
         """Add a candidate that no controller proposed; return its id."""
-        sql = "INSERT INTO candidates (recipe_id, recipe, origin, label) VALUES (?, ?, ?, ?)"
-        row = (recipe_id, json.dumps(recipe), "baseline", label)
+        sql = (
+            "INSERT INTO candidates (recipe_id, recipe, origin, label, stage)"
+            " VALUES (?, ?, 'baseline', ?, ?)"
+        )
+        row = (recipe_id, json.dumps(recipe), label, self.stage)
         return self._execute(sql, row).lastrowid
 
     def add_adopted(self, rows: Sequence[tuple[str, np.ndarray, str, Mapping]]) -> None:
         """Add candidates of other runs: (RUN#NUMBER, genome, recipe id, recipe JSON) each."""
         sql = (
-            "INSERT INTO candidates (recipe_id, recipe, genome, origin, label)"
-            " VALUES (?, ?, ?, 'adopted', ?)"
+            "INSERT INTO candidates (recipe_id, recipe, genome, origin, label, stage)"
+            " VALUES (?, ?, ?, 'adopted', ?, ?)"
         )
         with self.db.atomic():
             for label, genome, recipe_id, recipe in rows:
                 blob = np.asarray(genome, "<f8").tobytes()
-                row = (recipe_id, json.dumps(recipe), blob, label)
+                row = (recipe_id, json.dumps(recipe), blob, label, self.stage)
                 self._event("adopt", self._execute(sql, row).lastrowid, note=label)
 
     def propose(
@@ -189,15 +102,16 @@ class Archive:
         ids = []
         with self.db.atomic():
             batch = (self._query("SELECT MAX(batch) AS b FROM events")[0]["b"] or 0) + 1
-            ordinal = self.proposed() - 1
+            ordinal = self.proposed_in(self.stage) - 1
             for proposal, (recipe_id, recipe) in zip(proposals, recipes, strict=True):
                 ordinal += 1
                 blob = np.asarray(proposal.genome, "<f8").tobytes()
                 parents = json.dumps(proposal.parents) if proposal.parents else None
-                row = (recipe_id, json.dumps(recipe), blob, "search", parents, ordinal)
+                row = (recipe_id, json.dumps(recipe), blob, parents, ordinal, self.stage)
                 sql = (
-                    "INSERT INTO candidates (recipe_id, recipe, genome, origin, parents, ordinal)"
-                    " VALUES (?, ?, ?, ?, ?, ?)"
+                    "INSERT INTO candidates"
+                    " (recipe_id, recipe, genome, origin, parents, ordinal, stage)"
+                    " VALUES (?, ?, ?, 'search', ?, ?, ?)"
                 )
                 ids.append(self._execute(sql, row).lastrowid)
                 self._event("ask", ids[-1], batch=batch, n=n)
@@ -294,7 +208,7 @@ class Archive:
     def record_adopt(self) -> None:
         """Record that the controller starts anew here, from the outcomes told so far."""
         with self.db.atomic():
-            self._event("adopt", None, n=self.proposed())
+            self._event("adopt", None, batch=self.stage, n=self.proposed_in(self.stage))
 
     def record_final(self, candidate: int, outcome: Outcome) -> None:
         """Record an outcome on the held-out items, with what the model said to each."""
@@ -364,198 +278,3 @@ class Archive:
             del front[other]
             self._execute(sql, (candidate, other))
         return front | {candidate: mine}
-
-    def _vectors(self, where: str, parameters: Sequence = ()) -> dict[int, _Ranked]:
-        """Return candidate -> violation, and signed search means in the plan's order."""
-        signs = {o.name: o.sign for o in self.objectives}
-        sql = (
-            "SELECT c.id, s.objective, s.mean, o.violation FROM candidates c JOIN outcomes o ON"
-            " o.candidate_id = c.id AND o.status = 'ok' JOIN scores s ON s.candidate_id = c.id"
-            f" AND s.split = 'search' WHERE {where}"
-        )
-        found: dict[int, dict[str, float]] = {}
-        violations: dict[int, float] = {}
-        for row in self._query(sql, parameters):
-            signed = signs[row["objective"]] * row["mean"]
-            found.setdefault(row["id"], {})[row["objective"]] = signed
-            violations[row["id"]] = row["violation"]
-        return {
-            c: (violations[c], tuple(means[name] for name in signs)) for c, means in found.items()
-        }
-
-    # --- what a resume reads -----------------------------------------------------------
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """The objectives as the provenance has them, with their directions resolved."""
-        if not hasattr(self, "_objectives"):
-            rows = self.campaign["provenance"]["objectives"]
-            self._objectives = tuple(Objective(**row) for row in rows)
-        return self._objectives
-
-    def candidates(self, where: str = "1", parameters: Sequence = ()) -> list[Candidate]:
-        """Return candidates by a condition on the table `candidates`, in order of id."""
-        columns = "id, recipe_id, recipe, genome, origin, label, ordinal"
-        sql = f"SELECT {columns} FROM candidates WHERE {where} ORDER BY id"
-        return [_candidate(r) for r in self._query(sql, parameters)]
-
-    def unfinished(self) -> list[Candidate]:
-        """Return the candidates without an outcome: asked before a kill, or in flight."""
-        return self.candidates("id NOT IN (SELECT candidate_id FROM outcomes)")
-
-    def earlier(self, recipe_id: str) -> int | None:
-        """Return the first candidate of this recipe that has an outcome, if there is one."""
-        sql = (
-            "SELECT c.id FROM candidates c JOIN outcomes o ON o.candidate_id = c.id"
-            " WHERE c.recipe_id = ? AND o.copy_of IS NULL ORDER BY c.id LIMIT 1"
-        )
-        rows = self._query(sql, (recipe_id,))
-        return rows[0]["id"] if rows else None
-
-    def events(self) -> Iterator[Event]:
-        """Yield asks, tells and adoptions in their order, each ask with all its genomes."""
-        means: dict[int, dict[str, float]] = {}
-        sql = "SELECT candidate_id, objective, mean FROM scores WHERE split = 'search'"
-        for row in self._query(sql):
-            means.setdefault(row["candidate_id"], {})[row["objective"]] = row["mean"]
-        sql = (
-            "SELECT e.seq, e.kind, e.batch, e.n, c.id, c.genome, c.origin, c.label, c.ordinal,"
-            " c.parents, c.recipe_id FROM events e LEFT JOIN candidates c ON c.id = e.candidate_id"
-            " WHERE e.kind IN ('ask', 'tell')"
-            " OR (e.kind = 'adopt' AND e.candidate_id IS NULL) ORDER BY e.seq"
-        )
-        ask: list[dict] = []
-        for row in self._query(sql):
-            if ask and (row["kind"] != "ask" or row["batch"] != ask[0]["batch"]):
-                yield _ask_event(ask)
-                ask = []
-            if row["kind"] == "ask":
-                ask.append(row)
-            elif row["kind"] == "adopt":
-                yield Event(row["seq"], "adopt", row["n"], (), None, None)
-            else:
-                candidate = _candidate(row | {"recipe": "{}"})
-                found = means.get(row["id"])
-                yield Event(row["seq"], "tell", 0, (), candidate, found)
-        if ask:
-            yield _ask_event(ask)
-
-    # --- what people look at -----------------------------------------------------------
-
-    def means(self, candidate: int, split: str = "search") -> dict[str, float]:
-        return {o: s.mean for o, s in self.scores(candidate, split).items()}
-
-    def scores(self, candidate: int, split: str) -> dict[str, Score]:
-        """Return objective -> score of a candidate on a split; empty if not scored there."""
-        sql = "SELECT * FROM scores WHERE candidate_id = ? AND split = ?"
-        rows = self._query(sql, (candidate, split))
-        return {r["objective"]: Score(r["mean"], r["stderr"], r["items"]) for r in rows}
-
-    def item_scores(self, candidate: int, objective: str, split: str) -> np.ndarray | None:
-        """Return a candidate's (items,) float32 scores, or None if it has none there."""
-        sql = (
-            "SELECT i.encoding, i.scores, s.items FROM item_scores i JOIN scores s USING"
-            " (candidate_id, objective, split) WHERE candidate_id = COALESCE((SELECT copy_of"
-            " FROM outcomes WHERE candidate_id = ? AND ? = 'search'), ?)"
-            " AND objective = ? AND split = ?"
-        )
-        rows = self._query(sql, (candidate, split, candidate, objective, split))
-        if not rows:
-            return None
-        return decode_scores(rows[0]["encoding"], rows[0]["scores"], rows[0]["items"])
-
-    def answers(self, candidate: int, limit: int = -1) -> dict[str, list[dict]]:
-        """Return objective -> ordinal and answer of held-out items, the first `limit` of each."""
-        found = {}
-        if not self._query("SELECT 1 FROM sqlite_master WHERE name = 'answers'"):
-            return found  # an earlier version's archive
-        for o in self.objectives:
-            sql = (
-                "SELECT ordinal, answer FROM answers WHERE candidate_id = ? AND objective = ?"
-                " ORDER BY ordinal LIMIT ?"
-            )
-            if rows := self._query(sql, (candidate, o.name, limit)):
-                found[o.name] = rows
-        return found
-
-    def outcome(self, candidate: int) -> dict | None:
-        rows = self._query("SELECT * FROM outcomes WHERE candidate_id = ?", (candidate,))
-        return rows[0] if rows else None
-
-    def parents(self, candidate: int) -> list[int]:
-        sql = "SELECT parents FROM candidates WHERE id = ?"
-        return json.loads(self._query(sql, (candidate,))[0]["parents"] or "[]")
-
-    def front(self) -> list[int]:
-        """Return the ids of the candidates that no other dominates on search scores."""
-        sql = "SELECT DISTINCT id FROM pareto_front ORDER BY id"
-        return [r["id"] for r in self._query(sql)]
-
-    def front_means(self) -> dict[int, tuple[float, dict[str, float]]]:
-        """Return the violation and the search means of each candidate on the front."""
-        violation = "o.violation" if self._violation else "0.0"
-        sql = (
-            f"SELECT f.id, f.objective, f.mean, {violation} AS violation FROM pareto_front f"
-            " CROSS JOIN outcomes o ON o.candidate_id = f.id ORDER BY f.id"
-        )
-        found: dict[int, tuple[float, dict[str, float]]] = {}
-        for row in self._query(sql):
-            found.setdefault(row["id"], (row["violation"], {}))[1][row["objective"]] = row["mean"]
-        return found
-
-    def violation(self, candidate: int) -> float:
-        """Return by how much a candidate misses the constraints, see `Constraints`."""
-        outcome = self.outcome(candidate)
-        return 0.0 if outcome is None else outcome.get("violation", 0.0)
-
-    def best(self) -> int | None:
-        """Return the candidate of least violation and highest value, the earliest of equals."""
-        sql = (
-            "SELECT candidate_id FROM outcomes WHERE status = 'ok' AND value IS NOT NULL"
-            f" ORDER BY {self._violation} value DESC, candidate_id LIMIT 1"
-        )
-        rows = self._query(sql)
-        return rows[0]["candidate_id"] if rows else None
-
-    def counts(self) -> dict[str, int]:
-        """Return how many candidates are ok, stopped, failed, and still without an outcome."""
-        rows = self._query("SELECT status, COUNT(*) AS n FROM outcomes GROUP BY status")
-        found = {"ok": 0, "stopped": 0, "failed": 0} | {r["status"]: r["n"] for r in rows}
-        total = self._query("SELECT COUNT(*) AS n FROM candidates")[0]["n"]
-        return found | {"running": total - sum(found.values())}
-
-    def proposed(self) -> int:
-        """Return how many candidates the controller has proposed."""
-        sql = "SELECT MAX(ordinal) AS o FROM candidates"
-        last = self._query(sql)[0]["o"]
-        return 0 if last is None else last + 1
-
-    def finals_done(self) -> set[int]:
-        sql = "SELECT candidate_id AS c FROM events WHERE kind = 'final'"
-        return {r["c"] for r in self._query(sql)}
-
-    def work_seconds(self) -> dict[str, float]:
-        """Return the seconds that workers spent merging and scoring, summed over candidates."""
-        sql = "SELECT TOTAL(seconds_merge) AS merge, TOTAL(seconds_score) AS score FROM outcomes"
-        return self._query(sql)[0]
-
-
-def _candidate(row: Mapping[str, Any]) -> Candidate:
-    genome = None if row["genome"] is None else np.frombuffer(row["genome"], "<f8")
-    return Candidate(
-        row["id"],
-        row["recipe_id"],
-        json.loads(row["recipe"]),
-        genome,
-        row["origin"],
-        row["label"],
-        row["ordinal"],
-    )
-
-
-def _ask_event(rows: list[dict]) -> Event:
-    proposals = tuple(
-        Proposal(np.frombuffer(r["genome"], "<f8"), tuple(json.loads(r["parents"] or "[]")))
-        for r in rows
-    )
-    return Event(rows[0]["seq"], "ask", rows[0]["n"], proposals, None, None)

@@ -39,6 +39,8 @@ class Campaign:
         labels: source name -> label.
         warnings: for the user, one line each.
         adopted: what a new campaign scores before its controller is asked.
+        stage: which of the plan's stages this is, from 0.
+        last: whether none comes after it.
     """
 
     plan: dict
@@ -51,6 +53,8 @@ class Campaign:
     labels: dict[str, str]
     warnings: list[str] = field(default_factory=list)
     adopted: list[Adopted] = field(default_factory=list)
+    stage: int = 0
+    last: bool = True
 
     def controller(self, start: np.ndarray) -> Any:
         """Make the plan's controller, fresh, to begin at a genome."""

@@ -91,7 +91,7 @@ def open_candidate(name: str, file: str, key: str) -> Source:
 
     def as_merged(tensor: Any) -> Tensor:
         size = math.prod(tensor.shape) * SIZE[stored]
-        return Tensor(Path(), stored, tensor.shape, "", 0, size)
+        return Tensor(stored, tensor.shape, Path(), "", 0, size)
 
     if recipe.kind == "routing":
         sources = {source: opened(source) for source in recipe.sources}
@@ -170,7 +170,7 @@ def export_candidate(
     which: str,
     moved: Mapping[str, str] | None = None,
     verify: bool = True,
-) -> tuple[int, str]:
+) -> tuple[int, str, str]:
     """Export a candidate of a run as a model directory.
 
     Args:
@@ -181,7 +181,7 @@ def export_candidate(
         verify: compare the weights with the checksum of those that were scored.
 
     Returns:
-        The candidate's number and the weights' checksum.
+        The candidate's number, the weights' checksum, and how they compare with those scored.
 
     Raises:
         BadInput: there is no such candidate, or a source is not where and what it was.
@@ -211,17 +211,20 @@ def export_candidate(
     if faults:
         raise BadInput(*faults)
     outcome = archive.outcome(candidate)
+    scored = outcome["weights_checksum"]
     on_gpu = outcome["worker"].endswith("cuda") and _has_cuda()
     checksum = merge_to(
         recipe,
         out,
         places=places,
         card=model_card(archive, candidate, recipe),
-        checksum=outcome["weights_checksum"] if verify else None,
+        checksum=scored if verify else None,
         trust_remote_code=trust,
         device="cuda" if on_gpu else "cpu",
     )
-    return candidate, checksum
+    if not scored:
+        return candidate, checksum, "scales folded in"
+    return candidate, checksum, "as scored" if verify else "not compared"
 
 
 def _has_cuda() -> bool:

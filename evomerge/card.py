@@ -3,6 +3,7 @@
 from evomerge.archive import Archive
 from evomerge.export import card_head
 from evomerge.recipe import Recipe
+from evomerge.stages import searches
 from evomerge.tables import Z95, interval
 from evomerge.views import mean_score, row
 
@@ -11,7 +12,7 @@ def model_card(archive: Archive, candidate: int, recipe: Recipe) -> str:
     """Return README.md for a candidate of a campaign."""
     campaign = archive.campaign
     provenance = campaign["provenance"]
-    baselines = archive.candidates("origin = 'baseline'")
+    baselines = archive.baselines()
     rows = [("**this model**", candidate), *((c.label, c.id) for c in baselines)]
     names = [o.name for o in archive.objectives]
     how = recipe.method if recipe.kind == "parameters" else recipe.kind
@@ -48,7 +49,8 @@ def model_card(archive: Archive, candidate: int, recipe: Recipe) -> str:
     machine = provenance["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
     budget = campaign["plan"]["budget"]["evaluations"]
-    controller = campaign["plan"]["controller"]["kind"]
+    kinds = [part["controller"]["kind"] for part in searches(campaign["plan"])]
+    controller = "`, then `".join(kinds)
     commit = machine["git"]["commit"] if machine["git"] else "none"
     lines += [
         "",

@@ -93,14 +93,17 @@ def check(file: Path, settings: tuple, moved: tuple, as_json: bool) -> None:
     from evomerge.estimate import estimate
     from evomerge.session import checked
 
-    campaign = checked(file, settings, _moved(moved))
-    found = estimate(campaign)
+    campaigns = checked(file, settings, _moved(moved))
+    found = [estimate(campaign) for campaign in campaigns]
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(found[0] if len(found) == 1 else {"stages": found}, indent=1))
         return
-    for key, value in found["summary"].items():
-        click.echo(f"{key:12} {value}")
-    for warning in found["warnings"]:
+    for number, stage in enumerate(found):
+        if len(found) > 1:
+            click.echo(f"{'' if not number else chr(10)}stage {number + 1}")
+        for key, value in stage["summary"].items():
+            click.echo(f"{key:12} {value}")
+    for warning in dict.fromkeys(w for stage in found for w in stage["warnings"]):
         click.echo(f"warning: {warning}")
 
 
@@ -190,14 +193,15 @@ def show(directory: Path, candidate: int, as_json: bool) -> None:
 def export(directory: Path, out: Path, pick: str, moved: tuple, unverified: bool) -> None:
     """Write a candidate of DIRECTORY to OUT as a Hugging Face model, bit for bit as scored.
 
+    A routed candidate's scales are folded into its weights, which are rounded once.
+
     \b
       evomerge export runs/crosslingual-maths merged/ --pick best
     """
     from evomerge.candidates import export_candidate
 
-    candidate, checksum = export_candidate(directory, out, pick, _moved(moved), not unverified)
-    verified = "not compared" if unverified else "as scored"
-    click.echo(f"candidate {candidate} -> {out} (weights {checksum}, {verified})")
+    candidate, checksum, how = export_candidate(directory, out, pick, _moved(moved), not unverified)
+    click.echo(f"candidate {candidate} -> {out} (weights {checksum}, {how})")
 
 
 @main.command()

@@ -7,6 +7,7 @@ Nothing is loaded here but this text: `check.py` goes on to the sources and the 
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from evomerge.pareto import parse_bound
 from evomerge.registry import option_faults
 from evomerge.soups import SOUPS
 from evomerge.spaces import SPACES
+from evomerge.stages import as_campaigns, stage_faults
 
 # What may change when a campaign is continued; all else is the campaign.
 MAY_CHANGE = ("budget", "workers", "finals")
@@ -59,12 +61,14 @@ def check_plan(data: Mapping[str, Any], file: str) -> dict:
         if isinstance(models, Mapping) and label in models:
             wrong = f"the label '{label}' is kept for a baseline"
             faults.append(Fault(file, f"sources.models.{label}", wrong, "rename the model"))
-    if isinstance(models, Mapping) and models:
-        faults += _space_faults(data.get("space"), models, _get(data, "sources", "base"), file)
-    controller = data.get("controller", {"kind": "cmaes"})
-    faults += _controller_faults(controller, file)
-    if not faults:
-        faults += _breeding_faults(data, data["space"]["kind"], controller["kind"], file)
+        for index, stage in enumerate(plan.get("stages", ())):
+            if stage["name"] == label:
+                wrong = f"the name '{label}' is kept for a baseline"
+                faults.append(Fault(file, f"stages.{index}.name", wrong, "rename the stage"))
+    faults += stage_faults(data, file)
+    for prefix, part in as_campaigns(data):
+        found = _search_faults(part, file, not faults)
+        faults += [replace(f, key=prefix + f.key) for f in found]
     faults += _fitness_faults(data.get("fitness"), file)
     faults += _constraint_faults(data, file)
     faults += _workers_faults(data.get("workers"), file)
@@ -73,7 +77,23 @@ def check_plan(data: Mapping[str, Any], file: str) -> dict:
         faults.append(Fault(file, "soups", "model_stock needs a base", "write sources.base"))
     if faults:
         raise BadInput(*dict.fromkeys(faults))
+    if plan["stages"]:
+        total = sum(stage["budget"]["evaluations"] for stage in plan["stages"])
+        plan["budget"] = {"evaluations": total, "hours": None}
     return plan
+
+
+def _search_faults(data: Mapping[str, Any], file: str, formed: bool) -> list[Fault]:
+    """Return what is wrong with a space and its controller; `formed`: the rest is right."""
+    faults: list[Fault] = []
+    models = _get(data, "sources", "models")
+    if isinstance(models, Mapping) and models:
+        faults += _space_faults(data.get("space"), models, _get(data, "sources", "base"), file)
+    controller = data.get("controller", {"kind": "cmaes"})
+    faults += _controller_faults(controller, file)
+    if formed and not faults:
+        faults += _breeding_faults(data, data["space"]["kind"], controller["kind"], file)
+    return faults
 
 
 def well_formed_parts(data: Mapping[str, Any]) -> tuple[dict, dict[int, dict]]:
@@ -240,6 +260,8 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
             for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
         ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        if path == "stages" and new:  # the last one's budget may change as any other campaign's
+            old, new = ([*s[:-1], {**s[-1], "budget": None}] for s in (old, new))
         pairs = enumerate(zip(old, new, strict=True))
         return [d for i, (a, b) in pairs for d in differences(a, b, f"{path}.{i}")]
     return [] if old == new else [path]

@@ -99,13 +99,26 @@ class _WorkersPart(_Part):
     timeout: Annotated[Number, Field(gt=0.0)] | None = None
 
 
+class _StageBudgetPart(_Part):
+    evaluations: Annotated[Whole, Field(ge=1)]
+    hours: None = None
+
+
+class _StagePart(_Part):
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    space: dict[str, Any]
+    controller: dict[str, Any] = Field(default_factory=lambda: {"kind": "cmaes"})
+    budget: _StageBudgetPart
+
+
 class CampaignPart(_Part):
     """A whole campaign file."""
 
     name: Text
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     sources: SourcesPart
-    space: dict[str, Any]
+    stages: list[_StagePart] = Field(default_factory=list)
+    space: dict[str, Any] = Field(default_factory=dict)
     controller: dict[str, Any] = Field(default_factory=lambda: {"kind": "cmaes"})
     fitness: list[FitnessPart] = Field(min_length=1)
     compute_dtype: Literal[DTYPES] | None = None
@@ -113,7 +126,7 @@ class CampaignPart(_Part):
     soups: list[Literal[SOUPS]] = Field(default_factory=list)
     start_from_soup: Flag = False
     heldout: Share | _LastPart | _TestPart = 0.5
-    budget: _BudgetPart
+    budget: _BudgetPart | None = None
     workers: _WorkersPart = Field(default_factory=_WorkersPart)
     finals: Annotated[Whole, Field(ge=0)] = 16
     allow_benchmarks: Flag = False

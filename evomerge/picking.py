@@ -6,7 +6,7 @@ import numpy as np
 
 from evomerge.archive import Archive
 from evomerge.errors import BadInput, Fault, nearest
-from evomerge.pareto import Scale, hypervolume, knee
+from evomerge.pareto import Scale, hypervolume, hypervolume_contributions, knee
 
 REFERENCE = -0.1  # of every objective: a tenth of the baselines' range below the worst of them
 
@@ -25,8 +25,27 @@ def front_points(archive: Archive) -> tuple[list[int], np.ndarray]:
 
 def baselines_scale(archive: Archive) -> Scale:
     """Return the scale that an archive's baselines fix."""
-    means = [archive.means(c.id) for c in archive.candidates("origin = 'baseline'")]
+    means = [archive.means(c.id) for c in archive.baselines(first=True)]
     return Scale(archive.objectives, [m for m in means if m])
+
+
+def finalists(archive: Archive, scale: Scale, most: int) -> list[int]:
+    """Return the baselines that were scored, the best, and up to `most` of the front.
+
+    The front is ranked by hypervolume contribution against `REFERENCE`, equals by value.
+    """
+    baselines = [c.id for c in archive.baselines() if archive.means(c.id)]
+    front = [i for i in archive.front() if i not in baselines]
+    means = [archive.means(i) for i in front]
+    vectors = np.array([scale.vector(m) for m in means], float)
+    reference = np.full(len(scale.objectives), REFERENCE)
+    contribution = hypervolume_contributions(vectors, reference)
+    ranked = sorted(
+        zip(front, contribution, means, strict=True),
+        key=lambda row: (-row[1], -scale.value(row[2]), row[0]),
+    )
+    best = [b for b in [archive.best()] if b is not None]
+    return list(dict.fromkeys([*baselines, *best, *(i for i, _, _ in ranked[:most])]))
 
 
 def hypervolume_of(archive: Archive) -> float | None:

@@ -18,8 +18,8 @@ from evomerge.campaign import Campaign
 from evomerge.controllers import Proposal
 from evomerge.errors import EvomergeError
 from evomerge.lineage import Pedigree
-from evomerge.pareto import Scale, hypervolume_contributions
-from evomerge.picking import REFERENCE
+from evomerge.pareto import Scale
+from evomerge.picking import finalists
 from evomerge.pool import Finished, Lost, Pool
 from evomerge.recipe import Outcome, Recipe, from_json
 from evomerge.replay import quantized, replayed
@@ -65,11 +65,15 @@ class Runner:
         self._recipes: dict[int, tuple[Any, str]] = {}  # of the latest parents, and their ids
         self._pedigree = Pedigree(campaign.space.sources.weights, self._find)
         self._twins: dict[str, list[Candidate]] = {}  # recipe in flight -> the same, waiting
+        self._teller: Teller | None = None
+        archive.stage = campaign.stage
         self._start = archive.start(campaign.machine())
         self._began, self._before = time.monotonic(), archive.seconds
 
     def run(self) -> bool:
         """Baselines, search, finals; return whether the budget was spent (not interrupted)."""
+        if self.campaign.stage:
+            self._teller = self._make_teller()
         self._score_baselines()
         if self.stop:
             return False
@@ -93,7 +97,7 @@ class Runner:
             self._wait()
         while self.pool.busy:
             self._wait()
-        if not self.stop:
+        if not self.stop and self.campaign.last:
             self._score_finals()
         return not self.stop
 
@@ -101,7 +105,7 @@ class Runner:
 
     def _score_baselines(self) -> None:
         """Score every source and the uniform average, before the controller is asked."""
-        there = self.archive.candidates("origin = 'baseline'")
+        there = self.archive.baselines()
         counts = self.archive.counts()
         if there and counts["failed"] and not counts["ok"] and not self.archive.proposed():
             self.archive.forget_baselines()  # the last start could score none; perhaps this one
@@ -137,7 +141,7 @@ class Runner:
         return quantize(campaign.space.encode(soups.seasoned(campaign.space.decode(start), soup)))
 
     def _add_baseline(self, label: str, recipe: Recipe) -> None:
-        if label not in {c.label for c in self.archive.candidates("origin = 'baseline'")}:
+        if label not in {c.label for c in self.archive.baselines()}:
             recipe_id = recipe.id(self.campaign.worker.hashes)
             self.archive.add_baseline(recipe_id, recipe.to_json(), label)
 
@@ -162,17 +166,18 @@ class Runner:
                 submit(waiting.pop(0))
             self._wait()
 
-    def _baselines_scored(self) -> list[tuple[Candidate, dict[str, float]]]:
+    def _baselines_scored(self, first: bool = False) -> list[tuple[Candidate, dict[str, float]]]:
         found = []
-        for candidate in self.archive.candidates("origin = 'baseline'"):
+        for candidate in self.archive.baselines(first):
             if means := self.archive.means(candidate.id):
                 found.append((candidate, means))
         return found
 
     def _make_teller(self) -> Teller:
-        means = {c.label: m for c, m in self._baselines_scored()}
+        # A later stage's sources leave the scale as it is, so that values stay comparable.
+        means = {c.label: m for c, m in self._baselines_scored(first=True)}
         if not means:
-            first = self.archive.outcome(self.archive.candidates("origin = 'baseline'")[0].id)
+            first = self.archive.outcome(self.archive.baselines()[0].id)
             raise EvomergeError(f"no source could be scored: {first['reason']}")
         try:
             return Teller(self.campaign, self.archive, means)
@@ -183,7 +188,8 @@ class Runner:
 
     def _wanted(self) -> int | None:
         """Return how many candidates to ask for now; None when the budget is spent."""
-        left = self.campaign.plan["budget"]["evaluations"] - self.archive.proposed()
+        proposed = self.archive.proposed_in(self.campaign.stage)
+        left = self.campaign.plan["budget"]["evaluations"] - proposed
         hours = self.campaign.plan["budget"]["hours"]
         if left <= 0 or (hours is not None and self._seconds() >= hours * 3600):
             return None
@@ -291,7 +297,7 @@ class Runner:
         (candidate,) = self.archive.candidates("id = ?", (job.candidate,))
         searching = candidate.origin != "baseline"
         means = {o: summary(s).mean for o, s in outcome.scores.items()} or None
-        worth = self._teller.worth(means) if searching and means else (None, 0.0)
+        worth = self._teller.worth(means) if self._teller and means else (None, 0.0)
         self.archive.record(job.candidate, outcome, *worth)  # disk first,
         if searching:
             self._controller.tell(self._teller.told(candidate, means))  # then memory
@@ -314,26 +320,7 @@ class Runner:
         if not any(split.heldout for split in self.campaign.splits.values()):
             return
         done = self.archive.finals_done()
-        left = [i for i in self.finalists() if i not in done]
+        most = self.campaign.plan["finals"]
+        left = [i for i in finalists(self.archive, self._teller.scale, most) if i not in done]
         waiting = [c for i in left for c in self.archive.candidates("id = ?", (i,))]
         self._score_all(waiting, lambda c: self.pool.submit(self._job(c, "heldout")))
-
-    def finalists(self) -> list[int]:
-        """Return the baselines, the best, and up to `finals` of the front.
-
-        The front is ranked by hypervolume contribution against a point 10 % of the
-        baselines' range below the worst of them, equals by value.
-        """
-        baselines = [c.id for c, _ in self._baselines_scored()]
-        front = [i for i in self.archive.front() if i not in baselines]
-        means = [self.archive.means(i) for i in front]
-        vectors = np.array([self._teller.scale.vector(m) for m in means], float)
-        reference = np.full(len(self.campaign.objectives), REFERENCE)
-        contribution = hypervolume_contributions(vectors, reference)
-        ranked = sorted(
-            zip(front, contribution, means, strict=True),
-            key=lambda row: (-row[1], -self._teller.scale.value(row[2]), row[0]),
-        )
-        best = [b for b in [self.archive.best()] if b is not None]
-        chosen = [i for i, _, _ in ranked[: self.campaign.plan["finals"]]]
-        return list(dict.fromkeys([*baselines, *best, *chosen]))

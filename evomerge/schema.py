@@ -68,4 +68,9 @@ MIGRATIONS = (
     ALTER TABLE outcomes ADD COLUMN violation REAL NOT NULL DEFAULT 0;
     CREATE INDEX outcomes_best ON outcomes(violation, value DESC);
     """,
+    """
+    ALTER TABLE candidates ADD COLUMN stage INTEGER NOT NULL DEFAULT 0;
+    DROP INDEX candidates_ordinal;
+    CREATE INDEX candidates_stage ON candidates(stage, ordinal);
+    """,
 )

@@ -20,14 +20,20 @@ from evomerge.lock import RunLock
 from evomerge.mergekit_in import from_mergekit
 from evomerge.recipe import Recipe, from_json
 from evomerge.runner import Runner
+from evomerge.stages import searches, stage_plan
 
 log = logging.getLogger("evomerge")
 
 
-def checked(file: Path, settings: Sequence[str], moved: Mapping[str, str]) -> Campaign:
-    """Load and check a campaign file; see `check.read_plan` and `check.prepare`."""
+def checked(file: Path, settings: Sequence[str], moved: Mapping[str, str]) -> list[Campaign]:
+    """Load and check a campaign file; see `check.read_plan` and `check.prepare`.
+
+    Returns:
+        Its stages, each as a campaign; in later ones a model stands for what is not found yet.
+    """
     plan = pinned(read_plan(file, settings, moved), None, str(file))
-    return prepare(plan, str(file), moved)
+    numbers = range(len(searches(plan)))
+    return [prepare(stage_plan(plan, n), str(file), moved) for n in numbers]
 
 
 def run_campaign(
@@ -60,7 +66,10 @@ def run_campaign(
     if _finished(before, plan, str(file)):
         progress.say(_summary(directory))
         return True
-    campaign = hash_sources(prepare(plan, str(file), moved), str(file))
+    stages = len(searches(plan))
+    for number in range(1, stages):  # before the first is begun
+        prepare(stage_plan(plan, number), str(file), moved)
+    campaign = hash_sources(prepare(stage_plan(plan, 0), str(file), moved), str(file))
     if before.fresh:
         hashes = campaign.worker.hashes
         campaign.adopted = adopted(plan["init"], campaign.space, hashes, str(file))
@@ -70,8 +79,16 @@ def run_campaign(
     try:
         with RunLock(directory):
             archive = Archive(directory / "archive.db", write=True)
-            _begin(archive, campaign, directory, str(file))
-            finished = _drive(campaign, archive, adopt, progress, directory)
+            _begin(archive, plan, campaign, directory, str(file))
+            for number in range(stages):
+                if number:
+                    campaign = _next_stage(archive, plan, number, directory, str(file), moved)
+                campaign.stage, campaign.last = number, number == stages - 1
+                finished = _done(archive, campaign) or _drive(
+                    campaign, archive, adopt, progress, directory
+                )
+                if not finished:
+                    break
             archive.close()
     except (OSError, DatabaseError) as error:
         reason = f"{directory} cannot be written: {one_line(error)}"
@@ -80,6 +97,38 @@ def run_campaign(
     if finished:
         progress.say(_summary(directory))
     return finished
+
+
+def _done(archive: Archive, campaign: Campaign) -> bool:
+    """Tell whether a stage that others follow has spent its budget."""
+    spent = archive.proposed_in(campaign.stage) >= campaign.plan["budget"]["evaluations"]
+    later = archive.proposed_in(campaign.stage + 1) > 0
+    return not campaign.last and spent and (later or not archive.unfinished())
+
+
+def _next_stage(
+    archive: Archive,
+    plan: Mapping[str, Any],
+    number: int,
+    directory: Path,
+    file: str,
+    moved: Mapping[str, str] | None,
+) -> Campaign:
+    """Open a later stage: the best of those before are among its sources.
+
+    Raises:
+        EvomergeError: a stage before has no candidate that could be scored.
+    """
+    best = [archive.best_in(before) for before in range(number)]
+    if None in best:
+        name = plan["stages"][best.index(None)]["name"]
+        raise EvomergeError(f"no candidate of the stage '{name}' could be scored; mend its space")
+    found = [f"{directory}#{candidate}" for candidate in best]
+    campaign = hash_sources(prepare(stage_plan(plan, number, found), file, moved), file)
+    known = archive.campaign["provenance"]["sources"]
+    own = campaign.provenance()["sources"]
+    archive.add_sources({label: s for label, s in own.items() if label not in known})
+    return campaign
 
 
 class _Before(NamedTuple):
@@ -132,13 +181,15 @@ def _make_directory(directory: Path) -> None:
         raise EvomergeError(f"{directory} cannot be written: {error.strerror}") from None
 
 
-def _begin(archive: Archive, campaign: Campaign, directory: Path, file: str) -> None:
+def _begin(
+    archive: Archive, plan: Mapping[str, Any], campaign: Campaign, directory: Path, file: str
+) -> None:
     """Write the plan into a new archive, or check that what it names is still the same."""
-    text = yaml.safe_dump(campaign.plan, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(dict(plan), sort_keys=False, allow_unicode=True)
     begun = archive.campaign
     if begun is None:
         (directory / "campaign.yaml").write_text(text, encoding="utf-8")
-        archive.begin(campaign.plan["name"], campaign.plan, campaign.provenance(), campaign.items())
+        archive.begin(plan["name"], plan, campaign.provenance(), campaign.items())
         return
     faults = [
         *_changed_sources(begun["provenance"], campaign, file),
@@ -147,14 +198,14 @@ def _begin(archive: Archive, campaign: Campaign, directory: Path, file: str) -> 
     if faults:
         raise BadInput(*dict.fromkeys(faults))
     (directory / "campaign.yaml").write_text(text, encoding="utf-8")
-    archive.set_plan(campaign.plan)
+    archive.set_plan(plan)
     archive.set_state("running")
 
 
 def _changed_sources(provenance: Mapping, campaign: Campaign, file: str) -> Iterator[Fault]:
     for label, source in provenance["sources"].items():
-        now = campaign.worker.hashes[source["name"]]
-        if now != source["sha256"]:
+        now = campaign.worker.hashes.get(source["name"])  # None: of a later stage
+        if now not in (None, source["sha256"]):
             where = campaign.worker.sources[source["name"]]
             wrong = f"{where} has changed: sha256 {now[:12]}, and {source['sha256'][:12]} before"
             mend = "restore the model, or start a new campaign"
@@ -196,8 +247,10 @@ def _drive(
     pool = None
     try:
         workers = campaign.plan["workers"]
+        stages = campaign.plan["stages"]
+        of = f", stage {stages[campaign.stage]['name']}" if stages else ""
         progress.say(
-            f"{campaign.plan['name']}: {campaign.space.dimension} genes,"
+            f"{campaign.plan['name']}{of}: {campaign.space.dimension} genes,"
             f" {workers['count']} worker(s), pool {workers['pool']}; starting"
         )
         log.info("start on %s", json.dumps(campaign.machine()))
@@ -205,7 +258,8 @@ def _drive(
         runner = Runner(campaign, archive, pool, adopt=adopt, on_progress=progress)
         with _stop_on_signal(runner, progress):
             finished = runner.run()
-        archive.set_state("finished" if finished else "interrupted")
+        if campaign.last or not finished:
+            archive.set_state("finished" if finished else "interrupted")
         log.info("finished" if finished else "interrupted")
         return finished
     except KeyboardInterrupt:

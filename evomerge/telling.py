@@ -29,7 +29,7 @@ class Teller:
         self.offset = 0  # proposals before the latest adoption
         self._items = None
         if CONTROLLERS.get(campaign.plan["controller"]["kind"]).reads_items:
-            scored = [self._scores(c) for c in archive.candidates("origin = 'baseline'")]
+            scored = [self._scores(c) for c in archive.baselines(first=True)]
             self._items = ItemScale(campaign.objectives, [s for s in scored if s])
 
     def worth(self, means: Mapping[str, float]) -> tuple[float, float]:

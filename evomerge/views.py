@@ -47,7 +47,7 @@ def snapshot(archive: Archive) -> dict:
     best = archive.best()
     seconds = archive.seconds
     proposed, counts = archive.proposed(), archive.counts()
-    baselines = [c.id for c in archive.candidates("origin = 'baseline'")]
+    baselines = [c.id for c in archive.baselines()]
     scored = sum(counts[k] for k in ("ok", "stopped", "failed"))
     per_hour = 3600.0 * scored / seconds if seconds else 0.0
     left = max(0, campaign["plan"]["budget"]["evaluations"] - scored + len(baselines))
@@ -70,7 +70,7 @@ def snapshot(archive: Archive) -> dict:
 def front(directory: Path | str) -> list[dict]:
     """Return the non-dominated candidates and all baselines, as `front --json` prints them."""
     archive = open_run(directory)
-    baselines = [c.id for c in archive.candidates("origin = 'baseline'")]
+    baselines = [c.id for c in archive.baselines()]
     rows = [row(archive, c) for c in dict.fromkeys([*archive.front(), *baselines])]
     first = archive.objectives[0]
     return sorted(rows, key=lambda r: -first.sign * _search_mean(r, first.name))

@@ -68,7 +68,7 @@ SECOND = {"base": "base", "models": {"a": "a", "merged": "runs/first#best"}}
 
 def test_a_candidate_is_a_source(first, campaign_file, here, silent):
     file = campaign_file(fitness=NEAR_TWO, name="second", sources=SECOND, budget__evaluations=6)
-    assert checked(file, [], {}).space.dimension == 6
+    assert checked(file, [], {})[0].space.dimension == 6
     assert not cache_folder("candidates").exists()  # `check` merges nothing
     run_campaign(file, progress=silent)
     run, name = here / "runs" / "second", f"runs/first#{best(first)}"

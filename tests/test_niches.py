@@ -184,7 +184,7 @@ def test_the_first_model_gives_config_and_tokenizer(campaign_file, here, silent)
     file = campaign_file(
         **(NICHES | {"sources": {"base": "eps", "models": {m: m for m in MODELS}}})
     )
-    assert checked(file, (), {}).worker.frame == "a"
+    assert checked(file, (), {})[0].worker.frame == "a"
 
 
 def test_selection_is_the_equations():

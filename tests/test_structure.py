@@ -33,13 +33,13 @@ FLOORS = [
     | {"machine", "magnitudes", "philox", "registry", "schema", "scores"},
     {"recipe", "lineage", "mixture", "pareto", "checksum", "routing"},
     {"axes", "operators", "paths", "spaces", "controllers", "sources", "soups"},
-    {"form", "mergeable"},
+    {"form", "mergeable", "stages"},
     {"folding", "kernels", "items", "methods", "weights"},
     {"fast", "native", "precomputed", "prepare"},
     {"mixing"},
     {"merge", "lm_eval"},
     {"costs", "fitness", "rerouted", "resident", "testing"},
-    {"archive", "worker"},
+    {"archive", "reading", "worker"},
     {"picking"},
     {"pool"},
     {"campaign"},
@@ -57,8 +57,8 @@ ROOMS = {
     "cma": {"controllers"},
     "ray": {"pool"},
     "lm_eval": {"lm_eval"},
-    "sqlite_utils": {"archive"},
-    "sqlite3": {"archive"},
+    "sqlite_utils": {"reading"},
+    "sqlite3": {"reading"},
     "moocore": {"pareto"},
     "optuna": {"controllers"},
     "pydantic": {"config", "form"},
@@ -111,7 +111,7 @@ def test_every_module_has_its_floor():
 
 def test_no_file_is_longer_than_one_idea():
     long = {f.name: len(f.read_text().splitlines()) for f in FILES}
-    allowed = {"archive.py": 580, "parameters.py": 350}
+    allowed = {"parameters.py": 350, "reading.py": 360}
     assert {n: c for n, c in long.items() if c > allowed.get(n, 340)} == {}
 
 

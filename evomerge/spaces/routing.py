@@ -31,8 +31,8 @@ _GAIN = {"low": 0.5, "high": 2.0}
 class RoutingSpace:
     """Paths through the layers of several models, from the frame's first layer to its last.
 
-    A genome has the genes of a path (`paths`), then the gains of each of its places, on a
-    logarithmic scale.
+    A genome has the genes of a path (`paths`), then the gains of each of its places but the first,
+    whose gain is 1, on a logarithmic scale.
     """
 
     def __init__(self, spec: Mapping[str, Any], sources: Sources):
@@ -58,7 +58,8 @@ class RoutingSpace:
     @property
     def names(self) -> list[str]:
         """One readable name per gene, e.g. `use ja 3` or `gain ja 3`."""
-        return [*self.path.names, *(f"{g} {p}" for p in self.path.places for g in self.gains)]
+        gained = self.path.places[1:]
+        return [*self.path.names, *(f"{g} {p}" for p in gained for g in self.gains)]
 
     @property
     def dimension(self) -> int:
@@ -67,12 +68,15 @@ class RoutingSpace:
     @property
     def levels(self) -> tuple[int, ...]:
         """How many values each gene has; 0 for a gene that is continuous."""
-        return (*self.path.levels, *(0 for _ in self.path.places for _ in self.gains))
+        return (*self.path.levels, *(0 for _ in range(self._gains)))
 
     @property
     def start(self) -> np.ndarray:
-        gains = len(self.path.places) * len(self.gains)
-        return np.concatenate([self.path.start, np.full(gains, self._neutral)])
+        return np.concatenate([self.path.start, np.full(self._gains, self._neutral)])
+
+    @property
+    def _gains(self) -> int:
+        return (len(self.path.places) - 1) * len(self.gains)
 
     @property
     def first(self) -> Routing:
@@ -88,11 +92,11 @@ class RoutingSpace:
         genes, gains = self._parts(genome)
         hops, before = [], 1.0
         for model, layer, place in self.path.hops(genes):
-            own = [self._gain.value(float(u)) for u in gains[place]]
+            own = [self._gain.value(float(u)) for u in gains[place - 1]] if place else []
             if len(own) == 2:
                 hops.append(Hop(model, layer, 1.0, (own[0], own[1])))
             else:
-                after = own[0] if own else 1.0
+                after = own[0] if own else 1.0  # divides the stream, which multiplies the branch
                 hops.append(Hop(model, layer, before / after))
                 before = after
         return Routing(self.sources.models, tuple(hops), self.frame, self.dtype)
@@ -105,7 +109,7 @@ class RoutingSpace:
         settled = self.start
         genes, gains = self._parts(settled)
         given, own = self._parts(genome)
-        on_path = [place for _, _, place in self.path.hops(given)]
+        on_path = [place - 1 for _, _, place in self.path.hops(given) if place]
         genes[:] = self.path.settled(given)
         gains[on_path] = own[on_path]
         return quantize(settled)
@@ -118,16 +122,16 @@ class RoutingSpace:
         path = [(hop.model, hop.layer) for hop in recipe.path]
         genes[:], places = self.path.encoded(path)
         for place, (attention, mlp, _) in zip(places, fold.hops, strict=True):
-            if place is not None and self.gains:
+            if place and self.gains:
                 both = np.abs([attention, mlp]) / abs(fold.embed)
                 own = both if len(self.gains) == 2 else [np.sqrt(both.prod())]
-                gains[place] = [self._gain.unit(float(g)) for g in own]
+                gains[place - 1] = [self._gain.unit(float(g)) for g in own]
         return genome
 
     def _parts(self, genome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return views of the path's genes, and of the gains, (places, gains of each)."""
+        """Return views of the path's genes, and of the gains, (places but one, gains of each)."""
         cut = len(self.path.names)
-        return genome[:cut], genome[cut:].reshape(len(self.path.places), len(self.gains))
+        return genome[:cut], genome[cut:].reshape(len(self.path.places) - 1, len(self.gains))
 
     @classmethod
     def faults(
