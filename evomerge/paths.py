@@ -54,7 +54,9 @@ class Slots:
         self._permuted, self._longest = order == "permuted", longest
         again = ["" if turn == 0 else f" #{turn + 1}" for turn in range(repeats)]
         self.places = [f"{labels[m]} {layer}{again[turn]}" for m, layer, turn in self._slots]
-        likely = np.array([m == prior and turn == 0 for m, _, turn in free], float)
+        once = {(prior, layer, 0) for layer in range(depths[frame if prior is None else prior])}
+        once -= {(*ends[1][:2], 0)}  # which comes at the end anyhow
+        likely = np.array([slot in once for slot in free], float)
         self._uses = np.full(len(free), 0.5)
         if prior is not None:
             self._uses += certainty * (2.0 * likely - 1.0)

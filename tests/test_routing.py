@@ -1,0 +1,311 @@
+"""Routing: the fold against the stream scaled step by step, the live path against both."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from evomerge.errors import BadInput
+from evomerge.export import merge_to
+from evomerge.families import FAMILIES, family_of
+from evomerge.merge import Merger
+from evomerge.recipe import from_json, single
+from evomerge.rerouted import Router
+from evomerge.resident import ResidentModel
+from evomerge.routing import Hop, Routing, whole
+from evomerge.sources import open_source
+from evomerge.spaces import SPACES, Sources, quantize
+from evomerge.testing.decoders import (
+    DECODERS,
+    HOPS,
+    in_float64,
+    match_eps,
+    scaled_reference,
+    tiny_decoder,
+)
+
+IDS = torch.randint(3, 32, (2, 9), generator=torch.Generator().manual_seed(0))
+GREEDY = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """Return a function from a family to the directories of two of its decoders."""
+    root, made = tmp_path_factory.mktemp("decoders"), {}
+
+    def pair(name, dtype="float64"):
+        if (name, dtype) not in made:
+            folders = [root / f"{name} {dtype} {seed}".replace(",", "") for seed in (0, 1)]
+            made[name, dtype] = [
+                str(tiny_decoder(f, name, i, dtype)) for i, f in enumerate(folders)
+            ]
+        return tuple(made[name, dtype])
+
+    return pair
+
+
+def load(folder):
+    return in_float64(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64))
+
+
+def routed(folders, frame=None):
+    """Return a live model of `frame`, its router over all `folders`, and its own logits."""
+    opened = {f: open_source(f) for f in folders}
+    merger = Merger(opened, {f: f for f in folders})
+
+    def live(folder):
+        model = ResidentModel(opened[folder], "float64")
+        model.load(merger.stream(single(folder, "float64")))
+        in_float64(model.model)
+        return model
+
+    model = live(frame or folders[0])
+    return model.model, Router(model, opened, lambda folder: live(folder).model)
+
+
+@torch.no_grad()
+def logits(model):
+    return model(IDS).logits
+
+
+def apart(a, b):
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_routed_model_is_the_paper_s_whether_it_runs_live_or_exported(name, pairs, tmp_path):
+    folders = pairs(name)
+    recipe = Routing(folders, HOPS, 0, "float64")
+    assert from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    merge_to(recipe, tmp_path / "out")
+    exported = load(tmp_path / "out")
+    reference = scaled_reference(recipe, [load(f) for f in folders])
+    live, router = routed(folders)
+    own = logits(live)
+    router.route(recipe)
+    assert apart(logits(exported), logits(live)) < 1e-12
+    assert apart(logits(reference), own) > 1e-3  # another model than the frame
+    said = live.generate(IDS, use_cache=True, **GREEDY)
+    assert torch.equal(said, live.generate(IDS, use_cache=False, **GREEDY))
+    assert torch.equal(said, exported.generate(IDS, **GREEDY))
+    router.restore()
+    assert torch.equal(logits(live), own)
+    assert apart(logits(match_eps(exported, recipe)), logits(reference)) < 1e-12
+
+
+def test_every_family_has_a_decoder_that_is_tested():
+    assert set(FAMILIES) == {kind for kind, _ in DECODERS.values()}
+
+
+def test_another_frame_and_another_path_after_it(pairs):
+    folders = pairs("llama, tied")
+    live, router = routed(folders)
+    for frame, path in ((1, HOPS), (0, HOPS[::-1]), (1, HOPS[:1])):
+        recipe = Routing(folders, path, frame, "float64")
+        router.route(recipe)
+        reference = scaled_reference(recipe, [load(f) for f in folders])
+        assert apart(logits(live), logits(reference)) < 1e-3  # the norms' epsilon
+    router.route(whole(folders[1], 4, "float64"))
+    assert torch.equal(logits(live), logits(load(folders[1])))
+
+
+def test_no_weight_is_copied(pairs):
+    folders = pairs("llama")
+    live, router = routed(folders)
+    path = tuple(Hop(m, layer) for m in (0, 1) for layer in range(4)) * 2
+    router.route(Routing(folders, path, 0, "float64"))
+    seen = {p.data_ptr() for p in live.parameters()}
+    router.route(Routing(folders, path * 3, 0, "float64"))
+    assert {p.data_ptr() for p in live.parameters()} == seen
+    assert len(live.model.layers) == live.config.num_hidden_layers == 48
+
+
+def test_bfloat16_is_rounded_once(pairs, tmp_path):
+    folders = pairs("llama", "bfloat16")
+    recipe = Routing(folders, HOPS, 0, "bfloat16")
+    merge_to(recipe, tmp_path / "out")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
+    share = recipe.shares()[4]
+    source = AutoModelForCausalLM.from_pretrained(folders[1], dtype=torch.bfloat16)
+    exact = source.model.layers[3].self_attn.o_proj.weight.float() * share
+    assert torch.equal(found.model.layers[4].self_attn.o_proj.weight, exact.bfloat16())
+
+
+def test_mergekit_stacks_the_same_layers(pairs, tmp_path):
+    import yaml
+
+    folders = pairs("llama, tied")
+    path = (Hop(0, 0, 2.0), Hop(1, 1, 0.5, (0.5, 3.0)), Hop(1, 2, 1.0, (0.5, 3.0)), Hop(0, 3))
+    merge_to(Routing(folders, path, 0, "float32"), tmp_path / "out")
+    config = yaml.safe_load((tmp_path / "out" / "mergekit_config.yml").read_text())
+    ranges = [s["sources"][0]["layer_range"] for s in config["slices"]]
+    assert ranges == [[0, 1], [1, 3], [3, 4]]
+    first, middle, last = (s["sources"][0]["parameters"]["scale"] for s in config["slices"])
+    assert {"filter": "model.embed_tokens.weight", "value": 2.0} in first
+    assert {"filter": "model.norm.weight", "value": 0.5} in last
+    assert {"filter": "mlp.down_proj.weight", "value": 6.0} in middle
+    merge_to(Routing(folders, path, 1, "float32"), tmp_path / "other")
+    assert not (tmp_path / "other" / "mergekit_config.yml").exists()  # no such frame there
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "olmo2"}, "norms are on what the branches put out"),
+        ({"model_type": "bert"}, "residual stream itself"),
+        ({"model_type": "gemma3n"}, "several residual streams"),
+        ({"model_type": "lama"}, "did you mean 'llama'"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "layer's number"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "so-manieth"),
+    ],
+)
+def test_where_the_fold_is_not_exact_it_is_refused(config, said):
+    with pytest.raises(ValueError, match=said):
+        family_of(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"path": []}, "path: .* write a list of hops"),
+        ({"path": [[2, 0, 1.0]]}, "path.0: there is no model 2"),
+        ({"path": [[0, 0, 0]]}, "no finite number other than 0"),
+        ({"path": [[0, 0, 1.0, [1.0]]]}, "not two finite numbers"),
+        ({"path": [[0, 0, 1e-30]] * 30}, "leaves the range"),
+        ({"frame": True}, "frame"),
+        ({"frame": 2}, "frame"),
+        ({"gain": 1}, "unknown key 'gain'"),
+    ],
+)
+def test_malformed_routings_are_told(change, said):
+    data = Routing(("a", "b"), HOPS, 0, "bfloat16").to_json() | change
+    with pytest.raises(BadInput, match=said):
+        from_json(data, "r.json")
+
+
+def test_a_layer_that_is_not_there_is_told(pairs, tmp_path):
+    folders = pairs("llama")
+    with pytest.raises(BadInput, match=r"path.1: '.*' has no layer 4; write 0 to 3"):
+        merge_to(Routing(folders, (Hop(0, 0), Hop(1, 4)), 0, "float32"), tmp_path / "out")
+
+
+# --- the space ---------------------------------------------------------------------------
+
+
+def make(labels="ab", depths=(4, 4), **spec):
+    cls = SPACES.get("routing")
+    spec = {"kind": "routing"} | spec
+    assert cls.faults(spec, list(labels), False, "f") == []
+    depth = dict(zip(labels, depths, strict=True))
+    return cls(spec, Sources(None, tuple(labels), tuple(labels), 4, "bfloat16", 7, {}, depth))
+
+
+specs = st.fixed_dictionaries(
+    {"gains": st.sampled_from(["none", "shared", "separate"])},
+    optional={
+        "longest": st.integers(2, 9),
+        "frame": st.sampled_from("ab"),
+        "prior": st.sampled_from(["a", "b", None]),
+        "gain": st.just({"low": 0.25, "high": 3.0}),
+    },
+)
+kinds = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "repeats": st.integers(1, 3),
+            "order": st.sampled_from(["models", "depth", "permuted"]),
+        }
+    ),
+    st.fixed_dictionaries({"blocks": st.integers(1, 4)}),
+)
+
+
+@given(spec=specs, kind=kinds, depths=st.tuples(*[st.integers(2, 5)] * 2), seed=st.integers(0, 99))
+def test_every_genome_is_a_path_from_the_frame_s_first_layer_to_its_last(spec, kind, depths, seed):
+    space = make(depths=depths, **spec, **kind)
+    genome = quantize(np.random.default_rng(seed).random(space.dimension))
+    recipe = space.decode(genome)
+    assert from_json(recipe.to_json()) == recipe
+    frame = "ab".index(spec.get("frame", "a"))
+    assert recipe.frame == frame
+    assert recipe.path[0][:2] == (frame, 0)
+    assert recipe.path[-1][:2] == (frame, depths[frame] - 1)
+    assert 2 <= len(recipe.path) <= spec.get("longest", 2 * depths[frame])
+    assert all(hop.layer < depths[hop.model] for hop in recipe.path)
+    low, high = spec.get("gain", {"low": 0.5, "high": 2.0}).values()
+    for attention, mlp, sign in recipe.fold().hops:
+        assert sign == 1.0
+        assert all(low - 1e-9 <= gain <= high + 1e-9 for gain in (attention, mlp))
+    settled = space.settled(genome)
+    assert space.decode(settled).path == recipe.path
+    assert np.array_equal(space.settled(settled), settled)
+    assert len(space.names) == len(set(space.names)) == len(space.levels) == space.dimension
+
+
+@given(
+    spec=specs,
+    repeats=st.integers(1, 2),
+    order=st.sampled_from(["models", "depth", "permuted"]),
+    seed=st.integers(0, 99),
+)
+def test_a_path_of_the_space_is_encoded_as_it_is(spec, repeats, order, seed):
+    space = make(repeats=repeats, order=order, **spec)
+    recipe = space.decode(np.random.default_rng(seed).random(space.dimension))
+    again = space.decode(space.encode(recipe))
+    assert [h[:2] for h in again.path] == [h[:2] for h in recipe.path]
+    assert np.allclose(again.fold().hops, recipe.fold().hops, rtol=1e-6)
+
+
+def test_slots_stand_in_the_paper_s_order():
+    space = make(repeats=2, gains="none", longest=16)
+    everything = space.decode(np.ones(space.dimension))
+    row = [(m, layer) for _ in range(2) for m in (0, 1) for layer in range(4)]
+    assert space.dimension == 14  # the frame's first and last layer are no choice
+    ends = row.index((0, 0)), len(row) - 1 - row[::-1].index((0, 3))
+    assert [h[:2] for h in everything.path] == [
+        (0, 0),
+        *(slot for i, slot in enumerate(row) if i not in ends),
+        (0, 3),
+    ]
+
+
+def test_the_search_begins_with_the_prior_s_own_path():
+    space = make(order="depth", repeats=2)
+    assert space.first.path == whole("a", 4, "bfloat16").path
+    assert space.single("b") == whole("b", 4, "bfloat16")
+
+
+def test_of_a_path_that_is_too_long_the_likeliest_layers_stay():
+    space = make(gains="none", longest=4)
+    genome = np.linspace(0.55, 0.95, space.dimension)
+    assert [h[:2] for h in space.decode(genome).path] == [(0, 0), (1, 2), (1, 3), (0, 3)]
+
+
+def test_blocks_are_runs_of_layers():
+    space = make(blocks=3, gains="none", depths=(6, 6), longest=20)
+    encoded, _ = space.path.encoded([(0, 0), (0, 1), (0, 2), (1, 2), (1, 3), (0, 4), (0, 5)])
+    path = [h[:2] for h in space.decode(encoded).path]
+    assert path == [(0, 0), (0, 1), (0, 2), (1, 2), (1, 3), (0, 4), (0, 5)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"frame": "c"}, "space.frame"),
+        ({"prior": "c"}, "space.prior"),
+        ({"order": "deep"}, "space.order"),
+        ({"gains": True}, "space.gains"),
+        ({"gain": {"low": 2.0, "high": 3.0}}, "space.gain"),
+        ({"repeats": 0}, "space.repeats"),
+        ({"longest": 1}, "space.longest"),
+        ({"blocks": 2, "order": "depth"}, "space.order"),
+        ({"methods": 1}, "space.methods: unknown key"),
+    ],
+)
+def test_a_space_s_faults_are_told(spec, said):
+    faults = SPACES.get("routing").faults({"kind": "routing", **spec}, ["a", "b"], False, "f")
+    assert any(said in str(fault) for fault in faults)
