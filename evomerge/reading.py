@@ -142,9 +142,14 @@ class Reading:
         of = " AND stage = 0" if first and self._staged else ""
         return self.candidates(f"origin = 'baseline'{of}")
 
-    def unfinished(self) -> list[Candidate]:
-        """Return the candidates without an outcome: asked before a kill, or in flight."""
-        return self.candidates("id NOT IN (SELECT candidate_id FROM outcomes)")
+    def unfinished(self, stage: int | None = None) -> list[Candidate]:
+        """Return the candidates without an outcome: asked before a kill, or in flight.
+
+        Args:
+            stage: those of this one only.
+        """
+        of = f" AND stage = {stage:d}" if stage is not None else ""
+        return self.candidates(f"id NOT IN (SELECT candidate_id FROM outcomes){of}")
 
     def earlier(self, recipe_id: str) -> int | None:
         """Return the first candidate of this recipe that has an outcome, if there is one."""

@@ -89,7 +89,7 @@ class Runner:
         self._score_adopted()
         if self.stop:
             return False
-        for candidate in self.archive.unfinished():
+        for candidate in self.archive.unfinished(self.campaign.stage):
             self._submit(candidate)
         while not self.stop and (wanted := self._wanted()) is not None:
             if wanted:
@@ -157,7 +157,7 @@ class Runner:
         self._score_all(self._waiting("adopted"), self._submit)
 
     def _waiting(self, origin: str) -> list[Candidate]:
-        return [c for c in self.archive.unfinished() if c.origin == origin]
+        return [c for c in self.archive.unfinished(self.campaign.stage) if c.origin == origin]
 
     def _score_all(self, waiting: list[Candidate], submit: Callable[[Candidate], None]) -> None:
         """Submit candidates as workers are free; return when all are done, or at a stop."""

@@ -102,8 +102,7 @@ def run_campaign(
 def _done(archive: Archive, campaign: Campaign) -> bool:
     """Tell whether a stage that others follow has spent its budget."""
     spent = archive.proposed_in(campaign.stage) >= campaign.plan["budget"]["evaluations"]
-    later = archive.proposed_in(campaign.stage + 1) > 0
-    return not campaign.last and spent and (later or not archive.unfinished())
+    return not campaign.last and spent and not archive.unfinished(campaign.stage)
 
 
 def _next_stage(

@@ -1,0 +1,277 @@
+"""Campaigns in stages and over paths: one archive, costs as objectives, kills between stages."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import assert_killed_and_resumed_alike
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from evomerge import views
+from evomerge.archive import Archive
+from evomerge.candidates import export_candidate
+from evomerge.controllers import CONTROLLERS, Told
+from evomerge.errors import BadInput, EvomergeError
+from evomerge.pareto import Objective, Scale
+from evomerge.session import checked, run_campaign
+from evomerge.stages import stage_plan
+
+FITNESS = [
+    {"name": "likely", "function": "fit.py"},
+    {"name": "depth", "cost": "hops", "weight": 0.1},
+    {"name": "size", "cost": "parameters", "weight": 0.1},
+]
+ROUTING = {"kind": "routing", "order": "depth", "repeats": 2}
+STAGES = [
+    {
+        "name": "merged",
+        "space": {
+            "kind": "parameters",
+            "method": "task_arithmetic",
+            "axes": {"weight": {"low": 0.0, "high": 1.0}},
+        },
+        "controller": {"kind": "cmaes", "population": 4},
+        "budget": {"evaluations": 6},
+    },
+    {
+        "name": "routed",
+        "space": {**ROUTING, "frame": "merged"},
+        "controller": {"kind": "nsga2", "population": 4},
+        "budget": {"evaluations": 8},
+    },
+]
+STAGED = {"stages": STAGES, "space": None, "controller": None, "budget": None, "fitness": FITNESS}
+
+
+def scored(run):
+    archive = Archive(run / "archive.db")
+    return archive, {c.id: archive.means(c.id) for c in archive.candidates()}
+
+
+@pytest.fixture
+def staged(campaign_file, silent, here):
+    assert run_campaign(campaign_file(**STAGED), progress=silent)
+    return here / "runs" / "tiny"
+
+
+def test_a_stage_goes_on_from_the_best_of_the_one_before(staged, here):
+    archive, means = scored(staged)
+    assert [archive.proposed_in(stage) for stage in (0, 1, 2)] == [6, 8, 0]
+    assert archive.proposed() == 14 and not archive.unfinished()
+    labels = {c.label: c for c in archive.baselines()}
+    assert list(labels) == ["base", "a", "b", "c", "uniform", "merged"]
+    found = archive.best_in(0)
+    assert means[labels["merged"].id] == pytest.approx(means[found])  # the same model, routed
+    routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
+    assert len(routed) == 8
+    for candidate in routed:
+        assert candidate.recipe["models"] == ["a", "b", "c", f"runs/tiny#{found}"]
+        assert candidate.recipe["frame"] == 3
+        assert means[candidate.id]["depth"] == len(candidate.recipe["path"])
+    assert archive.campaign["state"] == "finished"
+    status = views.status(staged)
+    assert status["budget"] == {"evaluations": 14, "hours": None, "proposed": 14}
+    assert "merged" in archive.campaign["provenance"]["sources"]
+
+
+def test_a_routed_candidate_is_exported_as_deep_as_it_was_scored(staged, tmp_path):
+    archive, means = scored(staged)
+    routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
+    deepest = max(routed, key=lambda c: len(c.recipe["path"]))
+    _, _, how = export_candidate(staged, tmp_path / "out", str(deepest.id))
+    assert how == "scales folded in"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.num_hidden_layers == means[deepest.id]["depth"] == len(model.model.layers)
+    stored = sum(t.numel() for t in load_file(tmp_path / "out" / "model.safetensors").values())
+    assert stored == means[deepest.id]["size"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`cmaes`, then `nsga2`" in card
+
+
+def test_values_stay_on_the_first_stage_s_scale(staged):
+    archive, means = scored(staged)
+    sources = [means[c.id] for c in archive.baselines(first=True)]
+    scale = Scale(archive.objectives, sources)
+    for candidate, found in means.items():
+        assert archive.outcome(candidate)["value"] == pytest.approx(scale.value(found))
+
+
+def test_killed_between_and_within_stages_it_goes_on_alike(campaign_file, here):
+    points = ["propose:after:5", "record:after:11", "add_baseline:after:6", "propose:before:9"]
+    points += ["record:before:17", "record_final:before:3"]
+    assert_killed_and_resumed_alike(campaign_file(**STAGED), points)
+
+
+def test_the_last_stage_goes_on_with_a_larger_budget(staged, campaign_file, silent):
+    more = [STAGES[0], {**STAGES[1], "budget": {"evaluations": 11}}]
+    assert run_campaign(campaign_file(**STAGED | {"stages": more}), progress=silent)
+    assert Archive(staged / "archive.db").proposed_in(1) == 11
+    earlier = [{**STAGES[0], "budget": {"evaluations": 9}}, more[1]]
+    with pytest.raises(BadInput, match=r"stages.0.budget.evaluations: differs"):
+        run_campaign(campaign_file(**STAGED | {"stages": earlier}), progress=silent)
+
+
+def test_a_stage_without_a_model_stops_in_one_line(campaign_file, silent, here):
+    (here / "picky.py").write_text(
+        (here / "fit.py").read_text()
+        + "\n\nfrom itertools import count\nplain, calls = score, count()\n\n\n"
+        "def score(model, tokenizer, items):\n"
+        "    if next(calls) >= 5:\n"
+        "        raise ValueError(f'no {next(calls)}')\n"
+        "    return plain(model, tokenizer, items)\n"
+    )
+    fitness = [{"name": "likely", "function": "picky.py"}]
+    with pytest.raises(EvomergeError, match="no candidate of the stage 'merged'"):
+        run_campaign(campaign_file(**STAGED | {"fitness": fitness}), progress=silent)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budget": {"evaluations": 3}}, "budget: belongs to the stages"),
+        ({"stages": []}, "stages: is no list of stages"),
+        ({"stages__0__name": "a"}, "stages.0.name: 'a' names a model or a stage before"),
+        ({"stages__0__name": "uniform"}, "stages.0.name: the name 'uniform' is kept"),
+        ({"stages__1__space__frame": "routed"}, "stages.1.space.frame"),
+        ({"stages__0__space__method": "tie"}, "stages.0.space.method: .*did you mean 'ties'"),
+        ({"stages__1__controller": {"kind": "niches"}}, "stages.1.controller.kind: niches"),
+        ({"stages__1__budget": {"evaluations": 2, "hour": 1}}, "stages.1.budget.hour: unknown key"),
+        ({"fitness__1__cost": "money"}, "fitness.1.cost"),
+        ({"fitness__1__function": "fit.py"}, "fitness.1: has function and cost"),
+        ({"fitness__1__items": 3}, "fitness.1.items: belongs to tasks, not to a cost"),
+    ],
+)
+def test_faults_name_the_stage(campaign_file, change, said):
+    changed = json.loads(json.dumps(STAGED)) | {k: v for k, v in change.items() if "__" not in k}
+    file = campaign_file(**changed)
+    plan = yaml.safe_load(file.read_text())
+    for dotted, value in change.items():
+        *path, last = dotted.split("__")
+        entry = plan
+        for key in path:
+            entry = entry[int(key) if key.isdigit() else key]
+        entry[last] = value
+    file.write_text(yaml.safe_dump(plan))
+    with pytest.raises(BadInput, match=said):
+        checked(file, [], {})
+
+
+def test_a_soup_is_no_path(campaign_file):
+    file = campaign_file(space=ROUTING, start_from_soup=True, soups=["metrics"])
+    with pytest.raises(BadInput, match="start_from_soup: a soup is no point"):
+        checked(file, [], {})
+
+
+def test_families_that_cannot_be_routed_are_refused_before_any_model_is_loaded(campaign_file, here):
+    for name in "abc":
+        folder = here / f"post-{name}"
+        folder.mkdir()
+        for entry in (here / name).iterdir():
+            (folder / entry.name).write_bytes(entry.read_bytes())
+        config = json.loads((folder / "config.json").read_text()) | {"model_type": "olmo2"}
+        (folder / "config.json").write_text(json.dumps(config))
+    models = {name: f"post-{name}" for name in "abc"}
+    file = campaign_file(space=ROUTING, sources={"models": models})
+    with pytest.raises(BadInput, match="'post-a': olmo2 cannot be routed with scales"):
+        checked(file, [], {})
+
+
+def test_models_of_several_depths_are_routed_and_not_averaged(campaign_file, silent, here):
+    from evomerge.testing import tiny_llama
+
+    tiny_llama(here / "deep", 5, layers=4)
+    models = {"a": "a", "deep": "deep"}
+    plan = {"sources": {"models": models}, "space": ROUTING, "fitness": FITNESS}
+    assert run_campaign(campaign_file(**plan, budget__evaluations=4), progress=silent)
+    archive, means = scored(here / "runs" / "tiny")
+    depths = {c.label: means[c.id]["depth"] for c in archive.baselines()}
+    assert depths == {"a": 2, "deep": 4}
+
+
+def test_a_search_begins_with_paths_of_another_run(staged, campaign_file, silent, here):
+    archive, _ = scored(staged)
+    routed = [c.id for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
+    with pytest.raises(BadInput, match="which is no source of this campaign"):
+        file = campaign_file(name="other", space=ROUTING, init=[f"runs/tiny#{routed[0]}"])
+        run_campaign(file, progress=silent)
+    with pytest.raises(BadInput, match="of kind routing, this space's are not"):
+        file = campaign_file(name="other", init=[f"runs/tiny#{routed[0]}"])
+        run_campaign(file, progress=silent)
+    first = {"name": "first", "space": ROUTING, "fitness": FITNESS, "budget__evaluations": 4}
+    assert run_campaign(campaign_file(**first), progress=silent)
+    best = Archive(here / "runs" / "first" / "archive.db").best_in(0)
+    again = first | {"name": "again", "init": [f"runs/first#{best}"]}
+    assert run_campaign(campaign_file(**again), progress=silent)
+    theirs = Archive(here / "runs" / "first" / "archive.db").candidates("id = ?", (best,))[0]
+    ours = Archive(here / "runs" / "again" / "archive.db").candidates("origin = 'adopted'")[0]
+    assert ours.recipe_id == theirs.recipe_id
+
+
+def test_seconds_per_token_are_measured(campaign_file, silent, here):
+    fitness = [FITNESS[0], {"name": "pace", "cost": "seconds_per_token"}]
+    plan = {"space": ROUTING, "fitness": fitness, "budget__evaluations": 2, "heldout": 0}
+    assert run_campaign(campaign_file(**plan), progress=silent)
+    _, means = scored(here / "runs" / "tiny")
+    assert all(0 < m["pace"] < 10 for m in means.values())
+
+
+def test_a_cost_is_scaled_by_the_dearest_baseline():
+    objectives = (Objective("acc"), Objective("depth", "minimize", cost=True))
+    scale = Scale(objectives, [{"acc": 0.2, "depth": 6.0}, {"acc": 0.7, "depth": 6.0}])
+    assert scale.vector({"acc": 0.45, "depth": 3.0}) == pytest.approx((0.5, 0.5))
+    assert scale.vector({"acc": 0.2, "depth": 9.0}) == pytest.approx((0.0, -0.5))
+
+
+def test_costs_are_for_language_models(campaign_file, here):
+    (here / "net.py").write_text(
+        "import torch\n\n\ndef make():\n    return torch.nn.Linear(2, 2)\n"
+    )
+    models = {
+        "x": {"factory": "net.py:make", "seed": 1},
+        "y": {"factory": "net.py:make", "seed": 2},
+    }
+    file = campaign_file(
+        sources={"models": models},
+        space={"kind": "mixture"},
+        controller={"kind": "niches"},
+        fitness=[{"name": "depth", "cost": "hops"}],
+    )
+    with pytest.raises(BadInput, match="costs are those of language models"):
+        checked(file, [], {})
+
+
+def test_what_has_no_say_is_archived_and_told_at_its_start(campaign_file, silent, here):
+    plan = {"space": ROUTING, "fitness": FITNESS[:1], "budget__evaluations": 12}
+    file = campaign_file(**plan)
+    assert run_campaign(file, progress=silent)
+    (campaign,) = checked(file, [], {})
+    archive = Archive(here / "runs" / "tiny" / "archive.db")
+    for candidate in archive.candidates("ordinal NOTNULL"):
+        assert np.array_equal(campaign.space.settled(candidate.genome), candidate.genome)
+
+
+def test_cma_es_learns_from_the_genome_that_was_scored():
+    """Genes that are put back do not widen the search: their deviation falls, others' does not."""
+
+    def deviations(put_back):
+        search = CONTROLLERS.get("cmaes")(dimension=6, seed=3, start=np.full(6, 0.5), population=8)
+        rng = np.random.default_rng(0)
+        for ordinal in range(240):
+            genome = search.ask(1)[0].genome.copy()
+            genome[3:] = 0.5 if put_back else genome[3:]
+            search.tell(Told(ordinal, genome, float(rng.random()), (0.0,)))
+        return search._es.sigma * search._es.sm.variances**0.5
+
+    held, free = deviations(True), deviations(False)
+    assert held[3:].max() < 0.5 * free[3:].min()
+
+
+def test_a_stage_s_plan_is_an_ordinary_one(campaign_file):
+    plan = yaml.safe_load(Path(campaign_file(**STAGED)).read_text())
+    plan |= {"soups": ["greedy"], "init": [], "start_from_soup": False}
+    second = stage_plan(plan, 1, ["runs/x#3"])
+    assert second["sources"]["models"]["merged"] == "runs/x#3"
+    assert (second["space"]["kind"], second["soups"]) == ("routing", [])
