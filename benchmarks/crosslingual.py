@@ -1,11 +1,14 @@
-"""Controllers beside one another on the embedded tiny models, at equal numbers of candidates.
+"""Searches beside one another on the embedded tiny models, at equal numbers of candidates.
 
     python benchmarks/crosslingual.py niches cmaes nsga2 como random --seeds 5
+    python benchmarks/crosslingual.py routing routing-unscaled routing-random stages --seeds 5
 
-Every search is a campaign in runs/crosslingual/, with the sources of
-search_spaces/crosslingual-maths.yaml (niches: crosslingual-niches.yaml); one that was stopped
-goes on where it was. A row has the best candidate's held-out scores and the hypervolume, above 0
-in each language, of the finalists' held-out scores. Rows are appended to
+Every search is a campaign in runs/crosslingual/: a controller with search_spaces/
+crosslingual-maths.yaml (niches: crosslingual-niches.yaml), or layer routing with
+crosslingual-routing.yaml, with gains, without them, and by random search; `stages` is half of the
+candidates for parameters, then half for routing, both by cmaes (crosslingual-stages.yaml). One
+that was stopped goes on where it was. A row has the best candidate's held-out scores and the
+hypervolume, above 0 in each language, of the finalists' held-out scores. Rows are appended to
 benchmarks/crosslingual.csv; a row that is there is not made again.
 """
 
@@ -24,6 +27,37 @@ from evomerge.session import run_campaign
 
 ROWS = Path(__file__).with_suffix(".csv")
 TASKS = ("maths_ja", "maths_fr")
+CMAES = "{kind: cmaes, population: 12, sigma: 0.15}"
+OTHERS = ("routing", "routing-unscaled", "routing-random", "stages")
+
+
+def campaign(name: str, evaluations: int) -> tuple[str, list[str]]:
+    """Return the campaign file of a search, and what is set in it."""
+    budget = [f"budget.evaluations={evaluations}"]
+    if name == "stages":
+        half = evaluations // 2
+        parts = [
+            f"{{name: {task}, task: fitness/crosslingual/{task}.yaml, metric: exact_match,"
+            " batch_size: 250}"
+            for task in TASKS
+        ]
+        return "stages", [
+            f"fitness=[{', '.join(parts)}]",
+            f"stages.0.budget.evaluations={half}",
+            f"stages.1.budget.evaluations={evaluations - half}",
+            f"stages.1.controller={CMAES}",
+        ]
+    if name.startswith("routing"):
+        more = {
+            "routing": [],
+            "routing-unscaled": ["space.gains=none"],
+            "routing-random": ["controller={kind: random}"],
+        }
+        return "routing", budget + more[name]
+    if CONTROLLERS.get(name).breeds:
+        return "niches", budget
+    own = CMAES if name == "cmaes" else f"{{kind: {name}}}"
+    return "maths", [*budget, f"controller={own}"]
 
 
 def make(name: str, seed: int, evaluations: int, workers: str) -> None:
@@ -31,16 +65,11 @@ def make(name: str, seed: int, evaluations: int, workers: str) -> None:
     key = (name, str(seed), str(evaluations))
     if key in {(r["controller"], r["seed"], r["evaluations"]) for r in rows.read(ROWS)}:
         return
-    breeds = CONTROLLERS.get(name).breeds
     directory = Path("runs/crosslingual") / f"{name}-{seed}-{evaluations}"
-    settings = [f"seed={seed}", f"budget.evaluations={evaluations}", f"workers={workers}"]
-    if name != "niches":
-        own = (
-            "{kind: cmaes, population: 12, sigma: 0.15}" if name == "cmaes" else f"{{kind: {name}}}"
-        )
-        settings.append(f"controller={own}")
+    kind, settings = campaign(name, evaluations)
+    settings = [f"seed={seed}", f"workers={workers}", *settings]
     started = time.perf_counter()
-    file = Path(f"search_spaces/crosslingual-{'niches' if breeds else 'maths'}.yaml")
+    file = Path(f"search_spaces/crosslingual-{kind}.yaml")
     if not run_campaign(file, directory=directory, settings=settings, progress=rows.Quiet()):
         raise SystemExit("interrupted; the same command goes on")
     archive = Archive(directory / "archive.db")
@@ -70,13 +99,13 @@ def table() -> str:
         wide = [1.96 * v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else np.nan for v in found]
         cells = [f"{v.mean():.3f} ± {w:.3f}" for v, w in zip(found, wide, strict=True)]
         body.append([*key, len(group), *cells])
-    headers = ["controller", "candidates", "seeds", *columns]
+    headers = ["search", "candidates", "seeds", *columns]
     return tabulate(body, headers=headers)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("controllers", nargs="*", choices=[*CONTROLLERS.all(), []])
+    parser.add_argument("controllers", nargs="*", choices=[*CONTROLLERS.all(), *OTHERS, []])
     parser.add_argument("--seeds", type=int, default=5, help="1 and so many in all")
     parser.add_argument("--evaluations", type=int, default=160)
     parser.add_argument("--workers", default="{pool: ray, count: 2}")

@@ -59,7 +59,8 @@ class Router:
         self._live._modules.update(own)
         base._modules.update(model.base_model._modules)
         for name in family.embed:
-            base._modules[name] = _times(base._modules[name], fold.embed)
+            if fold.embed != 1.0:
+                base._modules[name] = Times(base._modules[name], fold.embed)
         if fold.norm < 0:
             base._modules[family.norm] = Flipped(base._modules[family.norm])
         base._modules[_layers_name(base)] = self._hops(recipe, fold, family)
@@ -92,7 +93,9 @@ class Router:
                 layers = layers_of(self._models[name].base_model)
                 self._shells[key] = _Shell(layers[hop.layer], family)
             hops.append(self._shells[key].at(index, *by))
-        return nn.ModuleList(hops)
+        made = nn.ModuleList()
+        made._modules.update((str(index), hop) for index, hop in enumerate(hops))
+        return made
 
 
 class Times(nn.Module):
@@ -118,10 +121,6 @@ class Flipped(nn.Module):
         return self.inner(-stream)
 
 
-def _times(module: nn.Module, by: float) -> nn.Module:
-    return module if by == 1.0 else Times(module, by)
-
-
 class _Shell:
     """Copies of a layer's containers, whose insides are the layer's own."""
 
@@ -131,19 +130,26 @@ class _Shell:
         for name, child in layer._modules.items():
             if hasattr(child, "layer_idx"):
                 self._numbered.append(self._inside(name))
-        self._attention = self._slot(family.attention)
-        self._mlp = self._slot(family.mlp)
-        self._reads = [self._slot(name) for name in family.reads]
+        # Made once: a module takes ten times as long to make as to look up.
+        self._writes = [
+            (modules, name, inner, Times(inner, 1.0))
+            for modules, name, inner in map(self._slot, (family.attention, family.mlp))
+        ]
+        self._reads = [
+            (modules, name, inner, Flipped(inner))
+            for modules, name, inner in map(self._slot, family.reads)
+        ]
 
     def at(self, index: int, attention: float, mlp: float, sign: float) -> nn.Module:
         """Return the layer as hop `index`, its branches multiplied, its norms' sign set."""
         for module in self._numbered:
             if "layer_idx" in module.__dict__:
                 module.__dict__["layer_idx"] = index
-        for (modules, name, inner), by in ((self._attention, attention), (self._mlp, mlp)):
-            modules[name] = _times(inner, by)
-        for modules, name, inner in self._reads:
-            modules[name] = Flipped(inner) if sign < 0 else inner
+        for (modules, name, inner, times), by in zip(self._writes, (attention, mlp), strict=True):
+            times.__dict__["by"] = by
+            modules[name] = inner if by == 1.0 else times
+        for modules, name, inner, flipped in self._reads:
+            modules[name] = flipped if sign < 0 else inner
         return self._top
 
     def _slot(self, path: str) -> tuple[dict, str, nn.Module]:
