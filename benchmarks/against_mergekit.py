@@ -25,9 +25,12 @@ from materialize import SHAPES, best_of, make_expert, make_model
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 
+from evomerge.export import merge_to
 from evomerge.merge import Merger
 from evomerge.mergekit_in import from_mergekit
+from evomerge.routing import Hop, Routing
 from evomerge.sources import digest, open_source
+from evomerge.weights import Weights
 
 HERE = Path(__file__).parent
 PACKAGES = ["torch==2.13.0", "mergekit==0.1.5"]
@@ -111,6 +114,7 @@ class Side:
     def __init__(self, paths: list[Path]):
         opened = {str(p): open_source(str(p)) for p in paths}
         self.merger = Merger(opened, {n: digest(s).sha256 for n, s in opened.items()})
+        self._weights = Weights(opened, torch.device("cpu"))
         self.live = {
             name: torch.zeros(t.shape, dtype=torch.bfloat16)
             for name, t in opened[str(paths[0])].tensors.items()
@@ -122,12 +126,21 @@ class Side:
         for name, ours in self.live.items():
             steps, apart = ulps(ours, other[name]), (ours.double() - other[name].double()).abs()
             largest = max(
-                float(self.merger.tensor(s, name).abs().max()) for s in self.merger.sources
+                float(self._weights.tensor(s, name).abs().max()) for s in self.merger.sources
             )
             equal += int((steps == 0).sum())
             near += int(((steps <= 1) | (apart.reshape(-1) <= 2.0**-20 * largest)).sum())
             size += ours.numel()
         return [equal / size, near / size]
+
+
+def routed(paths: list[Path], layers: int, out: Path) -> Path:
+    """Export a path through two models, every third layer twice; return its YAML for mergekit."""
+    hops = [(layer % 2, layer) for layer in range(layers) for _ in range(1 + (layer % 3 == 1))]
+    ends = [(0, 0), *hops[1:-1], (0, layers - 1)]
+    path = tuple(Hop(*slot, 0.9 + 0.02 * (i % 10)) for i, slot in enumerate(ends))
+    merge_to(Routing(tuple(map(str, paths)), path, 0, "bfloat16"), out)
+    return out / "mergekit_config.yml"
 
 
 def _split(paths: list[Path]) -> tuple[Path, list[Path]]:
@@ -159,6 +172,9 @@ def main() -> None:
                 out = str(file.with_suffix(".safetensors")) if kind == "exact" else None
                 times = options.times if kind == "timed" else 0
                 plan["configurations"][file.stem] = {"file": str(file), "times": times, "out": out}
+        file = routed(exact[1:3], SHAPES[options.size][1], folder / "routed")
+        out = folder / "routing.safetensors"
+        plan["configurations"]["routing"] = {"file": str(file), "times": 0, "out": str(out)}
         (folder / "plan.json").write_text(json.dumps(plan))
         side = [str(python), str(HERE / "mergekit_side.py"), str(folder / "plan.json")]
         subprocess.run(side, check=True, stdout=subprocess.DEVNULL)
@@ -179,11 +195,16 @@ def main() -> None:
                 close.merger.fill(from_mergekit(config, method), close.live)
                 row += close.compared(load_file(folder / f"{method}-exact.safetensors"))
             rows.append(row)
+        ours, other = load_file(folder / "routed" / "model.safetensors"), load_file(out)
+        assert ours.keys() == other.keys(), "a routed model has other tensors than mergekit's"
+        differ = sum(int((ulps(tensor, other[name]) > 0).sum()) for name, tensor in ours.items())
+        stacked = f"{differ} of {sum(t.numel() for t in ours.values())} elements differ"
     headers = ["method", "mergekit (s)", "evomerge (s)", "ratio", "first (s)"]
     headers += ["equal", "one rounding"]
     formats = ("", ".3f", ".4f", ".0f", ".2f", ".6f", ".8f")
     print(f"{options.size}, 3 experts, {threads} threads")
     print(tabulate(rows, headers=headers, floatfmt=formats))
+    print(f"a routed model and mergekit's passthrough of its mergekit_config.yml: {stacked}")
 
 
 if __name__ == "__main__":

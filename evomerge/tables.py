@@ -2,8 +2,11 @@
 
 import json
 import math
+import string
 
 from tabulate import tabulate
+
+from evomerge.recipe import from_json
 
 Z95 = 1.96  # half-width of a 95 % interval in standard errors
 
@@ -97,7 +100,8 @@ def show(found: dict) -> str:
         lines += ["", f"{name}, answers to held-out items:"]
         lines += [f"  {a['ordinal']}: {a['answer']}" for a in answers]
     recipe = found["recipe"]
-    head = {k: v for k, v in recipe.items() if k not in ("groups", "chromosomes", "births")}
+    long = ("groups", "chromosomes", "births", "path")
+    head = {k: v for k, v in recipe.items() if k not in long}
     lines += ["", json.dumps(head)]
     if recipe["kind"] == "mixture":
         body = [
@@ -111,6 +115,8 @@ def show(found: dict) -> str:
         body = [[" ".join(str(p)[:12] for p in b[0]), *b[1:]] for b in recipe["births"]]
         headers = ["of recipes", "mix", "split at", "sigma", "seed"]
         return "\n".join([*lines, "", tabulate(body, headers=headers)])
+    if recipe["kind"] == "routing":
+        return "\n".join([*lines, "", route(recipe)])
     body = [
         [_where(g["layers"]), g["modules"] or "rest"]
         + [_numbers(v) for k, v in g.items() if k not in ("layers", "modules")]
@@ -118,6 +124,29 @@ def show(found: dict) -> str:
     ]
     axes = [k for k in recipe["groups"][0] if k not in ("layers", "modules")]
     return "\n".join([*lines, "", tabulate(body, headers=["layers", "modules", *axes])])
+
+
+def route(recipe: dict) -> str:
+    """Return a path as a picture: hops from left to right, layers from below, a letter a model.
+
+    Under it the gains of runs of hops, as what the branches are multiplied by.
+    """
+    routing = from_json(recipe)
+    letters = {model: string.ascii_letters[i % 52] for i, model in enumerate(routing.models)}
+    marks = [letters[routing.models[hop.model]] for hop in routing.path]
+    lines = [f"{letter} = {model}" for model, letter in letters.items()]
+    for layer in range(max(hop.layer for hop in routing.path), -1, -1):
+        pairs = zip(marks, routing.path, strict=True)
+        lines.append(f"{layer:3} " + "".join(m if h.layer == layer else "." for m, h in pairs))
+    fold, body = routing.fold(), []
+    for index, (mark, by) in enumerate(zip(marks, fold.hops, strict=True)):
+        gains = [f"{gain / fold.embed:.3f}" for gain in by[:2]]
+        if body and body[-1][0] == mark and body[-1][3:] == gains:
+            body[-1][2] = index
+        else:
+            body.append([mark, index, index, *gains])
+    lines += ["", tabulate(body, headers=["", "from hop", "to", "attention", "MLP"])]
+    return "\n".join(lines)
 
 
 def _where(layers: list | str | None) -> str:

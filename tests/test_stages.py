@@ -10,7 +10,7 @@ from conftest import assert_killed_and_resumed_alike
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from evomerge import views
+from evomerge import tables, views
 from evomerge.archive import Archive
 from evomerge.candidates import export_candidate
 from evomerge.controllers import CONTROLLERS, Told
@@ -89,6 +89,22 @@ def test_a_routed_candidate_is_exported_as_deep_as_it_was_scored(staged, tmp_pat
     assert stored == means[deepest.id]["size"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "`cmaes`, then `nsga2`" in card
+
+
+def test_a_path_is_shown_as_a_picture(staged):
+    archive, _ = scored(staged)
+    routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
+    for candidate in routed:
+        path = candidate.recipe["path"]
+        text = tables.show(views.show(staged, candidate.id))
+        rows = {int(line[:3]): line[4:] for line in text.split("\n") if line[:3].strip().isdigit()}
+        drawn = [
+            ("abcd".index(row[hop]), layer)
+            for hop in range(len(path))
+            for layer, row in rows.items()
+            if row[hop] != "."
+        ]
+        assert drawn == [(model, layer) for model, layer, *_ in path]
 
 
 def test_values_stay_on_the_first_stage_s_scale(staged):
