@@ -17,8 +17,9 @@ from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.folding import routed_config
 from evomerge.merge import Merger
 from evomerge.mergeable import layout_faults, mismatches, path_faults, stream_mismatches
-from evomerge.mergekit import passthrough, to_mergekit
+from evomerge.mergekit import to_mergekit
 from evomerge.methods import method_of
+from evomerge.passthrough import to_passthrough
 from evomerge.recipe import Recipe
 from evomerge.sources import Source, digest, open_source
 
@@ -174,7 +175,7 @@ def _write_texts(
     config = routed_config(recipe, opened) if routed else frame.config
     _write_config(frame, config, recipe.dtype, folder)
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=1) + "\n")
-    if config := passthrough(recipe, opened) if routed else to_mergekit(recipe, frame):
+    if config := to_passthrough(recipe, opened) if routed else to_mergekit(recipe, frame):
         (folder / "mergekit_config.yml").write_text(config)
     (folder / "README.md").write_text(card or _short_card(recipe), encoding="utf-8")
 

@@ -1,14 +1,11 @@
 """mergekit's YAML for the recipes that it can express."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from evomerge.folding import routed_tensors
-from evomerge.layout import place, within_layer
+from evomerge.layout import place
 from evomerge.recipe import Group, Recipe
-from evomerge.routing import Routing
 from evomerge.sources import Source
 
 # Random masks (DARE, DELLA) cannot be reproduced from a configuration.
@@ -58,45 +55,6 @@ def to_mergekit(recipe: Recipe, frame: Source) -> str | None:
     if recipe.method in _NORMALIZE:
         normalize = recipe.options.get("normalize", _NORMALIZE[recipe.method])
         config["parameters"] = {"normalize": normalize}
-    config |= {"dtype": "float32", "out_dtype": recipe.dtype}
-    return yaml.safe_dump(config, sort_keys=False, width=100)
-
-
-def passthrough(recipe: Routing, sources: Mapping[str, Source]) -> str | None:
-    """Return a mergekit configuration that stacks a routed model, or None if none does.
-
-    mergekit takes what is outside the layers from the first and the last slice, and can multiply a
-    tensor, but not 1 plus a tensor.
-    """
-    if {recipe.frame} != {recipe.path[0].model, recipe.path[-1].model}:
-        return None
-    origins = routed_tensors(recipe, sources)
-    scaled = {name: o for name, o in origins.items() if o.factor != 1.0}
-    if any(o.offset for o in scaled.values()):
-        return None
-    outside: dict[str, list] = {"embed": [], "norm": [], "head": []}
-    inside: list[list] = [[] for _ in recipe.path]
-    for name, origin in scaled.items():
-        where = place(name)
-        if where.layer is None:
-            outside[where.part].append((name, origin.factor))
-        else:
-            inside[where.layer].append((within_layer(name), origin.factor))
-    inside[0] = outside["embed"] + inside[0]
-    inside[-1] += outside["norm"] + outside["head"]
-    slices: list[dict] = []
-    before: tuple = ()
-    for hop, factors in zip(recipe.path, inside, strict=True):
-        if (hop.model, hop.layer, factors) == before:
-            slices[-1]["sources"][0]["layer_range"][1] += 1
-        else:
-            source: dict[str, Any] = _base(recipe.models[hop.model], (hop.layer, hop.layer + 1))
-            if factors:
-                listed = [{"filter": name, "value": factor} for name, factor in factors]
-                source["parameters"] = {"scale": [*listed, {"value": 1.0}]}
-            slices.append({"sources": [source]})
-        before = (hop.model, hop.layer + 1, factors)
-    config = {"merge_method": "passthrough", "slices": slices}
     config |= {"dtype": "float32", "out_dtype": recipe.dtype}
     return yaml.safe_dump(config, sort_keys=False, width=100)
 

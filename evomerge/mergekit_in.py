@@ -12,7 +12,9 @@ from typing import Any
 from evomerge.errors import BadInput, Fault, nearest
 from evomerge.layout import place
 from evomerge.operators import OPERATORS, Operator
+from evomerge.passthrough import from_passthrough
 from evomerge.recipe import DTYPES, Group, Recipe
+from evomerge.routing import Routing
 from evomerge.sources import Source, open_source
 
 # mergekit's name: (ours, options it implies)
@@ -50,7 +52,7 @@ _SWITCHES = {  # what mergekit can do and we cannot: its default, which is what 
 }
 
 
-def from_mergekit(data: Mapping[str, Any], file: str, seed: int = 0) -> Recipe:
+def from_mergekit(data: Mapping[str, Any], file: str, seed: int = 0) -> Recipe | Routing:
     """Return the recipe that a mergekit configuration describes.
 
     Args:
@@ -65,6 +67,8 @@ def from_mergekit(data: Mapping[str, Any], file: str, seed: int = 0) -> Recipe:
     if faults:
         raise BadInput(*faults)
     data, module = _unwrapped(data)
+    if data["merge_method"] == "passthrough":
+        return from_passthrough(data, file)
     method, options = METHODS[data["merge_method"]]
     operator = OPERATORS.get(method)
     base = data.get("base_model")
@@ -106,10 +110,10 @@ def _form_faults(data: Any, file: str) -> Iterator[Fault]:
         if key not in _TOP:
             yield Fault(file, str(key), f"'{key}' is not supported", nearest(str(key), _TOP))
     method = data.get("merge_method")
-    if method not in METHODS:
-        yield Fault(
-            file, "merge_method", f"'{method}' is not supported", nearest(str(method), METHODS)
-        )
+    known = (*METHODS, "passthrough")
+    if method not in known:
+        wrong = f"'{method}' is not supported"
+        yield Fault(file, "merge_method", wrong, nearest(str(method), known))
     if sum(key in data for key in ("models", "slices", "modules")) != 1:
         wrong = "exactly one of models, slices and modules"
         yield Fault(file, "models", wrong, "write one of them")
@@ -191,7 +195,7 @@ def _slice_faults(slices: list[dict], frame: Source, file: str) -> Iterator[Faul
             return
         ((first, last),) = ranges
         if first != at or last <= first or last > frame.layers:
-            mend = "slices follow one another; routing of layers is another kind of recipe"
+            mend = "slices follow one another, but in passthrough"
             yield Fault(file, key, f"begins at layer {first} to {last}, not at {at}", mend)
             return
         at = last

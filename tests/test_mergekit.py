@@ -187,7 +187,7 @@ def test_mergekits_names_are_options_here(deep, method, ours):
 
 
 REFUSED = {
-    "merge_method: 'passthrough' is not supported": {"merge_method": "passthrough"},
+    "merge_method: 'pass' is not supported": {"merge_method": "pass"},
     "models: exactly one of models, slices and modules": {"slices": []},
     "tokenizer_source: 'union': vocabularies are not joined": {"tokenizer_source": "union"},
     "dtype: 'int4' is no dtype": {"dtype": "int4"},

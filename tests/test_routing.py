@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from evomerge.errors import BadInput
 from evomerge.export import merge_to
 from evomerge.families import FAMILIES, family_of
 from evomerge.merge import Merger
+from evomerge.mergekit_in import from_mergekit
 from evomerge.recipe import from_json, single
 from evomerge.rerouted import Router
 from evomerge.resident import ResidentModel
@@ -148,8 +150,53 @@ def test_mergekit_stacks_the_same_layers(pairs, tmp_path):
     assert {"filter": "model.embed_tokens.weight", "value": 2.0} in first
     assert {"filter": "model.norm.weight", "value": 0.5} in last
     assert {"filter": "mlp.down_proj.weight", "value": 6.0} in middle
+    read = from_mergekit(config, "config.yml")
+    merge_to(read, tmp_path / "again")
+    ours, again = (load_file(tmp_path / f / "model.safetensors") for f in ("out", "again"))
+    assert ours.keys() == again.keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in ours.items())
     merge_to(Routing(folders, path, 1, "float32"), tmp_path / "other")
     assert not (tmp_path / "other" / "mergekit_config.yml").exists()  # no such frame there
+
+
+def stacked(*slices):
+    return {
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [{"model": m, "layer_range": [a, b], **more}]} for m, a, b, more in slices
+        ],
+        "dtype": "float32",
+    }
+
+
+def test_a_stack_of_layers_by_mergekit_s_rules_is_a_path(pairs):
+    a, b = pairs("llama")
+    scale = [{"filter": "o_proj", "value": 0.0}, {"filter": "down_proj", "value": 0.5}]
+    scaled = {"parameters": {"scale": [*scale, {"value": 1.0}]}}
+    found = from_mergekit(stacked((a, 0, 3, {}), (b, 1, 3, scaled), (a, 2, 4, {})), "c.yml")
+    assert found.models == (a, b) and found.frame == 0
+    assert [h[:2] for h in found.path] == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (0, 2), (0, 3)]
+    assert [h.gains for h in found.path[2:6]] == [(1.0, 1.0), (0.0, 0.5), (0.0, 0.5), (1.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("slices", "said"),
+    [
+        ([("a", 0, 4, {}), ("b", 2, 4, {})], "embeddings and head have to be of one model"),
+        ([("a", 0, 5, {})], "takes layers 0 to 5; write a range within 0 to 4"),
+        ([("a", 0, 4, {"parameters": {"scale": 2.0}})], "scaled elsewhere"),
+        ([("a", 0, 4, {"parameters": {"scale": "x"}})], "'x' is no number"),
+        (
+            [("a", 0, 4, {"parameters": {"scale": [{"filter": "embed", "value": 2.0}]}})],
+            "the final norm or the head",
+        ),
+    ],
+)
+def test_stacks_that_are_no_path_are_told(pairs, slices, said):
+    names = dict(zip("ab", pairs("llama, tied"), strict=True))
+    config = stacked(*((names[m], *rest) for m, *rest in slices))
+    with pytest.raises(BadInput, match=said):
+        from_mergekit(config, "c.yml")
 
 
 @pytest.mark.parametrize(

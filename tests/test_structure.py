@@ -46,7 +46,7 @@ FLOORS = [
     {"telling"},
     {"replay"},
     {"runner"},
-    {"catalogue", "config", "mergekit", "mergekit_in", "tables", "views"},
+    {"catalogue", "config", "mergekit", "mergekit_in", "passthrough", "tables", "views"},
     {"card", "estimate", "export", "progress"},
     {"candidates"},
     {"check"},

@@ -1,0 +1,163 @@
+"""Routed models and mergekit's `passthrough`: slices one after the other, some tensors scaled."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from evomerge.errors import BadInput, Fault
+from evomerge.families import Family, family_of
+from evomerge.folding import routed_tensors
+from evomerge.layout import place, within_layer
+from evomerge.routing import Hop, Routing
+from evomerge.sources import Source, open_source
+
+
+def to_passthrough(recipe: Routing, sources: Mapping[str, Source]) -> str | None:
+    """Return a mergekit configuration that stacks a routed model, or None if none does.
+
+    mergekit takes what is outside the layers from the first and the last slice, and can multiply a
+    tensor, but not 1 plus a tensor.
+    """
+    if {recipe.frame} != {recipe.path[0].model, recipe.path[-1].model}:
+        return None
+    origins = routed_tensors(recipe, sources)
+    scaled = {name: o for name, o in origins.items() if o.factor != 1.0}
+    if any(o.offset for o in scaled.values()):
+        return None
+    outside: dict[str, list] = {"embed": [], "norm": [], "head": []}
+    inside: list[list] = [[] for _ in recipe.path]
+    for name, origin in scaled.items():
+        where = place(name)
+        if where.layer is None:
+            outside[where.part].append((name, origin.factor))
+        else:
+            inside[where.layer].append((within_layer(name), origin.factor))
+    inside[0] = outside["embed"] + inside[0]
+    inside[-1] += outside["norm"] + outside["head"]
+    slices: list[dict] = []
+    before: tuple = ()
+    for hop, factors in zip(recipe.path, inside, strict=True):
+        if (hop.model, hop.layer, factors) == before:
+            slices[-1]["sources"][0]["layer_range"][1] += 1
+        else:
+            model = recipe.models[hop.model]
+            source: dict[str, Any] = {"model": model, "layer_range": [hop.layer, hop.layer + 1]}
+            if factors:
+                listed = [{"filter": name, "value": factor} for name, factor in factors]
+                source["parameters"] = {"scale": [*listed, {"value": 1.0}]}
+            slices.append({"sources": [source]})
+        before = (hop.model, hop.layer + 1, factors)
+    config = {"merge_method": "passthrough", "slices": slices}
+    config |= {"dtype": "float32", "out_dtype": recipe.dtype}
+    return yaml.safe_dump(config, sort_keys=False, width=100)
+
+
+def from_passthrough(data: Mapping[str, Any], file: str) -> Routing:
+    """Return the path that a mergekit configuration stacks.
+
+    Args:
+        data: the YAML's content, `models` or `slices` of `{model: ...}` each.
+        file: the name that faults carry.
+
+    Raises:
+        BadInput: it scales what is no branch's output, or embeddings without the final norm.
+    """
+    entries = data["slices"] if "slices" in data else [{"sources": data["models"]}]
+    opened: dict[str, Source] = {}
+    hops: list[Hop] = []
+    faults: list[Fault] = []
+    for index, entry in enumerate(entries):
+        key = f"slices.{index}"
+        if len(entry["sources"]) != 1:
+            mend = "passthrough merges nothing; write one source in each slice"
+            faults.append(Fault(file, key, f"has {len(entry['sources'])} sources", mend))
+            continue
+        (source,) = entry["sources"]
+        name = source["model"]
+        if name not in opened:
+            opened[name] = open_source(name, file=file, key=key)
+        first, last = source.get("layer_range") or (0, opened[name].layers)
+        if not 0 <= first < last <= opened[name].layers:
+            mend = f"write a range within 0 to {opened[name].layers}"
+            faults.append(Fault(file, key, f"takes layers {first} to {last}", mend))
+            continue
+        said = _said(source, entry, data)
+        for layer in range(first, last):
+            try:
+                hops.append(_hop(opened[name], list(opened).index(name), layer, said))
+            except ValueError as error:
+                mend = "scale o_proj and down_proj (or what the architecture calls them) alone"
+                faults.append(Fault(file, f"{key}.parameters.scale", str(error), mend))
+                break
+    if faults:
+        raise BadInput(*faults)
+    models = list(opened)
+    ends = [(e["sources"][0], e) for e in (entries[0], entries[-1])]
+    names = [source["model"] for source, _ in ends]
+    if names[0] != names[1]:
+        wrong = f"begins with '{names[0]}' and ends with '{names[1]}'"
+        mend = "embeddings and head have to be of one model: begin and end with it"
+        raise BadInput(Fault(file, "slices", wrong, mend))
+    try:
+        embed = _outside(opened[models[0]], *(_said(*end, data) for end in ends))
+    except ValueError as error:
+        mend = "leave what is outside the layers as it is"
+        raise BadInput(Fault(file, "slices", str(error), mend)) from None
+    hops[0] = hops[0]._replace(scale=embed)
+    dtype = data.get("out_dtype") or data.get("dtype") or opened[models[0]].dtype
+    return Routing(tuple(models), tuple(hops), 0, dtype)
+
+
+def _said(*parts: Mapping[str, Any]) -> Any:
+    """Return what the innermost of source, slice and whole says of the scale."""
+    scopes = (part.get("parameters") or {} for part in parts)
+    return next((scope["scale"] for scope in scopes if "scale" in scope), 1.0)
+
+
+def _hop(source: Source, model: int, layer: int, said: Any) -> Hop:
+    """Return a layer as a hop with gains, if its scales are such."""
+    family = family_of(source.config)
+    found: dict[str, set[float]] = {"attention": set(), "mlp": set(), "other": set()}
+    for name in source.tensors:
+        if place(name).layer == layer:
+            role = family.role(name)
+            found[role if role in found else "other"].add(_scale(said, name))
+    if any(len(values) > 1 for values in found.values()) or found["other"] - {1.0}:
+        raise ValueError(f"layer {layer} is scaled elsewhere than where it adds to the stream")
+    gains = [(found[role] or {1.0}).pop() for role in ("attention", "mlp")]
+    if family.offset and gains != [1.0, 1.0]:
+        raise ValueError("norms of this family are 1 + weight, which no scale multiplies")
+    return Hop(model, layer, 1.0, (gains[0], gains[1]))
+
+
+def _outside(source: Source, first: Any, last: Any) -> float:
+    """Return the embeddings' factor, which has to be undone where the head is tied to them."""
+    family: Family = family_of(source.config)
+    factors: dict[str | None, set[float]] = {}
+    for name in source.tensors:
+        if place(name).layer is None:
+            role = family.role(name)
+            said = first if place(name).part == "embed" else last
+            factors.setdefault(role, set()).add(_scale(said, name))
+    (embed,) = factors.get("embed", {1.0})
+    tied = all(place(name).part != "head" for name in source.tensors)
+    wanted = {1.0 / embed if tied else 1.0}
+    others = set().union(*(v for role, v in factors.items() if role not in ("embed", "norm")))
+    if factors.get("norm", wanted) != wanted or others - (wanted if tied else {1.0}) - {1.0}:
+        raise ValueError("the final norm or the head is scaled otherwise than the embeddings ask")
+    return embed
+
+
+def _scale(said: Any, name: str) -> float:
+    """Return a tensor's scale: a number, or that of the first condition that holds."""
+    if isinstance(said, Sequence) and not isinstance(said, str):
+        for condition in said:
+            if not isinstance(condition, Mapping):
+                raise ValueError("a scale is a number or a list of {filter, value}")
+            if condition.get("filter") in (None, "*") or condition["filter"] in name:
+                return _scale(condition.get("value"), name)
+        return 1.0
+    if isinstance(said, bool) or not isinstance(said, int | float):
+        raise ValueError(f"{said!r} is no number")
+    return float(said)
