@@ -142,11 +142,7 @@ def _alone(archive: Archive, candidate: Candidate, recipe: Any) -> Any:
     if recipe.kind != "explicit":
         return recipe
 
-    def find(recipe_id: str) -> Any:
-        found = archive.candidates("recipe_id = ?", (recipe_id,))[0]
-        return from_json(found.recipe, f"candidate {found.id}")
-
-    return expanded(ancestry(candidate.recipe_id, recipe, find))
+    return expanded(ancestry(candidate.recipe_id, recipe, archive.recipe))
 
 
 def _place(archive: Archive, name: str, moved: Mapping[str, str]) -> str:

@@ -167,7 +167,7 @@ def _campaign(
         named.sources[frame].dtype,
         plan["seed"],
         {n: t.elements for n, t in named.sources[frame].tensors.items()},
-        {name: source.layers for name, source in named.sources.items()},
+        depths={name: source.layers for name, source in named.sources.items()},
     )
     space = SPACES.get(plan["space"]["kind"])(plan["space"], shape)
     dtype = getattr(space, "dtype", shape.dtype)

@@ -5,9 +5,9 @@ is its lineage: who was crossed with whom, where and by how much, and the seed o
 weights of those that live are a cache, which the lineage can always rebuild.
 """
 
+import collections
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -104,16 +104,39 @@ def weights_of(recipe: Explicit, seeds: Callable[[str], np.ndarray]) -> np.ndarr
         recipe: its parents are numbers.
         seeds: gives a model's weights, (parameters,) float32.
     """
-    known: dict[int, np.ndarray] = {i: seeds(m) for i, m in enumerate(recipe.models)}
-    left = Counter(p for b in recipe.births for p in b.parents)
-    for number, birth in enumerate(recipe.births, start=len(known)):
-        first, second = birth.parents
-        known[number] = born(known[first], known[second], birth, recipe.interpolation == "slerp")
-        for parent in birth.parents:
-            left[parent] -= 1
-            if not left[parent]:
-                known.pop(parent, None)
-    return known[len(recipe.models) + len(recipe.births) - 1]
+    slerp = recipe.interpolation == "slerp"
+    steps = [*enumerate(recipe.models), *enumerate(recipe.births, start=len(recipe.models))]
+    grown = _grown([(number, what, slerp) for number, what in steps], seeds, {})
+    return collections.deque(grown, maxlen=1).pop()[1]
+
+
+def _grown(
+    steps: Sequence[tuple[Any, str | Birth, bool]],
+    seeds: Callable[[str], np.ndarray],
+    known: Mapping[Any, np.ndarray],
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Yield (key, weights) of models and of births, keeping those that are parents yet to come.
+
+    Args:
+        steps: (key, a model or a birth whose parents are keys, whether births are slerp's).
+        seeds: gives a model's weights.
+        known: the weights of parents that are no steps.
+    """
+    left = collections.Counter(
+        p for _, what, _ in steps if isinstance(what, Birth) for p in what.parents
+    )
+    needed = {p: known[p] for p in left if p in known}
+    for key, what, slerp in steps:
+        if isinstance(what, str):
+            needed[key] = seeds(what)
+        else:
+            a, b = (needed[p] for p in what.parents)
+            needed[key] = born(a, b, what, slerp)
+            for parent in what.parents:
+                left[parent] -= 1
+                if not left[parent]:
+                    needed.pop(parent, None)
+        yield key, needed[key]
 
 
 class Pedigree:
@@ -136,21 +159,15 @@ class Pedigree:
         return self._kept[recipe_id]
 
     def _remember(self, recipe_id: str, order: list[tuple[str, Any]]) -> None:
-        left = Counter(p for _, r in order if r.kind == "explicit" for p in r.births[0].parents)
-        needed = {p: self._kept[p] for p in left if p in self._kept}
-        for own, recipe in order:
-            if recipe.kind != "explicit":
-                needed[own] = self._seeds(recipe.models[0])
-            else:
-                (birth,) = recipe.births
-                a, b = (needed[p] for p in birth.parents)
-                needed[own] = born(a, b, birth, recipe.interpolation == "slerp")
-                for parent in birth.parents:
-                    left[parent] -= 1
-                    if not left[parent]:
-                        needed.pop(parent, None)
-            self._kept[own] = needed[own]  # kin that the next one asked for may share
-            if len(self._kept) > max(8, _KEPT_BYTES // max(needed[own].nbytes, 1)):
+        steps = [
+            (own, r.births[0], r.interpolation == "slerp")
+            if r.kind == "explicit"
+            else (own, r.models[0], False)
+            for own, r in order
+        ]
+        for own, weights in _grown(steps, self._seeds, dict(self._kept)):
+            self._kept[own] = weights  # kin that the next one asked for may share
+            if len(self._kept) > max(8, _KEPT_BYTES // max(weights.nbytes, 1)):
                 del self._kept[next(iter(self._kept))]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from evomerge.controllers import Proposal
 from evomerge.errors import EvomergeError
 from evomerge.pareto import Objective
+from evomerge.recipe import from_json
 from evomerge.schema import MIGRATIONS
 from evomerge.scores import Score, decode_scores
 
@@ -136,6 +137,11 @@ class Reading:
         columns = "id, recipe_id, recipe, genome, origin, label, ordinal"
         sql = f"SELECT {columns} FROM candidates WHERE {where} ORDER BY id"
         return [_candidate(r) for r in self._query(sql, parameters)]
+
+    def recipe(self, recipe_id: str) -> Any:
+        """Return an archived recipe by its id."""
+        found = self.candidates("recipe_id = ?", (recipe_id,))[0]
+        return from_json(found.recipe, f"candidate {found.id}")
 
     def baselines(self, first: bool = False) -> list[Candidate]:
         """Return the baselines, of the first stage only if so, which fix the objectives' scale."""

@@ -63,7 +63,7 @@ class Runner:
         self._adopt, self._on_progress = adopt, on_progress
         self._last_failure = ("", 0)  # reason, how often in a row
         self._recipes: dict[int, tuple[Any, str]] = {}  # of the latest parents, and their ids
-        self._pedigree = Pedigree(campaign.space.sources.weights, self._find)
+        self._pedigree = Pedigree(campaign.space.sources.weights, archive.recipe)
         self._twins: dict[str, list[Candidate]] = {}  # recipe in flight -> the same, waiting
         self._teller: Teller | None = None
         archive.stage = campaign.stage
@@ -230,10 +230,6 @@ class Runner:
         if len(self._recipes) >= _PARENTS_KEPT:
             del self._recipes[next(iter(self._recipes))]
         self._recipes[candidate] = (recipe, recipe_id)
-
-    def _find(self, recipe_id: str) -> Any:
-        found = self.archive.candidates("recipe_id = ?", (recipe_id,))[0]
-        return from_json(found.recipe, f"candidate {found.id}")
 
     def _job(self, candidate: Candidate, split: str) -> Job:
         weights = None

@@ -248,7 +248,7 @@ def make(labels="ab", depths=(4, 4), **spec):
     spec = {"kind": "routing"} | spec
     assert cls.faults(spec, list(labels), False, "f") == []
     depth = dict(zip(labels, depths, strict=True))
-    return cls(spec, Sources(None, tuple(labels), tuple(labels), 4, "bfloat16", 7, {}, depth))
+    return cls(spec, Sources(None, tuple(labels), tuple(labels), 4, "bfloat16", 7, depths=depth))
 
 
 specs = st.fixed_dictionaries(

@@ -39,9 +39,9 @@ class Sources:
     dtype: str
     seed: int
     tensors: Mapping[str, int] = field(default_factory=dict)  # elements, in canonical order
-    depths: Mapping[str, int] = field(default_factory=dict)
     grams: Callable[[], np.ndarray] | None = None  # (tensors, models, models) float64
     weights: Callable[[str], np.ndarray] | None = None  # (parameters,) float32 of a model
+    depths: Mapping[str, int] = field(default_factory=dict)
 
 
 def space(kind: str, *, breeds: bool = False, weighs: bool = True) -> Callable:
