@@ -50,8 +50,8 @@ def main() -> None:
         worked = status["seconds"]["merge"] + status["seconds"]["score"]
         rate = 60 * scored / worked
         print(f"{scored} candidates in {wall:.0f} s with start-up; {rate:.1f} a minute")
-        number, checksum = export_candidate(run, Path(folder) / "best", "best")
-        print(f"candidate {number} exported as scored: weights {checksum}")
+        number, checksum, how = export_candidate(run, Path(folder) / "best", "best")
+        print(f"candidate {number} exported, {how}: weights {checksum}")
     overhead = [sys.executable, str(Path(__file__).with_name("overhead.py")), str(options.file)]
     subprocess.run([*overhead, "--candidates", str(options.candidates)], check=True)
 

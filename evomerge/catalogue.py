@@ -6,11 +6,17 @@ from typing import Any
 from evomerge.controllers import CONTROLLERS, RESERVED
 from evomerge.operators import OPERATORS, Operator
 from evomerge.registry import annotation_text, option_parameters
+from evomerge.spaces import SPACES
 
 
 def listing(what: str | None = None) -> dict[str, list[dict]]:
-    """Return the entries of `methods`, `controllers` and `fitness`, or of one of them."""
-    every = {"methods": _methods, "controllers": _controllers, "fitness": _fitness}
+    """Return the entries of `methods`, `spaces`, `controllers` and `fitness`, or of one of them."""
+    every = {
+        "methods": _methods,
+        "spaces": _spaces,
+        "controllers": _controllers,
+        "fitness": _fitness,
+    }
     return {name: make() for name, make in every.items() if what in (None, name)}
 
 
@@ -48,6 +54,13 @@ def _controllers() -> list[dict]:
     return [
         {"name": name, "summary": _first_line(cls), "options": _options(cls.__init__)}
         for name, cls in CONTROLLERS.all().items()
+    ]
+
+
+def _spaces() -> list[dict]:
+    return [
+        {"name": name, "summary": _first_line(cls), "breeds": cls.breeds}
+        for name, cls in SPACES.all().items()
     ]
 
 

@@ -17,6 +17,7 @@ from evomerge import __version__
 from evomerge.errors import BadInput, EvomergeError
 
 FILE = click.Path(path_type=Path)
+LISTED = ("methods", "spaces", "controllers", "fitness")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -225,11 +226,11 @@ def merge(recipe: Path, out: Path) -> None:
 
 
 @main.command(name="list")
-@click.argument("what", required=False, type=click.Choice(["methods", "controllers", "fitness"]))
+@click.argument("what", required=False, type=click.Choice(LISTED))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_errors_are_lines
 def list_(what: str | None, as_json: bool) -> None:
-    """List the merge methods, controllers and kinds of fitness, with their options."""
+    """List the merge methods, spaces, controllers and kinds of fitness, with their options."""
     from evomerge import catalogue, tables
 
     found = catalogue.listing(what)

@@ -149,7 +149,7 @@ def test_every_command_has_help_and_stands_in_the_readme(name):
 def test_list_names_what_there_is():
     done = CliRunner().invoke(main, ["list"])
     assert done.exit_code == 0
-    for name in ("ties", "slerp", "cmaes", "random", "function"):
+    for name in ("ties", "slerp", "mixture", "routing", "cmaes", "random", "function"):
         assert re.search(rf"^  {name}: \S", done.output, re.M)
     assert '"name": "ties"' in CliRunner().invoke(main, ["list", "methods", "--json"]).output
 
