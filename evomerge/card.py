@@ -15,7 +15,7 @@ def model_card(archive: Archive, candidate: int, recipe: Recipe) -> str:
     baselines = archive.baselines()
     rows = [("**this model**", candidate), *((c.label, c.id) for c in baselines)]
     names = [o.name for o in archive.objectives]
-    how = recipe.method if recipe.kind == "parameters" else recipe.kind
+    how = "`, `".join(recipe.methods) if recipe.kind == "parameters" else recipe.kind
     lines = [
         f"# {campaign['name']}, candidate {candidate}",
         "",

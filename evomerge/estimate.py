@@ -32,7 +32,7 @@ def estimate(campaign: Campaign) -> dict:
     recipe = campaign.space.first
     disk = candidates * (1000 + len(json.dumps(recipe.to_json())) + sum(searched.values()))
     parametric = recipe.kind == "parameters"
-    prepares = parametric and OPERATORS.get(recipe.method).prepare is not None
+    prepares = parametric and any(OPERATORS.get(m).prepare for m in recipe.methods)
     prepared = parameters * _BYTES[worker.dtype] * len(recipe.models) if prepares else 0
     seconds = _forward_seconds(campaign, parameters, candidates)
     workers = plan["workers"]["count"]

@@ -18,7 +18,7 @@ from evomerge.folding import routed_config
 from evomerge.merge import Merger
 from evomerge.mergeable import layout_faults, mismatches, path_faults, stream_mismatches
 from evomerge.mergekit import to_mergekit
-from evomerge.methods import method_of
+from evomerge.methods import check_methods
 from evomerge.passthrough import to_passthrough
 from evomerge.recipe import Recipe
 from evomerge.sources import Source, digest, open_source
@@ -76,7 +76,7 @@ def merge_to(
     """
     if out.exists():
         raise BadInput(Fault(str(out), "", "is there already", "name a path that does not exist"))
-    method_of(recipe, file)
+    check_methods(recipe, file)
     opened = _open_all(recipe, file, places or {}, trust_remote_code)
     if faults := layout_faults(recipe, opened[recipe.sources[0]], file):
         raise BadInput(*faults)

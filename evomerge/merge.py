@@ -10,9 +10,8 @@ from evomerge import fast, kernels, native
 from evomerge.checksum import tile_digests
 from evomerge.errors import CandidateFailure
 from evomerge.folding import routed_stream, routed_tensors
-from evomerge.layout import place
 from evomerge.lineage import Explicit, weights_of
-from evomerge.methods import method_of
+from evomerge.methods import by_method, group_of, method_of, values_in
 from evomerge.mixing import mix
 from evomerge.mixture import Layout, Mixture
 from evomerge.operators import Masked, Operator
@@ -87,7 +86,12 @@ class Merger:
                 mix(recipe, {name: out}, self._weights, self._layout(recipe), self._kernels)
                 yield name, out
             return
-        yield from self._stream(self._resolve(recipe), names)
+        parts = {m: self._resolve(part) for m, part in by_method(recipe).items()}
+        if len(parts) == 1:
+            yield from self._stream(*parts.values(), names)
+            return
+        for name in names:
+            yield from self._stream(parts[group_of(recipe, name).method or recipe.method], [name])
 
     def _stream(
         self, resolved: "_Resolved", names: Iterable[str]
@@ -125,7 +129,15 @@ class Merger:
             for part in _parts(targets) if adapted else [targets]:
                 found |= mix(recipe, part, self._weights, self._layout(recipe), self._kernels)
             return found
-        resolved = self._resolve(recipe)
+        parts = by_method(recipe)
+        if len(parts) > 1:
+            for method, part in parts.items():
+                mine = [
+                    n for n in targets if (group_of(recipe, n).method or recipe.method) == method
+                ]
+                found |= self.fill(part, {name: targets[name] for name in mine})
+            return found
+        resolved = self._resolve(*parts.values())
         if not targets:
             return found
         if not self._weights.adapted(resolved.named):
@@ -138,13 +150,11 @@ class Merger:
             targets[name].copy_(tensor)
         return found
 
-    def prepare(self, recipe: Recipe) -> tuple[str, ...]:
-        """Transform the task vectors where a method asks for it, once; return what is merged.
-
-        Returns:
-            The names of a recipe's models, or of the prepared sources in their stead.
-        """
-        return self._prepare(method_of(recipe), recipe)  # linear, for a mixture: nothing
+    def prepare(self, recipe: Any) -> None:
+        """Transform the task vectors where a recipe's methods ask for it, once."""
+        if recipe.kind == "parameters":
+            for part in by_method(recipe).values():
+                self._prepare(method_of(part), part)
 
     def _prepare(self, operator: Operator, recipe: Recipe) -> tuple[str, ...]:
         if not operator.prepare:
@@ -290,20 +300,10 @@ class _Resolved(NamedTuple):
     def how(self, group: Group) -> Any:
         """Return the method's answer in a group, or its arguments where it needs a Gram matrix."""
         if id(group) not in self.known:
-            values = _values(self.recipe, self.operator, group)
+            values = values_in(self.recipe, self.operator, group)
             gram = self.operator.needs_gram
             self.known[id(group)] = values if gram else self.operator.function(**values)
         return self.known[id(group)]
-
-
-def _values(recipe: Recipe, operator: Operator, group: Group) -> dict[str, Any]:
-    """Return a method's arguments in a group: float64 arrays, floats, and the recipe's options."""
-    values: dict[str, Any] = {}
-    for p in operator.parameters:
-        value = group.values.get(p.name, p.default)
-        per_model = np.full(len(recipe.models), value, float) if p.axis.per_model else None
-        values[p.name] = float(value) if per_model is None else per_model
-    return values | {k: v for k, v in recipe.options.items() if k not in operator.prepares}
 
 
 def _merged(batch: native.Batch, names: list[str]) -> dict[str, np.ndarray]:
@@ -329,12 +329,3 @@ def _parts(
             part = {}
         part[name] = tensor
     yield part
-
-
-def group_of(recipe: Recipe, name: str) -> Group:
-    """Return the first group of `recipe` that holds the tensor `name`."""
-    where = place(name)
-    for group in recipe.groups:
-        if group.holds(name, where):
-            return group
-    raise CandidateFailure(f"no group of the recipe holds tensor {name}")

@@ -23,7 +23,9 @@ def to_mergekit(recipe: Recipe, frame: Source) -> str | None:
     filters, which mergekit matches as substrings, the first that fits. Its task vectors and
     thresholds are ours up to rounding when computed in float32.
     """
-    if recipe.kind != "parameters" or recipe.method not in _METHODS or recipe.options.get("whole"):
+    if recipe.kind != "parameters" or len(recipe.methods) > 1:
+        return None
+    if recipe.method not in _METHODS or recipe.options.get("whole"):
         return None
     if recipe.method == "model_stock" and any(g.values.get("scale", 1) != 1 for g in recipe.groups):
         return None

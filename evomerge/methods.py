@@ -1,16 +1,52 @@
 """A recipe against the signature of its method: what is missing, unknown or out of range."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from evomerge.errors import BadInput, Fault, nearest
+from evomerge.errors import BadInput, CandidateFailure, Fault, nearest
+from evomerge.layout import place
 from evomerge.operators import OPERATORS, Operator
 from evomerge.recipe import Group, Recipe
 
 
+def by_method(recipe: Recipe, file: str = "recipe") -> dict[str, Recipe]:
+    """Part a recipe whose groups have methods of their own into recipes of one method each.
+
+    Returns:
+        Method -> the recipe of its groups, with the options that it knows.
+
+    Raises:
+        BadInput: there is no such method.
+    """
+    if len(recipe.methods) == 1 and recipe.groups[0].method is None:
+        return {recipe.method: recipe}
+    parts = {}
+    for method in recipe.methods:
+        operator = OPERATORS.get(method, file, "method")
+        mine = [g for g in recipe.groups if (g.method or recipe.method) == method]
+        groups = tuple(replace(g, method=None) for g in mine)
+        options = {k: v for k, v in recipe.options.items() if k in operator.options}
+        parts[method] = replace(recipe, method=method, groups=groups, options=options)
+    return parts
+
+
+def check_methods(recipe: Any, file: str = "recipe") -> None:
+    """Check a recipe of any kind against the signatures of its methods.
+
+    Raises:
+        BadInput: with every fault.
+    """
+    if recipe.kind != "parameters":
+        return
+    for part in by_method(recipe, file).values():
+        method_of(part, file)
+
+
 def method_of(recipe: Recipe, file: str = "recipe") -> Operator:
-    """Check a recipe against its method's signature and return the method.
+    """Check a recipe of one method against its signature and return the method.
 
     Raises:
         BadInput: with every fault.
@@ -57,3 +93,22 @@ def _value_faults(group: Group, operator: Operator, models: int) -> Iterator[tup
     for parameter in operator.parameters:
         if parameter.default is None and parameter.name not in group.values:
             yield parameter.name, "is missing", f"{operator.name} needs it in every group"
+
+
+def values_in(recipe: Recipe, operator: Operator, group: Group) -> dict[str, Any]:
+    """Return a method's arguments in a group: float64 arrays, floats, and the recipe's options."""
+    values: dict[str, Any] = {}
+    for p in operator.parameters:
+        value = group.values.get(p.name, p.default)
+        per_model = np.full(len(recipe.models), value, float) if p.axis.per_model else None
+        values[p.name] = float(value) if per_model is None else per_model
+    return values | {k: v for k, v in recipe.options.items() if k not in operator.prepares}
+
+
+def group_of(recipe: Recipe, name: str) -> Group:
+    """Return the first group of `recipe` that holds the tensor `name`."""
+    where = place(name)
+    for group in recipe.groups:
+        if group.holds(name, where):
+            return group
+    raise CandidateFailure(f"no group of the recipe holds tensor {name}")

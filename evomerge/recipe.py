@@ -29,12 +29,14 @@ class Group:
 
     `layers` is (first, last + 1), "embed", "norm", "head", or None for every tensor;
     `modules` is a substring, or None for every name. `values` maps a parameter of the
-    method to a float, or to a tuple with one float per model.
+    method to a float, or to a tuple with one float per model. `method` is that of the group,
+    where it is not the recipe's.
     """
 
     layers: tuple[int, int] | str | None
     modules: str | None
     values: Mapping[str, float | tuple[float, ...]]
+    method: str | None = None
 
     def holds(self, name: str, where: Place) -> bool:
         if self.modules is not None and self.modules not in name:
@@ -79,6 +81,11 @@ class Recipe:
         return data | ({} if self.seed is None else {"seed": self.seed})
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """The distinct methods of its groups, in their order."""
+        return tuple(dict.fromkeys(group.method or self.method for group in self.groups))
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The distinct sources it reads, the base first."""
         named = ((self.base,) if self.base else ()) + self.models
@@ -114,7 +121,8 @@ def _positive_zeros(data: Any) -> Any:
 def _group_to_json(group: Group) -> dict:
     layers = list(group.layers) if isinstance(group.layers, tuple) else group.layers
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in group.values.items()}
-    return {"layers": layers, "modules": group.modules, **_positive_zeros(values)}
+    own = {} if group.method is None else {"method": group.method}
+    return {"layers": layers, "modules": group.modules, **own, **_positive_zeros(values)}
 
 
 def from_json(data: Any, file: str = "recipe") -> Any:
@@ -126,7 +134,7 @@ def from_json(data: Any, file: str = "recipe") -> Any:
 
     Raises:
         BadInput: with every fault of form. Whether the method knows the parameters and the
-            sources exist is for `methods.method_of` to say.
+            sources exist is for `methods.check_methods` to say.
     """
     if not isinstance(data, dict):
         raise BadInput(Fault(file, "", "a recipe is a JSON object", "see the README"))
@@ -200,8 +208,12 @@ def _group_from_json(entry: Any) -> Group:
         raise ValueError(f"layers {layers!r} is not [first, last + 1], {', '.join(PARTS)} or null")
     if modules is not None and not (isinstance(modules, str) and modules):
         raise ValueError(f"modules {modules!r} is not a substring of tensor names, or null")
-    values = {k: _value(k, v) for k, v in entry.items() if k not in ("layers", "modules")}
-    return Group(layers, modules, values)
+    method = entry.get("method")
+    if method is not None and not isinstance(method, str):
+        raise ValueError(f"method {method!r} is not the name of a merge method")
+    known = ("layers", "modules", "method")
+    values = {k: _value(k, v) for k, v in entry.items() if k not in known}
+    return Group(layers, modules, values, method)
 
 
 def _value(key: str, value: Any) -> float | tuple[float, ...]:

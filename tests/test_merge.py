@@ -1,5 +1,7 @@
 """Streams of merged tensors, and the resident model that they are poured into."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,36 @@ def test_groups_apply_where_they_say(world, merger):
         elif "embed" in name:
             owner = "c"
         assert torch.equal(tensor, stored[owner][name]), name
+
+
+def test_each_group_is_merged_by_its_own_method(merger):
+    """Tensor by tensor what a recipe of that method alone gives, streamed and in place."""
+    sparse = {"weight": (0.7, 0.5), "density": (0.5, 0.8)}
+    groups = (
+        Group((0, 1), "mlp", sparse, "ties"),
+        Group((0, 1), None, {"weight": (0.3, 0.9)}),
+        Group((1, 2), None, sparse, "dare_linear"),
+        Group(None, None, {"weight": (0.3, 0.9)}),
+    )
+    common = {"base": "base", "seed": 5}
+    recipe = Recipe("linear", ("a", "b"), groups, options={"normalize": False}, **common)
+    alone = {}
+    for method in recipe.methods:
+        values = groups[1].values if method == "linear" else sparse
+        own = Recipe(method, ("a", "b"), (Group(None, None, values),), **common)
+        own = replace(own, options={} if method == "dare_linear" else recipe.options)
+        alone[method] = dict(merger.stream(own))
+    wanted = {}
+    for name in alone["linear"]:
+        method = "dare_linear" if "layers.1." in name else "linear"
+        method = "ties" if "layers.0." in name and "mlp" in name else method
+        wanted[name] = alone[method][name]
+    streamed = dict(merger.stream(recipe))
+    live = {name: torch.empty_like(tensor) for name, tensor in wanted.items()}
+    merger.fill(recipe, live)
+    for name, tensor in wanted.items():
+        assert torch.equal(streamed[name], tensor), name
+        assert torch.equal(live[name], tensor), name
 
 
 def test_a_tensor_that_no_group_holds_fails_the_candidate(merger):

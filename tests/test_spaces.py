@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from evomerge.layout import place
 from evomerge.merge import group_of
-from evomerge.methods import method_of
+from evomerge.methods import check_methods, method_of
 from evomerge.operators import OPERATORS
 from evomerge.recipe import from_json
 from evomerge.spaces import SPACES, Sources, quantize
@@ -212,4 +212,63 @@ def test_whole_numbers_share_the_gene_evenly():
 )
 def test_choices_that_will_not_do(change, message):
     faults = SPACES.get("choice").faults(TWO | change, "xyz", True, "f")
+    assert any(message in str(f) for f in faults), faults
+
+
+def grouped(**change):
+    axes = {"weight": {"low": 0.0, "high": 1.5}}
+    dense = axes | {"density": {"low": 0.1, "high": 1.0}}
+    common = {"kind": "parameters", "layer_groups": 2, "module_groups": ["self_attn"]}
+    spaces = [
+        common | {"method": "linear", "axes": axes},
+        common | {"method": "ties", "axes": dense, "options": {"normalize": False}},
+        common | {"method": "dare_linear", "axes": dense},
+    ]
+    return {"kind": "choice", "each": "group", "spaces": spaces} | change
+
+
+@given(st.data())
+def test_each_group_has_a_method_of_its_own(data):
+    space = SPACES.get("choice")(grouped(), SHAPE)
+    assert SPACES.get("choice").faults(grouped(), "xyz", True, "f") == []
+    assert space.levels[:5] == (3,) * 5 and space.levels[5] == 0
+    assert len(set(space.names)) == len(space.names) == space.dimension
+    genome = quantize(data.draw(hnp.arrays(float, space.dimension, elements=st.floats(0, 1))))
+    recipe = space.decode(genome)
+    check_methods(recipe)
+    assert from_json(recipe.to_json()) == recipe
+    wanted = [space.spaces[min(int(u * 3), 2)] for u in genome[:5]]
+    wanted += [wanted[-1]] * 2  # norm and head, with the embeddings
+    for index, inner in enumerate(wanted):
+        at = space.spaces.index(inner)
+        own = inner.decode(genome[space._parts[at]])
+        group = recipe.groups[index]
+        assert (group.method or recipe.method) == own.method
+        assert group.values == own.groups[index].values
+    assert (recipe.seed is not None) == ("dare_linear" in recipe.methods)
+    again = space.decode(space.encode(recipe))
+    assert again.methods == recipe.methods
+    for ours, theirs in zip(again.groups, recipe.groups, strict=True):
+        for name, value in theirs.values.items():
+            np.testing.assert_allclose(ours.values[name], value, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"each": "layer"}, "space.each: 'layer' is nothing to choose for"),
+        ({"spaces__1__layer_groups": 3}, "space.spaces.0.layer_groups: differs"),
+        ({"spaces__2__options": {"normalize": True}}, "space.spaces.0.options.normalize: differs"),
+        ({"spaces__2__method": "ties"}, "space.spaces: has a method twice"),
+    ],
+)
+def test_groups_that_cannot_take_each_other_s_place(change, message):
+    spec = grouped()
+    for dotted, value in change.items():
+        *path, last = dotted.split("__")
+        entry = spec
+        for key in path:
+            entry = entry[int(key) if key.isdigit() else key]
+        entry[last] = value
+    faults = SPACES.get("choice").faults(spec, "xyz", True, "f")
     assert any(message in str(f) for f in faults), faults

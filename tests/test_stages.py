@@ -175,6 +175,22 @@ def test_faults_name_the_stage(campaign_file, change, said):
         checked(file, [], {})
 
 
+def test_methods_are_chosen_for_each_group_and_exported_as_scored(campaign_file, silent, here):
+    axes = {"weight": {"low": 0.0, "high": 1.0}}
+    common = {"kind": "parameters", "layer_groups": 2, "axes": axes}
+    spaces = [common | {"method": method} for method in ("linear", "ties", "task_arithmetic")]
+    space = {"kind": "choice", "each": "group", "spaces": spaces}
+    plan = {"space": space, "controller": {"kind": "cmaes", "population": 4}}
+    assert run_campaign(campaign_file(**plan), progress=silent)
+    run = here / "runs" / "tiny"
+    archive, _ = scored(run)
+    every = archive.candidates("ordinal NOTNULL")
+    mixed = [c for c in every if any("method" in group for group in c.recipe["groups"])]
+    assert mixed and not archive.counts()["failed"]
+    export_candidate(run, here / "out", str(mixed[-1].id))  # the checksum is compared
+    assert not (here / "out" / "mergekit_config.yml").exists()
+
+
 def test_a_soup_is_no_path(campaign_file):
     file = campaign_file(space=ROUTING, start_from_soup=True, soups=["metrics"])
     with pytest.raises(BadInput, match="start_from_soup: a soup is no point"):
