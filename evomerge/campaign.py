@@ -11,6 +11,7 @@ from evomerge import soups
 from evomerge.controllers import CONTROLLERS
 from evomerge.items import Fitness, Split
 from evomerge.machine import machine
+from evomerge.mergeable import mismatches
 from evomerge.pareto import Objective
 from evomerge.recipe import Recipe, single, uniform
 from evomerge.sources import Source
@@ -77,7 +78,7 @@ class Campaign:
         found = [(label, alone(name)) for name, label in self.labels.items()]
         if len(self.models) > 1 and self.even:
             found.append(("uniform", uniform(self.models, dtype)))
-        if "model_stock" in self.plan["soups"]:
+        if "model_stock" in self.plan["soups"] and self.even:
             base = self.plan["sources"]["base"]
             found.append(("model_stock", soups.model_stock(self.models, base, dtype)))
         return found
@@ -88,8 +89,8 @@ class Campaign:
 
     @property
     def even(self) -> bool:
-        """Whether the sources have equally many layers, and so can be averaged."""
-        return len({source.layers for source in self.sources.values()}) == 1
+        """Whether the sources can be averaged; those that are routed need not."""
+        return not mismatches(list(self.sources.values()), "")
 
     def items(self) -> Iterator[tuple[str, str, int, str]]:
         """Yield (objective, split, ordinal, hash) of every item that is ever scored."""

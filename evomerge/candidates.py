@@ -1,4 +1,4 @@
-"""Archived candidates as models: exported, taken as sources, or as a search's first proposals.
+"""Archived candidates as models: exported, or taken as sources.
 
 A candidate is written `RUN#NUMBER` (or `RUN#best`), RUN a run's directory. As a source it is
 materialized once, into the cache, and is a model directory from then on.
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.archive import Archive, Candidate
-from evomerge.campaign import Adopted
 from evomerge.card import model_card
 from evomerge.checkpoints import DTYPES, SIZE, Tensor
 from evomerge.errors import BadInput, Fault
@@ -22,10 +21,8 @@ from evomerge.folding import routed_config, routed_tensors
 from evomerge.lineage import ancestry, expanded
 from evomerge.machine import cache_folder
 from evomerge.picking import pick
-from evomerge.recipe import Group, Recipe, from_json
-from evomerge.routing import Routing
+from evomerge.recipe import Recipe, from_json
 from evomerge.sources import Source, digest, moved_faults, open_source
-from evomerge.spaces import quantize
 from evomerge.views import open_run
 
 _MEND = "write RUN#best or RUN#NUMBER, RUN a folder in which `evomerge run` was started"
@@ -72,19 +69,26 @@ def pinned(plan: Mapping[str, Any], begun: Mapping[str, Any] | None, file: str) 
     return {**plan, "sources": {**sources, "base": base, "models": models}}
 
 
-def open_candidate(name: str, file: str, key: str) -> Source:
+def open_candidate(
+    name: str, file: str, key: str, moved: Mapping[str, str] | None = None
+) -> Source:
     """Open a candidate by the headers of its own sources; nothing is merged.
+
+    Args:
+        name: RUN#NUMBER.
+        file, key: that faults carry.
+        moved: label -> directory of the run's sources that lie elsewhere.
 
     Raises:
         BadInput: it is not there, or its sources are not.
     """
-    archive, _, recipe = _read(name, file, key)
+    archive, _, recipe = read_candidate(name, file, key)
     trust = archive.campaign["plan"]["sources"]["trust_remote_code"]
 
     def opened(source: str) -> Source:
         if is_candidate(source):
-            return open_candidate(source, file, key)
-        place = _place(archive, source, {})
+            return open_candidate(_own(archive, source) or source, file, key, moved)
+        place = _place(archive, source, moved or {})
         return open_source(place, file=file, key=key, trust_remote_code=trust)
 
     stored = next(code for code, dtype in DTYPES.items() if dtype == recipe.dtype)
@@ -104,20 +108,30 @@ def open_candidate(name: str, file: str, key: str) -> Source:
     return replace(frame, name=name, tensors=merged, adapter=None)
 
 
-def materialize(name: str, file: str = "recipe", key: str = "models") -> Path:
+def materialize(
+    name: str,
+    file: str = "recipe",
+    key: str = "models",
+    moved: Mapping[str, str] | None = None,
+) -> Path:
     """Return a candidate's model directory in the cache, merging it if it is not there yet.
+
+    Args:
+        name, file, key, moved: see `open_candidate`.
 
     Raises:
         BadInput: it, or one of its sources, is not there or has changed.
         EvomergeError: its weights are not those that were scored.
     """
-    archive, candidate, recipe = _read(name, file, key)
+    archive, candidate, recipe = read_candidate(name, file, key)
     hashes = {s["name"]: s["sha256"] for s in archive.campaign["provenance"]["sources"].values()}
     folder = cache_folder("candidates") / recipe.id(hashes)
     if not folder.exists():
         run = name.rpartition("#")[0]
         beside = folder.with_name(f"{folder.name}.{os.getpid()}")
-        export_candidate(Path(run), beside, str(candidate.id))
+        labels = archive.campaign["provenance"]["sources"]
+        known = {label: place for label, place in (moved or {}).items() if label in labels}
+        export_candidate(Path(run), beside, str(candidate.id), known)
         try:
             beside.rename(folder)
         except OSError:  # another process was quicker
@@ -125,7 +139,12 @@ def materialize(name: str, file: str = "recipe", key: str = "models") -> Path:
     return folder
 
 
-def _read(name: str, file: str, key: str) -> tuple[Archive, Candidate, Recipe]:
+def read_candidate(name: str, file: str, key: str) -> tuple[Archive, Candidate, Recipe]:
+    """Return the archive, the row and the recipe of RUN#NUMBER or RUN#best.
+
+    Raises:
+        BadInput: it is not there.
+    """
     run, _, which = name.rpartition("#")
     try:
         archive = open_run(run)
@@ -145,13 +164,25 @@ def _alone(archive: Archive, candidate: Candidate, recipe: Any) -> Any:
     return expanded(ancestry(candidate.recipe_id, recipe, archive.recipe))
 
 
+def _own(archive: Archive, name: str) -> str | None:
+    """Return a stage's own model as a candidate of the run where it lies now, or None."""
+    sources = archive.campaign["provenance"]["sources"].values()
+    if any(source["name"] == name and source.get("own") for source in sources):
+        return f"{archive.path.parent}#{name.rpartition('#')[2]}"
+    return None
+
+
 def _place(archive: Archive, name: str, moved: Mapping[str, str]) -> str:
     """Return the directory where a source of a run lies now."""
+    if own := _own(archive, name):
+        return str(materialize(own, moved=moved))
     for label, source in archive.campaign["provenance"]["sources"].items():
         if source["name"] == name and label in moved:
             return moved[label]
         if source["name"] == name and not os.path.isdir(name):
-            return str(materialize(name)) if is_candidate(name) else source["path"]
+            if is_candidate(name) and not Path(source["path"]).is_dir():
+                return str(materialize(name))
+            return source["path"]  # its hash is compared
     return name
 
 
@@ -227,101 +258,3 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def adopted(entries: list[str], space: Any, hashes: Mapping[str, str], file: str) -> list[Adopted]:
-    """Return the candidates of other runs that a campaign begins with, in this space's terms.
-
-    Args:
-        entries: `RUN#front`, `RUN#best` or `RUN#NUMBER`.
-        space: the search space, which expresses each as nearly as it can.
-        hashes: content hash of this campaign's sources by name: a candidate may have only
-            these models, whatever they are called there.
-        file: the name that faults carry.
-
-    Raises:
-        BadInput: a run or a candidate is not there, or merges other models.
-    """
-    found: dict[bytes, Adopted] = {}
-    faults: list[Fault] = []
-    for index, entry in enumerate(entries):
-        key = f"init.{index}"
-        try:
-            for label, recipe, theirs in _candidates_of(entry, file, key):
-                if recipe.kind != space.first.kind:
-                    wrong = f"'{label}' is of kind {recipe.kind}, this space's are not"
-                    mend = "begin with a run over a space of the same kind"
-                    raise BadInput(Fault(file, key, wrong, mend))
-                ours = _in_our_terms(recipe, theirs, space.sources, hashes, label, file, key)
-                genome = quantize(space.encode(ours))
-                found.setdefault(genome.tobytes(), Adopted(label, genome))
-        except BadInput as error:
-            faults += error.faults
-    if faults:
-        raise BadInput(*dict.fromkeys(faults))
-    return list(found.values())
-
-
-def _candidates_of(entry: str, file: str, key: str) -> list[tuple[str, Recipe, dict[str, str]]]:
-    run, _, which = entry.rpartition("#")
-    archive, first, _ = _read(f"{run}#best" if which == "front" else entry, file, key)
-    chosen = archive.front() if which == "front" else [first.id]
-    theirs = {s["name"]: s["sha256"] for s in archive.campaign["provenance"]["sources"].values()}
-    rows = [c for i in chosen for c in archive.candidates("id = ? AND origin != 'baseline'", (i,))]
-    if not rows:
-        mend = "let that campaign run on, or name another candidate"
-        raise BadInput(Fault(file, key, f"'{entry}' holds baselines only", mend))
-    return [(f"{run}#{c.id}", from_json(c.recipe, f"{run}#{c.id}"), theirs) for c in rows]
-
-
-def _in_our_terms(
-    recipe: Recipe,
-    theirs: Mapping[str, str],
-    sources: Any,
-    ours: Mapping[str, str],
-    label: str,
-    file: str,
-    key: str,
-) -> Recipe:
-    """Return a recipe over our models in our order; those it does not merge weigh nothing."""
-    if recipe.kind == "routing":
-        return _rerouted(recipe, theirs, sources, ours, label, file, key)
-    at = {theirs[name]: index for index, name in enumerate(recipe.models)}
-    strange = [n for n in recipe.models if theirs[n] not in {ours[m] for m in sources.models}]
-    if recipe.base and sources.base and theirs[recipe.base] != ours[sources.base]:
-        strange = [recipe.base]
-    if strange:
-        wrong = f"'{label}' merges {strange[0]}, which is no source of this campaign"
-        raise BadInput(Fault(file, key, wrong, "begin with a run over the same sources"))
-    order = [at.get(ours[m]) for m in sources.models]
-
-    def in_order(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
-        if not isinstance(value, tuple):
-            return value
-        return tuple(0.0 if i is None else value[i] for i in order)
-
-    groups = tuple(
-        Group(g.layers, g.modules, {k: in_order(v) for k, v in g.values.items()})
-        for g in recipe.groups
-    )
-    return replace(recipe, models=sources.models, base=sources.base, groups=groups)
-
-
-def _rerouted(
-    recipe: Routing,
-    theirs: Mapping[str, str],
-    sources: Any,
-    ours: Mapping[str, str],
-    label: str,
-    file: str,
-    key: str,
-) -> Routing:
-    """Return a path over our models in our order."""
-    at = {ours[m]: index for index, m in enumerate(sources.models)}
-    strange = [n for n in recipe.sources if theirs[n] not in at]
-    if strange:
-        wrong = f"'{label}' routes through {strange[0]}, which is no source of this campaign"
-        raise BadInput(Fault(file, key, wrong, "begin with a run over the same sources"))
-    path = tuple(h._replace(model=at[theirs[recipe.models[h.model]]]) for h in recipe.path)
-    frame = at[theirs[recipe.models[recipe.frame]]]
-    return replace(recipe, models=sources.models, path=path, frame=frame)

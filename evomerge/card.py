@@ -62,4 +62,5 @@ def model_card(archive: Archive, candidate: int, recipe: Recipe) -> str:
         f"- {versions}; git commit {commit}",
         "",
     ]
-    return card_head(recipe) + "\n".join(lines)
+    names = [source["name"] for source in provenance["sources"].values()]
+    return card_head(recipe, names) + "\n".join(lines)

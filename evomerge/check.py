@@ -20,7 +20,7 @@ from evomerge.factories import parse_factory
 from evomerge.fitness import open_fitness
 from evomerge.items import Fitness, Split, split_items
 from evomerge.mergeable import differing_settings, mismatches, stream_mismatches
-from evomerge.pareto import Objective
+from evomerge.pareto import Objective, parse_bound
 from evomerge.sources import Source, digest, moved_faults, open_source
 from evomerge.spaces import SPACES, Sources
 from evomerge.worker import WorkerPlan
@@ -72,19 +72,23 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
     kind = plan["space"]["kind"]
     named = _open_named(plan["sources"], entries, _wants_test(plan), file, moved or {}, kind)
     faults = list(named.faults)
-    splits, warnings = {}, differing_settings([*named.sources.values()])
+    splits: dict[str, Split] = {}
+    warnings = [] if kind == "routing" else differing_settings([*named.sources.values()])
     for index, spec in entries.items():
         if spec["name"] not in named.fitness:
             continue
         fitness = named.fitness[spec["name"]]
-        if spec.get("cost"):  # the same number on both sides
-            splits[spec["name"]] = Split((0,), (0,) if plan["heldout"] else ())
+        if spec.get("cost"):  # measured on both sides, if there are two
             continue
         faults += _item_faults(plan, spec, fitness, file, f"fitness.{index}")
         if not faults:
             split = split_items(fitness, spec["items"], plan["heldout"], plan["seed"])
             splits[spec["name"]] = split
             warnings += _few_items(spec["name"], split)
+    held = any(split.heldout for split in splits.values())
+    costs = {s["name"]: Split((0,), (0,) if held else ()) for s in entries.values() if s["cost"]}
+    splits = {s["name"]: (splits | costs).get(s["name"]) for s in entries.values()}
+    faults += _uneven_faults(plan, named, file)
     if not faults:
         names = [n for source in named.sources.values() for n in source.tensors]
         faults += [
@@ -100,6 +104,21 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
     if faults:
         raise BadInput(*dict.fromkeys(faults))
     return _campaign(plan, named, splits, warnings)
+
+
+def _uneven_faults(plan: Mapping[str, Any], named: _Named, file: str) -> list[Fault]:
+    """Return what hangs on an average of sources that have none."""
+    listed = list(named.sources.values())
+    if plan["space"]["kind"] != "routing" or not listed or not mismatches(listed, file):
+        return []
+    faults, mend = [], "leave it out: only models of one shape are averaged"
+    if plan["soups"]:
+        faults.append(Fault(file, "soups", "there is no average of these sources", mend))
+    for index, spec in enumerate(plan["fitness"]):
+        if spec["constraint"] and parse_bound(spec["constraint"]).baseline == "uniform":
+            wrong = "there is no average of these sources"
+            faults.append(Fault(file, f"fitness.{index}.constraint", wrong, mend))
+    return faults
 
 
 def _open_named(
@@ -131,7 +150,7 @@ def _open_named(
         try:
             where = moved.get(label, name)
             if is_candidate(where):
-                source = open_candidate(where, file, key)
+                source = open_candidate(where, file, key, moved)
             else:
                 source = open_source(where, file=file, key=key, trust_remote_code=trust)
         except BadInput as error:
@@ -168,6 +187,7 @@ def _campaign(
         plan["seed"],
         {n: t.elements for n, t in named.sources[frame].tensors.items()},
         depths={name: source.layers for name, source in named.sources.items()},
+        dtypes={name: source.dtype for name, source in named.sources.items()},
     )
     space = SPACES.get(plan["space"]["kind"])(plan["space"], shape)
     dtype = getattr(space, "dtype", shape.dtype)
@@ -206,10 +226,11 @@ def _campaign(
     )
 
 
-def hash_sources(campaign: Campaign, file: str) -> Campaign:
+def hash_sources(campaign: Campaign, file: str, moved: Mapping[str, str] | None = None) -> Campaign:
     """Hash every source and refuse weights that are NaN or infinite.
 
-    Sources that are earlier candidates are materialized first, if the cache has them not.
+    Sources that are earlier candidates are materialized first, if the cache has them not; `moved`
+    is as in `prepare`, for their sources.
 
     Raises:
         BadInput: naming each source and its first such tensors.
@@ -218,7 +239,7 @@ def hash_sources(campaign: Campaign, file: str) -> Campaign:
     for name, source in campaign.sources.items():
         if is_candidate(source.name):
             key = f"sources.{campaign.labels[name]}"
-            place = str(materialize(source.name, file, key))
+            place = str(materialize(source.name, file, key, moved))
             if source.factory:
                 place = source.factory._replace(weights=f"{place}/model.safetensors").place
             source = open_source(place, file=file, key=key)
@@ -242,24 +263,17 @@ def hash_sources(campaign: Campaign, file: str) -> Campaign:
     return campaign
 
 
+def _grams(places: Sequence[str]) -> np.ndarray:
+    from evomerge.weights import grams_of  # which needs torch
+
+    return grams_of(places)
+
+
 def _flattened(place: str) -> np.ndarray:
     """Return a model's (parameters,) float32 weights in canonical order."""
     from evomerge.weights import flattened
 
     return flattened(open_source(place, trust_remote_code=True))
-
-
-def _grams(places: Sequence[str]) -> np.ndarray:
-    """Return the (tensors, models, models) inner products of models, in float64."""
-    import torch
-
-    from evomerge.kernels import gram_matrix
-    from evomerge.weights import Weights
-
-    opened = {place: open_source(place, trust_remote_code=True) for place in places}
-    weights = Weights(opened, torch.device("cpu"))
-    names = opened[places[0]].tensors
-    return np.stack([gram_matrix([weights.tensor(p, n) for p in places], None) for n in names])
 
 
 def _labels(part: Mapping[str, Any]) -> dict[str, str]:

@@ -218,7 +218,7 @@ def merge(recipe: Path, out: Path) -> None:
     """
     from evomerge.candidates import places_of
     from evomerge.export import merge_to
-    from evomerge.session import read_recipe
+    from evomerge.mergekit_in import read_recipe
 
     found = read_recipe(recipe)
     checksum = merge_to(found, out, file=str(recipe), places=places_of(found, str(recipe)))

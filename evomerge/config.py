@@ -21,7 +21,7 @@ from evomerge.pareto import parse_bound
 from evomerge.registry import option_faults
 from evomerge.soups import SOUPS
 from evomerge.spaces import SPACES
-from evomerge.stages import as_campaigns, stage_faults
+from evomerge.stages import as_campaigns, stage_faults, whole_budget
 
 # What may change when a campaign is continued; all else is the campaign.
 MAY_CHANGE = ("budget", "workers", "finals")
@@ -78,8 +78,7 @@ def check_plan(data: Mapping[str, Any], file: str) -> dict:
     if faults:
         raise BadInput(*dict.fromkeys(faults))
     if plan["stages"]:
-        total = sum(stage["budget"]["evaluations"] for stage in plan["stages"])
-        plan["budget"] = {"evaluations": total, "hours": None}
+        plan |= {"space": None, "controller": None, "budget": whole_budget(plan["stages"])}
     return plan
 
 

@@ -21,7 +21,8 @@ def estimate(campaign: Campaign) -> dict:
     worker, plan = campaign.worker, campaign.plan
     frame = campaign.sources[worker.frame]
     parameters = sum(t.elements for t in frame.tensors.values())
-    live = 1 + len(campaign.sources) if plan["space"]["kind"] == "routing" else 1
+    listed = len(plan["sources"]["models"]) + (plan["sources"]["base"] is not None)
+    live = 1 + listed if plan["space"]["kind"] == "routing" else 1
     model = live * parameters * _BYTES[worker.compute_dtype]
     sources = sum(s.bytes for s in campaign.sources.values())
     searched = {n: len(s.search) for n, s in campaign.splits.items()}

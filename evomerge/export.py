@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -175,7 +175,8 @@ def _write_texts(
     config = routed_config(recipe, opened) if routed else frame.config
     _write_config(frame, config, recipe.dtype, folder)
     (folder / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=1) + "\n")
-    if config := to_passthrough(recipe, opened) if routed else to_mergekit(recipe, frame):
+    config = to_passthrough(recipe, opened) if routed else to_mergekit(recipe, frame)
+    if config and all(is_portable(name) for name in recipe.sources):
         (folder / "mergekit_config.yml").write_text(config)
     (folder / "README.md").write_text(card or _short_card(recipe), encoding="utf-8")
 
@@ -196,9 +197,21 @@ def _short_card(recipe: Recipe) -> str:
     return card_head(recipe) + "# Merged model\n\nMade by evomerge from `recipe.json`.\n"
 
 
-def card_head(recipe: Recipe) -> str:
-    """Return the metadata block of a model card: the hub's merge tags and the sources."""
-    names = "".join(f"- {name}\n" for name in recipe.sources)
+def is_portable(name: str) -> bool:
+    """Tell whether a source's name means something to others: no candidate of a run."""
+    return "#" not in name or os.path.isdir(name)
+
+
+def card_head(recipe: Recipe, also: Iterable[str] = ()) -> str:
+    """Return the metadata block of a model card: the hub's merge tags and the sources.
+
+    Args:
+        recipe: of the model.
+        also: what candidates of runs among its sources were made of.
+    """
+    sources = [*recipe.sources, *(also if not all(map(is_portable, recipe.sources)) else ())]
+    portable = dict.fromkeys(name for name in sources if is_portable(name))
+    names = "".join(f"- {name}\n" for name in portable)
     return (
         "---\nlibrary_name: transformers\nbase_model:\n"
         f"{names}tags:\n- mergekit\n- merge\n- evomerge\n---\n\n"

@@ -32,7 +32,7 @@ class Family:
     mlp: str = "mlp"
     writes: tuple[str, str] = (
         r"self_attn\.o_proj\.(weight|bias)",
-        r"(mlp|block_sparse_moe)\.((experts\.\d+|shared_expert)\.)?(down_proj|w2)\.(weight|bias)",
+        r"(mlp|block_sparse_moe)\.((experts(\.\d+)?|shared_expert)\.)?(down_proj|w2)(\.(weight|bias))?",
     )
     reads: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     embed: tuple[str, ...] = ("embed_tokens",)
@@ -109,6 +109,16 @@ _REFUSED = {
 # What an attention or MLP layer is by its place, as lists with an entry a layer, or of indices.
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
 INDICES = ("mlp_only_layers",)
+
+
+def effective(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the defaults that transformers has for its model type."""
+    from transformers import AutoConfig
+
+    kind, rest = config["model_type"], {k: v for k, v in config.items() if k != "model_type"}
+    known = AutoConfig.for_model(kind, **rest)
+    every = {k: getattr(known, k, None) for k in (*PER_LAYER, *INDICES, "num_hidden_layers")}
+    return known.to_dict() | every
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from evomerge.families import INDICES, PER_LAYER, family_of
+from evomerge.families import INDICES, PER_LAYER, effective, family_of
 from evomerge.layout import canonical_order, place, renumbered
 from evomerge.routing import Routing
 from evomerge.sources import Source
@@ -64,18 +64,14 @@ def layer_settings(config: Mapping[str, Any]) -> dict[str, list]:
 
     A list of layers' indices becomes one of true and false.
     """
-    from transformers import AutoConfig
-
-    kind, rest = config["model_type"], {k: v for k, v in config.items() if k != "model_type"}
-    known = AutoConfig.for_model(kind, **rest)
-    found = {}
+    known, found = effective(config), {}
+    depth = known["num_hidden_layers"]
     for key in PER_LAYER:
-        value = getattr(known, key, None)
-        if isinstance(value, list | tuple) and len(value) == known.num_hidden_layers:
-            found[key] = list(value)
+        if isinstance(known[key], list | tuple) and len(known[key]) == depth:
+            found[key] = list(known[key])
     for key in INDICES:
-        if (value := getattr(known, key, None)) is not None:
-            found[key] = [layer in value for layer in range(known.num_hidden_layers)]
+        if known[key] is not None:
+            found[key] = [layer in known[key] for layer in range(depth)]
     return found
 
 

@@ -118,8 +118,8 @@ class CampaignPart(_Part):
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     sources: SourcesPart
     stages: list[_StagePart] = Field(default_factory=list)
-    space: dict[str, Any] = Field(default_factory=dict)
-    controller: dict[str, Any] = Field(default_factory=lambda: {"kind": "cmaes"})
+    space: dict[str, Any] | None = None
+    controller: dict[str, Any] | None = Field(default_factory=lambda: {"kind": "cmaes"})
     fitness: list[FitnessPart] = Field(min_length=1)
     compute_dtype: Literal[DTYPES] | None = None
     init: list[Text] = Field(default_factory=list)
@@ -143,6 +143,7 @@ _SAID = {
     "list_type": "is not a list",
     "model_type": "is not a mapping",
     "finite_number": "is not a finite number",
+    "none_required": "is not supported here: stages are counted in evaluations",
     "string_pattern_mismatch": "has characters other than letters, digits, '.', '-' and '_'",
 }
 

@@ -52,6 +52,10 @@ class Merger:
         self._layouts: dict[str, Layout] = {}
         self._batches: dict[tuple, tuple[Mapping[str, torch.Tensor], native.Batch]] = {}
 
+    def read_once(self) -> Any:
+        """Return a context in which sources' tensors are not kept on a device after their use."""
+        return self._weights.read_once()
+
     def bytes_kept(self) -> int:
         """Return the memory that what is computed once takes, sources not counted."""
         return self._known.nbytes + sum(batch.nbytes for _, batch in self._batches.values())

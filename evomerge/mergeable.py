@@ -1,10 +1,10 @@
 """Whether opened sources can be merged with one another, by their headers and configs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import Fault
-from evomerge.families import family_of
+from evomerge.families import INDICES, PER_LAYER, effective, family_of
 from evomerge.layout import canonical_order, place, within_layer
 from evomerge.mixture import Layout
 from evomerge.routing import Routing
@@ -12,6 +12,9 @@ from evomerge.sources import CONFIG_NOISE, Source
 
 # What matters to training alone, or to code that is not run.
 _CONFIG_SILENT = {"architectures", "auto_map", "use_cache", "vocab_size", "attention_dropout"}
+# What says how many layers there are, and of which type.
+_DEPTH_SAYS = {*PER_LAYER, *INDICES, "num_hidden_layers", "n_layer", "max_window_layers"}
+_DEPTH_SAYS |= {"no_rope_layer_interval", "sliding_window_pattern", "_sliding_window_pattern"}
 # What must be equal for two models to be mergeable although shapes agree.
 _CONFIG_KEYS = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
@@ -63,15 +66,20 @@ def stream_mismatches(sources: Sequence[Source], file: str, key: str = "sources"
         except ValueError as error:
             mend = "route models of another family, or merge these"
             faults.append(Fault(file, key, f"'{source.name}': {error}", mend))
+        else:
+            for index, layer in enumerate(_layers(source)):
+                roles = {family_of(source.config).role(f"layers.{index}.{n}") for n in layer}
+                if not {"attention", "mlp"} <= roles:
+                    wrong = f"'{source.name}': layer {index} has no tensor known to write"
+                    faults.append(Fault(file, key, wrong, "save it with save_pretrained"))
+                    break
     first = sources[0]
     known = {frozenset(layer.items()) for layer in _layers(first)}
     for other in sources[1:]:
         pair = f"'{other.name}' and '{first.name}'"
         mend = "route models of one architecture"
-        for k in set(_CONFIG_KEYS) - {"num_hidden_layers"}:
-            a, b = first.config.get(k), other.config.get(k)
-            if a != b:
-                faults.append(Fault(file, key, f"{pair} differ in {k}: {b} and {a}", mend))
+        for k, a, b in _layer_differences(first.config, other.config):
+            faults.append(Fault(file, key, f"{pair} differ in {k}: {b} and {a}", mend))
         if any(frozenset(layer.items()) not in known for layer in _layers(other)):
             faults.append(Fault(file, key, f"{pair} have layers of different tensors", mend))
         faults += _tokenizer_faults(first, other, file, key)
@@ -88,6 +96,20 @@ def path_faults(recipe: Routing, sources: Mapping[str, Source], file: str) -> li
             mend = f"write 0 to {source.layers - 1}"
             faults.append(Fault(file, f"path.{index}", wrong, mend))
     return faults
+
+
+def _layer_differences(
+    first: Mapping[str, Any], other: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what two configs disagree on that layers read: key, first's value, other's value."""
+    silent = CONFIG_NOISE | _CONFIG_SILENT | _DEPTH_SAYS | {"tie_word_embeddings"}
+    keys = [k for k in sorted({*first, *other} - silent) if not k.endswith("_token_id")]
+    differ = [k for k in keys if first.get(k) != other.get(k)]
+    if differ:  # a key that is left out has its default
+        first, other = effective(first), effective(other)
+    for k in differ:
+        if first.get(k) != other.get(k):
+            yield k, first.get(k), other.get(k)
 
 
 def _layers(source: Source) -> list[dict[str, tuple[int, ...]]]:

@@ -6,14 +6,17 @@ filter is in the tensor's name; tensors before the layers belong to the first sl
 them to the last, and take a gradient's first value.
 """
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from evomerge import campaign_file
 from evomerge.errors import BadInput, Fault, nearest
 from evomerge.layout import place
 from evomerge.operators import OPERATORS, Operator
 from evomerge.passthrough import from_passthrough
-from evomerge.recipe import DTYPES, Group, Recipe
+from evomerge.recipe import DTYPES, Group, Recipe, from_json
 from evomerge.routing import Routing
 from evomerge.sources import Source, open_source
 
@@ -50,6 +53,23 @@ _SWITCHES = {  # what mergekit can do and we cannot: its default, which is what 
     "normalize_weights": True,
     "override_global_angle": False,
 }
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read a recipe: its JSON, or a mergekit configuration (.yml, .yaml).
+
+    Raises:
+        BadInput: it cannot be read or is no recipe.
+    """
+    if file.suffix in (".yml", ".yaml"):
+        return from_mergekit(campaign_file.read_yaml(file), str(file))
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(Fault(str(file), "", f"cannot be read ({error.strerror})")) from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(Fault(str(file), "", f"is not JSON ({error})", "mend it")) from None
+    return from_json(data, str(file))
 
 
 def from_mergekit(data: Mapping[str, Any], file: str, seed: int = 0) -> Recipe | Routing:

@@ -7,9 +7,9 @@ import yaml
 
 from evomerge.errors import BadInput, Fault
 from evomerge.families import Family, family_of
-from evomerge.folding import routed_tensors
+from evomerge.folding import layer_settings, routed_tensors
 from evomerge.layout import place, within_layer
-from evomerge.routing import Hop, Routing
+from evomerge.routing import Hop, Routing, routing_from_json
 from evomerge.sources import Source, open_source
 
 
@@ -20,6 +20,11 @@ def to_passthrough(recipe: Routing, sources: Mapping[str, Source]) -> str | None
     tensor, but not 1 plus a tensor.
     """
     if {recipe.frame} != {recipe.path[0].model, recipe.path[-1].model}:
+        return None
+    settings = {name: layer_settings(sources[name].config) for name in recipe.sources}
+    frame = recipe.models[recipe.frame]
+    rows = settings[frame].items()
+    if not all(_goes_on(sources[frame], key, row, recipe, settings) for key, row in rows):
         return None
     origins = routed_tensors(recipe, sources)
     scaled = {name: o for name, o in origins.items() if o.factor != 1.0}
@@ -53,6 +58,14 @@ def to_passthrough(recipe: Routing, sources: Mapping[str, Source]) -> str | None
     return yaml.safe_dump(config, sort_keys=False, width=100)
 
 
+def _goes_on(
+    frame: Source, key: str, row: list, recipe: Routing, settings: Mapping[str, Mapping[str, list]]
+) -> bool:
+    """Tell whether mergekit, which changes no list of layers, leaves one as the path has it."""
+    path = [settings[recipe.models[hop.model]][key][hop.layer] for hop in recipe.path]
+    return path == row or (not frame.config.get(key) and len({*path, *row}) == 1)
+
+
 def from_passthrough(data: Mapping[str, Any], file: str) -> Routing:
     """Return the path that a mergekit configuration stacks.
 
@@ -77,11 +90,13 @@ def from_passthrough(data: Mapping[str, Any], file: str) -> Routing:
         name = source["model"]
         if name not in opened:
             opened[name] = open_source(name, file=file, key=key)
-        first, last = source.get("layer_range") or (0, opened[name].layers)
-        if not 0 <= first < last <= opened[name].layers:
+        given = source.get("layer_range") or [0, opened[name].layers]
+        whole = isinstance(given, list) and len(given) == 2 and all(type(n) is int for n in given)
+        if not whole or not 0 <= given[0] < given[1] <= opened[name].layers:
             mend = f"write a range within 0 to {opened[name].layers}"
-            faults.append(Fault(file, key, f"takes layers {first} to {last}", mend))
+            faults.append(Fault(file, f"{key}.layer_range", f"{given!r} will not do", mend))
             continue
+        first, last = given
         said = _said(source, entry, data)
         for layer in range(first, last):
             try:
@@ -106,7 +121,8 @@ def from_passthrough(data: Mapping[str, Any], file: str) -> Routing:
         raise BadInput(Fault(file, "slices", str(error), mend)) from None
     hops[0] = hops[0]._replace(scale=embed)
     dtype = data.get("out_dtype") or data.get("dtype") or opened[models[0]].dtype
-    return Routing(tuple(models), tuple(hops), 0, dtype)
+    recipe = Routing(tuple(models), tuple(hops), 0, dtype)
+    return routing_from_json(recipe.to_json(), file)  # with whatever a recipe has to keep
 
 
 def _said(*parts: Mapping[str, Any]) -> Any:
@@ -142,6 +158,8 @@ def _outside(source: Source, first: Any, last: Any) -> float:
             factors.setdefault(role, set()).add(_scale(said, name))
     (embed,) = factors.get("embed", {1.0})
     tied = all(place(name).part != "head" for name in source.tensors)
+    if not embed:
+        raise ValueError("embeddings of 0 leave nothing")
     wanted = {1.0 / embed if tied else 1.0}
     others = set().union(*(v for role, v in factors.items() if role not in ("embed", "norm")))
     if factors.get("norm", wanted) != wanted or others - (wanted if tied else {1.0}) - {1.0}:

@@ -54,8 +54,9 @@ class Slots:
         self._permuted, self._longest = order == "permuted", longest
         again = ["" if turn == 0 else f" #{turn + 1}" for turn in range(repeats)]
         self.places = [f"{labels[m]} {layer}{again[turn]}" for m, layer, turn in self._slots]
-        once = {(prior, layer, 0) for layer in range(depths[frame if prior is None else prior])}
-        once -= {(*ends[1][:2], 0)}  # which comes at the end anyhow
+        depth = depths[frame if prior is None else prior]
+        # The frame's ends are on the path anyhow; of another model, its inside is between them.
+        once = {(prior, layer, 0) for layer in range(1, depth - 1)}
         likely = np.array([slot in once for slot in free], float)
         self._uses = np.full(len(free), 0.5)
         if prior is not None:
@@ -156,6 +157,7 @@ class Blocks:
             blocks: how many.
         """
         self._depths, self._frame, self._longest = list(depths), frame, longest
+        blocks = min(blocks, depths[frame if prior is None else prior])
         self.places = [f"block {b + 1}" for b in range(blocks)]
         self.names = [f"{what} {p}" for p in self.places for what in ("model", "first", "last")]
         self.levels = [len(depths), max(depths), max(depths)] * blocks
@@ -186,14 +188,30 @@ class Blocks:
     def encoded(self, path: Sequence[tuple[int, int]]) -> tuple[np.ndarray, list[int | None]]:
         """Return genes of a path of (model, layer), and each hop's place; None: it has none."""
         runs: list[list[int]] = []
-        places: list[int | None] = []
         for model, layer in path:
             if not runs or runs[-1][0] != model or layer != runs[-1][2] + 1:
                 runs.append([model, layer, layer])
             runs[-1][2] = layer
-            places.append(len(runs) - 1 if len(runs) <= len(self.places) else None)
-        runs = (runs + runs[-1:] * len(self.places))[: len(self.places)]
-        return (np.array(runs).ravel() + 0.5) / np.array(self.levels), places
+        count, end = len(self.places), self._depths[self._frame] - 1
+        if len(runs) > count and runs[0] == [self._frame, 0, 0]:  # ends come without a block
+            runs = runs[1:]
+        if len(runs) > count and runs[-1] == [self._frame, end, end]:
+            runs = runs[:-1]
+        runs = runs[:count]
+        while len(runs) < count and any(first < last for _, first, last in runs):
+            index = max(range(len(runs)), key=lambda i: runs[i][2] - runs[i][1])
+            model, first, last = runs[index]
+            middle = (first + last) // 2
+            runs[index : index + 1] = [[model, first, middle], [model, middle + 1, last]]
+        runs += runs[-1:] * (count - len(runs))
+        genes = (np.array(runs).ravel() + 0.5) / np.array(self.levels)
+        hops, at = self.hops(genes), 0
+        places: list[int | None] = []
+        for slot in path:
+            found = next((i for i in range(at, len(hops)) if hops[i][:2] == slot), None)
+            places.append(None if found is None else hops[found][2])
+            at = at if found is None else found + 1
+        return genes, places
 
     def _numbers(self, genes: np.ndarray) -> list[list[int]]:
         levels = np.array(self.levels)

@@ -297,10 +297,11 @@ class Reading:
         return 0 if last is None else last + 1
 
     def best_in(self, stage: int) -> int | None:
-        """Return the best candidate that a stage's controller proposed, as `best` has it."""
+        """Return the best candidate of a stage that is no baseline, as `best` has it."""
         sql = (
             "SELECT o.candidate_id AS c FROM outcomes o JOIN candidates c ON c.id = o.candidate_id"
-            " WHERE o.status = 'ok' AND o.value IS NOT NULL AND c.stage = ? AND c.ordinal NOTNULL"
+            " WHERE o.status = 'ok' AND o.value IS NOT NULL"
+            " AND c.stage = ? AND c.origin != 'baseline'"
             " ORDER BY o.violation, o.value DESC, o.candidate_id LIMIT 1"
         )
         rows = self._query(sql, (stage,))

@@ -97,7 +97,7 @@ class Runner:
             self._wait()
         while self.pool.busy:
             self._wait()
-        if not self.stop and self.campaign.last:
+        if not self.stop:
             self._score_finals()
         return not self.stop
 
@@ -233,7 +233,7 @@ class Runner:
 
     def _job(self, candidate: Candidate, split: str) -> Job:
         weights = None
-        if self.campaign.space.carries and candidate.origin == "search":
+        if candidate.recipe["kind"] == "explicit":
             known = self._recipes.get(candidate.id)
             recipe = known[0] if known else from_json(candidate.recipe, f"candidate {candidate.id}")
             weights = self._pedigree.weights(candidate.recipe_id, recipe)
@@ -312,11 +312,17 @@ class Runner:
     # --- finals ------------------------------------------------------------------------
 
     def _score_finals(self) -> None:
-        """Score baselines, the best and the most telling of the front on held-out items."""
+        """Score baselines, the best and the most telling of the front on held-out items.
+
+        Those of this stage: others were at its end, and another stage's worker may have a model
+        of another shape.
+        """
         if not any(split.heldout for split in self.campaign.splits.values()):
             return
         done = self.archive.finals_done()
         most = self.campaign.plan["finals"]
         left = [i for i in finalists(self.archive, self._teller.scale, most) if i not in done]
-        waiting = [c for i in left for c in self.archive.candidates("id = ?", (i,))]
+        mine = "id = ? AND stage = ?"
+        stage = self.campaign.stage
+        waiting = [c for i in left for c in self.archive.candidates(mine, (i, stage))]
         self._score_all(waiting, lambda c: self.pool.submit(self._job(c, "heldout")))

@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from evomerge import campaign_file, config, views
+from evomerge import config, views
+from evomerge.adoption import adopted
 from evomerge.archive import Archive, DatabaseError
 from evomerge.campaign import Campaign
-from evomerge.candidates import adopted, pinned
+from evomerge.candidates import pinned
 from evomerge.check import hash_sources, prepare, read_plan
 from evomerge.errors import BadInput, EvomergeError, Fault, one_line
 from evomerge.lock import RunLock
-from evomerge.mergekit_in import from_mergekit
-from evomerge.recipe import Recipe, from_json
 from evomerge.runner import Runner
 from evomerge.stages import searches, stage_plan
 
@@ -69,7 +68,7 @@ def run_campaign(
     stages = len(searches(plan))
     for number in range(1, stages):  # before the first is begun
         prepare(stage_plan(plan, number), str(file), moved)
-    campaign = hash_sources(prepare(stage_plan(plan, 0), str(file), moved), str(file))
+    campaign = hash_sources(prepare(stage_plan(plan, 0), str(file), moved), str(file), moved)
     if before.fresh:
         hashes = campaign.worker.hashes
         campaign.adopted = adopted(plan["init"], campaign.space, hashes, str(file))
@@ -81,12 +80,13 @@ def run_campaign(
             archive = Archive(directory / "archive.db", write=True)
             _begin(archive, plan, campaign, directory, str(file))
             for number in range(stages):
+                finished = _done(archive, number)
+                if finished:
+                    continue
                 if number:
-                    campaign = _next_stage(archive, plan, number, directory, str(file), moved)
+                    campaign = _next_stage(archive, plan, number, directory, str(file), moved or {})
                 campaign.stage, campaign.last = number, number == stages - 1
-                finished = _done(archive, campaign) or _drive(
-                    campaign, archive, adopt, progress, directory
-                )
+                finished = _drive(campaign, archive, adopt, progress, directory)
                 if not finished:
                     break
             archive.close()
@@ -99,10 +99,11 @@ def run_campaign(
     return finished
 
 
-def _done(archive: Archive, campaign: Campaign) -> bool:
-    """Tell whether a stage that others follow has spent its budget."""
-    spent = archive.proposed_in(campaign.stage) >= campaign.plan["budget"]["evaluations"]
-    return not campaign.last and spent and not archive.unfinished(campaign.stage)
+def _done(archive: Archive, stage: int) -> bool:
+    """Tell whether a later stage has begun."""
+    return bool(
+        archive.candidates("id = (SELECT MIN(id) FROM candidates WHERE stage > ?)", (stage,))
+    )
 
 
 def _next_stage(
@@ -111,22 +112,37 @@ def _next_stage(
     number: int,
     directory: Path,
     file: str,
-    moved: Mapping[str, str] | None,
+    moved: Mapping[str, str],
 ) -> Campaign:
     """Open a later stage: the best of those before are among its sources.
 
     Raises:
-        EvomergeError: a stage before has no candidate that could be scored.
+        EvomergeError: a stage before has no candidate that could be scored, or what it found does
+            not fit; the archive has the reason.
     """
-    best = [archive.best_in(before) for before in range(number)]
-    if None in best:
-        name = plan["stages"][best.index(None)]["name"]
-        raise EvomergeError(f"no candidate of the stage '{name}' could be scored; mend its space")
-    found = [f"{directory}#{candidate}" for candidate in best]
-    campaign = hash_sources(prepare(stage_plan(plan, number, found), file, moved), file)
     known = archive.campaign["provenance"]["sources"]
-    own = campaign.provenance()["sources"]
-    archive.add_sources({label: s for label, s in own.items() if label not in known})
+    try:
+        names, there = [], dict(moved)
+        for before, stage in enumerate(plan["stages"][:number]):
+            best = archive.best_in(before)
+            if best is None:
+                wrong = f"no candidate of the stage '{stage['name']}' could be scored"
+                raise EvomergeError(f"{wrong}; mend its space")
+            there[stage["name"]] = f"{directory}#{best}"  # wherever it was when it was named
+            names.append(known.get(stage["name"], {"name": f"{directory}#{best}"})["name"])
+        campaign = prepare(stage_plan(plan, number, names), file, there)
+        campaign = hash_sources(campaign, file, moved)
+        own = campaign.provenance()["sources"]
+        for label, source in own.items():
+            if label in known and known[label]["sha256"] != source["sha256"]:
+                wrong = f"what the stage '{label}' found is not what it was"
+                raise EvomergeError(f"{wrong}: the merge gives other weights; restore evomerge")
+    except EvomergeError as error:
+        archive.set_state("failed", str(error))
+        raise EvomergeError(str(error)) from error
+    found = {stage["name"] for stage in plan["stages"]}
+    rows = {label: s | {"own": label in found} for label, s in own.items() if label not in known}
+    archive.add_sources(rows)
     return campaign
 
 
@@ -312,20 +328,3 @@ def _summary(directory: Path) -> str:
     parts += ["", "Pareto front and baselines:", tables.front(rows)]
     parts += ["", f"Export the best: evomerge export {directory} OUT --pick best"]
     return "\n".join(parts)
-
-
-def read_recipe(file: Path) -> Recipe:
-    """Read a recipe: its JSON, or a mergekit configuration (.yml, .yaml).
-
-    Raises:
-        BadInput: it cannot be read or is no recipe.
-    """
-    if file.suffix in (".yml", ".yaml"):
-        return from_mergekit(campaign_file.read_yaml(file), str(file))
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(Fault(str(file), "", f"cannot be read ({error.strerror})")) from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(Fault(str(file), "", f"is not JSON ({error})", "mend it")) from None
-    return from_json(data, str(file))

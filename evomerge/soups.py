@@ -77,6 +77,8 @@ def cook(
         Each soup of weights that was scored, and its value.
     """
     found: list[tuple[Recipe, float | None]] = []
+    if not models:
+        return []
 
     def taste(label: str, soup: Recipe) -> float | None:
         found.append((soup, value_of(label, soup)))

@@ -37,22 +37,39 @@ def searches(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return plan.get("stages") or [plan]
 
 
+def whole_budget(stages: Any) -> dict[str, Any]:
+    """Return the budget of all stages together; of what is no list of stages, an empty one."""
+    listed = stages if isinstance(stages, list) else []
+    budgets = [entry.get("budget") for entry in listed if isinstance(entry, Mapping)]
+    counts = [b.get("evaluations") for b in budgets if isinstance(b, Mapping)]
+    return {"evaluations": sum(n for n in counts if isinstance(n, int)), "hours": None}
+
+
 def stage_faults(data: Mapping[str, Any], file: str) -> list[Fault]:
     """Return what a campaign's stages have too much, too little, or twice."""
     faults = []
-    entries, staged = data.get("stages"), "stages" in data
+    entries, staged = data.get("stages"), data.get("stages") not in (None, [])
     for key in OWN:
-        if staged and key in data:
+        given = data.get(key)
+        if staged and given is not None and given != whole_budget(entries):
             wrong = "belongs to the stages, where there are some"
             faults.append(Fault(file, key, wrong, "write it into each stage"))
-        elif not staged and key not in data and key != "controller":
-            faults.append(Fault(file, key, "is missing", "see the README's table of keys"))
+        elif not staged and given is None and (key != "controller" or key in data):
+            wrong = "null is not a mapping" if key in data else "is missing"
+            faults.append(Fault(file, key, wrong, "see the README's table of keys"))
     if not staged:
         return faults
     if not isinstance(entries, list) or not entries:
         return [*faults, Fault(file, "stages", "is no list of stages", "list one or more")]
-    seen = set(_labels(data))
+    seen, routed = set(_labels(data)), False
     for index, entry in enumerate(entries):
+        space = entry.get("space") if isinstance(entry, Mapping) else None
+        kind = space.get("kind") if isinstance(space, Mapping) else None
+        if routed and isinstance(kind, str) and kind != "routing":
+            wrong = "merges models of equal depth, and a stage before may have found another"
+            mend = "let stages of kind routing be the last"
+            faults.append(Fault(file, f"stages.{index}.space.kind", wrong, mend))
+        routed = routed or kind == "routing"
         name = entry.get("name") if isinstance(entry, Mapping) else None
         if isinstance(name, str) and name in seen:
             wrong = f"'{name}' names a model or a stage before"
@@ -64,7 +81,7 @@ def stage_faults(data: Mapping[str, Any], file: str) -> list[Fault]:
 def as_campaigns(data: Mapping[str, Any]) -> Iterator[tuple[str, dict]]:
     """Yield the keys' prefix and the mapping of each search in a campaign's mapping, unchecked."""
     entries = data.get("stages")
-    if not isinstance(entries, list):
+    if not isinstance(entries, list) or not entries:
         yield "", dict(data)
         return
     before: list[str] = []

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from evomerge.adapters import LowRank
 from evomerge.checkpoints import Tensor
 from evomerge.errors import CandidateFailure
-from evomerge.sources import Source
+from evomerge.kernels import gram_matrix
+from evomerge.sources import Source, open_source
 
 
 class Weights:
@@ -128,3 +129,11 @@ def finite(
         if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
             raise CandidateFailure(f"merged tensor {name} is not finite")
         yield name, tensor
+
+
+def grams_of(places: Sequence[str]) -> np.ndarray:
+    """Return the (tensors, models, models) float64 inner products of the models at places."""
+    opened = {place: open_source(place, trust_remote_code=True) for place in places}
+    weights = Weights(opened, torch.device("cpu"))
+    names = opened[places[0]].tensors
+    return np.stack([gram_matrix([weights.tensor(p, n) for p in places], None) for n in names])

@@ -153,7 +153,8 @@ class Worker:
         plan, source = self._plan, self._merger.sources[name]
         device = self.name.rpartition("/")[2]
         loaded = resident(source, plan.compute_dtype, device, plan.trust_remote_code)
-        loaded.load(self._merger.stream(single(name, plan.dtype)))
+        with self._merger.read_once():
+            loaded.load(self._merger.stream(single(name, plan.dtype)))
         return loaded.model
 
     def _materialize(self, recipe: Any) -> str:

@@ -1,19 +1,22 @@
 """Routing: the fold against the stream scaled step by step, the live path against both."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from evomerge.errors import BadInput
 from evomerge.export import merge_to
 from evomerge.families import FAMILIES, family_of
 from evomerge.merge import Merger
+from evomerge.mergeable import stream_mismatches
 from evomerge.mergekit_in import from_mergekit
 from evomerge.recipe import from_json, single
 from evomerge.rerouted import Router
@@ -183,7 +186,7 @@ def test_a_stack_of_layers_by_mergekit_s_rules_is_a_path(pairs):
     ("slices", "said"),
     [
         ([("a", 0, 4, {}), ("b", 2, 4, {})], "embeddings and head have to be of one model"),
-        ([("a", 0, 5, {})], "takes layers 0 to 5; write a range within 0 to 4"),
+        ([("a", 0, 5, {})], "layer_range: \[0, 5\] will not do; write a range within 0 to 4"),
         ([("a", 0, 4, {"parameters": {"scale": 2.0}})], "scaled elsewhere"),
         ([("a", 0, 4, {"parameters": {"scale": "x"}})], "'x' is no number"),
         (
@@ -234,6 +237,72 @@ def test_malformed_routings_are_told(change, said):
         from_json(data, "r.json")
 
 
+def changed(folder, out, **config):
+    """Copy a model with changes of its config."""
+    shutil.copytree(folder, out)
+    data = json.loads((out / "config.json").read_text()) | config
+    (out / "config.json").write_text(json.dumps(data))
+    return str(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("llama", {"rms_norm_eps": 1e-3}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("mistral", {"sliding_window": 8}),
+        ("granite", {"residual_multiplier": 0.7}),
+        ("gemma2", {"final_logit_softcapping": 5.0}),
+    ],
+)
+def test_models_whose_layers_compute_otherwise_are_refused(name, change, pairs, tmp_path):
+    a, b = pairs(name)
+    other = changed(b, tmp_path / "other", **change)
+    with pytest.raises(BadInput, match=f"differ in {next(iter(change))}"):
+        merge_to(Routing((a, other), (Hop(0, 0), Hop(1, 1)), 0, "float32"), tmp_path / "out")
+    same = changed(b, tmp_path / "same", attention_dropout=0.3, bos_token_id=5)
+    assert stream_mismatches([open_source(a), open_source(same)], "f") == []
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_that_are_stored_as_one_tensor_are_scaled_too(name, pairs, tmp_path):
+    folders = []
+    for seed, folder in enumerate(pairs(name)):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+        model.save_pretrained(tmp_path / str(seed), save_original_format=False)
+        folders.append(str(tmp_path / str(seed)))
+    assert any(n.endswith("experts.down_proj") for n in open_source(folders[0]).tensors)
+    recipe = Routing(tuple(folders), HOPS, 0, "float64")
+    merge_to(recipe, tmp_path / "out")
+    live, router = routed(folders)
+    router.route(recipe)
+    assert apart(logits(load(tmp_path / "out")), logits(live)) < 1e-12
+
+
+def test_a_layer_whose_writing_is_unknown_is_refused(pairs, tmp_path):
+    folder = tmp_path / "odd"
+    shutil.copytree(pairs("llama")[0], folder)
+    tensors = load_file(folder / "model.safetensors")
+    odd = {n.replace("o_proj", "out_projection"): t for n, t in tensors.items()}
+    save_file(odd, folder / "model.safetensors", metadata={"format": "pt"})
+    faults = stream_mismatches([open_source(str(folder))], "f")
+    assert "layer 0 has no tensor known to write" in str(faults[0])
+
+
+def test_no_configuration_where_mergekit_would_leave_the_layers_types(pairs, tmp_path):
+    folders = pairs("smollm3")
+    for index, (path, there) in enumerate(
+        [([0, 1, 2, 3], True), ([0, 1, 3, 3], True), ([0, 2, 1, 2, 3], False)]
+    ):
+        recipe = Routing(folders, tuple(Hop(0, layer) for layer in path), 0, "float32")
+        merge_to(recipe, tmp_path / str(index))
+        types = json.loads((tmp_path / str(index) / "config.json").read_text())["no_rope_layers"]
+        assert len(types) == len(path)
+        own = json.loads((Path(folders[0]) / "config.json").read_text())["no_rope_layers"]
+        there = types == own
+        assert (tmp_path / str(index) / "mergekit_config.yml").exists() == there
+
+
 def test_a_layer_that_is_not_there_is_told(pairs, tmp_path):
     folders = pairs("llama")
     with pytest.raises(BadInput, match=r"path.1: '.*' has no layer 4; write 0 to 3"):
@@ -281,7 +350,7 @@ def test_every_genome_is_a_path_from_the_frame_s_first_layer_to_its_last(spec, k
     assert recipe.frame == frame
     assert recipe.path[0][:2] == (frame, 0)
     assert recipe.path[-1][:2] == (frame, depths[frame] - 1)
-    assert 2 <= len(recipe.path) <= spec.get("longest", 2 * depths[frame])
+    assert 2 <= len(recipe.path) <= spec.get("longest", 2 * max(depths))
     assert all(hop.layer < depths[hop.model] for hop in recipe.path)
     low, high = spec.get("gain", {"low": 0.5, "high": 2.0}).values()
     for attention, mlp, sign in recipe.fold().hops:
@@ -330,6 +399,38 @@ def test_of_a_path_that_is_too_long_the_likeliest_layers_stay():
     space = make(gains="none", longest=4)
     genome = np.linspace(0.55, 0.95, space.dimension)
     assert [h[:2] for h in space.decode(genome).path] == [(0, 0), (1, 2), (1, 3), (0, 3)]
+
+
+@given(spec=specs, blocks=st.integers(1, 4), seed=st.integers(0, 99))
+def test_a_path_of_blocks_is_encoded_as_it_is(spec, blocks, seed):
+    space = make(blocks=blocks, **spec | {"gains": "none", "longest": 40})
+    recipe = space.decode(np.random.default_rng(seed).random(space.dimension))
+    again = space.decode(space.encode(recipe))
+    if len(runs_of(recipe.path)) <= blocks:
+        assert [h[:2] for h in again.path] == [h[:2] for h in recipe.path]
+    else:  # the ends came without a block, and one of them may have to go on doing so
+        assert {h[:2] for h in again.path} <= {h[:2] for h in recipe.path}
+
+
+def runs_of(path):
+    return [
+        i for i, h in enumerate(path) if i == 0 or h[:2] != (path[i - 1][0], path[i - 1][1] + 1)
+    ]
+
+
+def test_a_whole_model_in_blocks_is_itself():
+    space = make(blocks=3, gains="none")
+    path = [(1, layer) for layer in range(4)]
+    genes, places = space.path.encoded([(0, 0), *path[1:3], (0, 3)])
+    assert places == [0, 1, 1, 2]
+    assert [h[:2] for h in space.path.hops(genes)] == [(0, 0), *path[1:3], (0, 3)]
+
+
+def test_another_model_s_path_is_between_the_frame_s_ends():
+    space = make(prior="b", order="depth")
+    assert [h[:2] for h in space.first.path] == [(0, 0), (1, 1), (1, 2), (0, 3)]
+    deep = make(prior="b", depths=(2, 8))
+    assert len(deep.first.path) == 8
 
 
 def test_blocks_are_runs_of_layers():

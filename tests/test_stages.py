@@ -10,7 +10,7 @@ from conftest import assert_killed_and_resumed_alike
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from evomerge import tables, views
+from evomerge import config, tables, views
 from evomerge.archive import Archive
 from evomerge.candidates import export_candidate
 from evomerge.controllers import CONTROLLERS, Told
@@ -148,13 +148,22 @@ def test_a_stage_without_a_model_stops_in_one_line(campaign_file, silent, here):
     ("change", "said"),
     [
         ({"budget": {"evaluations": 3}}, "budget: belongs to the stages"),
-        ({"stages": []}, "stages: is no list of stages"),
+        ({"stages": {"one": 1}}, "stages: "),
         ({"stages__0__name": "a"}, "stages.0.name: 'a' names a model or a stage before"),
         ({"stages__0__name": "uniform"}, "stages.0.name: the name 'uniform' is kept"),
         ({"stages__1__space__frame": "routed"}, "stages.1.space.frame"),
         ({"stages__0__space__method": "tie"}, "stages.0.space.method: .*did you mean 'ties'"),
         ({"stages__1__controller": {"kind": "niches"}}, "stages.1.controller.kind: niches"),
         ({"stages__1__budget": {"evaluations": 2, "hour": 1}}, "stages.1.budget.hour: unknown key"),
+        (
+            {"stages__0__space": ROUTING, "stages__1__space": STAGES[0]["space"]},
+            "let stages of kind",
+        ),
+        (
+            {"stages__1__budget": {"evaluations": 2, "hours": 1}},
+            "stages are counted in evaluations",
+        ),
+        ({"stages__1__space__gains": ["mlp"]}, "stages.1.space.gains"),
         ({"fitness__1__cost": "money"}, "fitness.1.cost"),
         ({"fitness__1__function": "fit.py"}, "fitness.1: has function and cost"),
         ({"fitness__1__items": 3}, "fitness.1.items: belongs to tasks, not to a cost"),
@@ -189,6 +198,71 @@ def test_methods_are_chosen_for_each_group_and_exported_as_scored(campaign_file,
     assert mixed and not archive.counts()["failed"]
     export_candidate(run, here / "out", str(mixed[-1].id))  # the checksum is compared
     assert not (here / "out" / "mergekit_config.yml").exists()
+
+
+def test_finals_are_scored_by_the_stage_s_own_worker(campaign_file, silent, here):
+    """The uniform average of four layers is no model of two, nor are evolved weights a path."""
+    from evomerge.testing import tiny_llama
+
+    for seed, name in enumerate("xy"):
+        tiny_llama(here / name, seed, layers=4, tie=False)
+    stages = [
+        {"name": "short", "space": ROUTING | {"longest": 2}, "budget": {"evaluations": 2}},
+        {"name": "again", "space": ROUTING | {"frame": "short"}, "budget": {"evaluations": 2}},
+    ]
+    plan = STAGED | {"stages": stages, "sources": {"models": {"x": "x", "y": "y"}}}
+    assert run_campaign(campaign_file(**plan), progress=silent)
+    archive, means = scored(here / "runs" / "tiny")
+    finals = {c: archive.means(c, "heldout") for c in archive.finals_done()}
+    assert archive.baselines()[2].label == "uniform"
+    assert all(finals[c]["depth"] == means[c]["depth"] for c in finals)
+    assert {c.id for c in archive.baselines()} <= finals.keys()
+    assert {finals[c.id]["depth"] for c in archive.baselines()} == {2, 4}
+
+
+def test_a_run_that_was_renamed_is_continued_and_exported(staged, campaign_file, silent, here):
+    archive, _ = scored(staged)
+    routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
+    moved = here / "elsewhere"
+    staged.rename(moved)
+    more = [STAGES[0], {**STAGES[1], "budget": {"evaluations": 10}}]
+    file = campaign_file(**STAGED | {"stages": more})
+    assert run_campaign(file, directory=moved, progress=silent)
+    again = Archive(moved / "archive.db")
+    assert not again.counts()["failed"] and again.proposed_in(1) == 10
+    names = {tuple(c.recipe["models"]) for c in again.candidates("stage = 1 AND ordinal NOTNULL")}
+    assert len(names) == 1
+    export_candidate(moved, here / "out", str(routed[-1].id))
+    head = (here / "out" / "README.md").read_text().split("tags:")[0]
+    assert "#" not in head and "- a\n" in head  # what others can find
+    assert not (here / "out" / "mergekit_config.yml").exists()
+
+
+def test_what_a_campaign_began_with_may_be_a_stage_s_best(campaign_file, silent, here):
+    first = {"name": "first", "space": ROUTING, "fitness": FITNESS, "budget__evaluations": 4}
+    assert run_campaign(campaign_file(**first), progress=silent)
+    stages = [
+        {"name": name, "space": ROUTING, "budget": {"evaluations": 1}} for name in ("one", "two")
+    ]
+    best = Archive(here / "runs" / "first" / "archive.db").best_in(0)
+    plan = STAGED | {"stages": stages, "init": [f"runs/first#{best}"]}
+    assert run_campaign(campaign_file(**plan), progress=silent)
+    archive, _ = scored(here / "runs" / "tiny")
+    mine = archive.candidates("stage = 0 AND origin != 'baseline'")
+    values = {c.id: archive.outcome(c.id)["value"] for c in mine}
+    assert "adopted" in {c.origin for c in mine}
+    assert archive.best_in(0) == max(values, key=lambda c: (values[c], -c))
+
+
+def test_sources_of_several_depths_have_no_average_to_hang_on(campaign_file, here):
+    from evomerge.testing import tiny_llama
+
+    tiny_llama(here / "deep", 5, layers=4)
+    plan = {"sources": {"models": {"a": "a", "deep": "deep"}}, "space": ROUTING}
+    fitness = [{"name": "likely", "function": "fit.py", "constraint": ">= uniform"}]
+    with pytest.raises(BadInput) as caught:
+        checked(campaign_file(**plan, soups=["metrics"], fitness=fitness), [], {})
+    assert {f.key for f in caught.value.faults} == {"soups", "fitness.0.constraint"}
 
 
 def test_a_soup_is_no_path(campaign_file):
@@ -299,6 +373,13 @@ def test_cma_es_learns_from_the_genome_that_was_scored():
 
     held, free = deviations(True), deviations(False)
     assert held[3:].max() < 0.5 * free[3:].min()
+
+
+def test_a_plan_of_stages_survives_its_own_yaml(staged):
+    file = staged / "campaign.yaml"
+    again = config.load(file)
+    assert again == yaml.safe_load(file.read_text())
+    assert again["budget"] == {"evaluations": 14, "hours": None}
 
 
 def test_a_stage_s_plan_is_an_ordinary_one(campaign_file):

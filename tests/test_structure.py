@@ -49,6 +49,7 @@ FLOORS = [
     {"catalogue", "config", "mergekit", "mergekit_in", "passthrough", "tables", "views"},
     {"card", "estimate", "export", "progress"},
     {"candidates"},
+    {"adoption"},
     {"check"},
     {"session"},
     {"cli"},

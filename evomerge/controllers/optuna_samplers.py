@@ -10,6 +10,8 @@ import numpy as np
 
 from evomerge.controllers import Proposal, Told, controller
 
+_ROUNDED = 1e-6  # more than genomes are rounded by
+
 
 class Sampled:
     """Genomes on [0, 1]^d from an Optuna sampler; the first is `start`.
@@ -51,6 +53,7 @@ class Sampled:
     def tell(self, told: Told) -> None:
         if told.ordinal is not None:
             trial = self._pending.pop(told.ordinal)
+            self._correct(trial, told.genome)
         elif told.genome is not None and told.objectives is not None:
             trial = self._trial_of(told.genome)
         else:
@@ -63,6 +66,15 @@ class Sampled:
         if told.violation > 0.0:
             trial.set_constraint("violation", told.violation)
         self._study.tell(trial, list(told.objectives))
+
+    def _correct(self, trial: Any, genome: np.ndarray | None) -> None:
+        """Let a trial have the genome that was scored, where the space put genes back."""
+        if genome is None:
+            return
+        for name, asked, value in zip(self._genes, self._genome_of(trial), genome, strict=True):
+            if abs(asked - value) > _ROUNDED:
+                number, distribution = trial._trial_id, self._genes[name]
+                self._study._storage.set_trial_param(number, name, float(value), distribution)
 
     def _trial_of(self, genome: np.ndarray) -> Any:
         """Let the study ask for a given genome."""

@@ -27,7 +27,7 @@ RESOLUTION = 2.0**-24
 class Sources:
     """What a space needs to know of the sources: names, labels, layers, tensors.
 
-    `layers` are those of the first source, `depths` those of each by name.
+    `layers` and `dtype` are those of the first source, `depths` and `dtypes` of each by name.
     `grams` reads all weights, and gives the models' inner products tensor by tensor; `weights`
     reads one model's, flattened.
     """
@@ -42,6 +42,7 @@ class Sources:
     grams: Callable[[], np.ndarray] | None = None  # (tensors, models, models) float64
     weights: Callable[[str], np.ndarray] | None = None  # (parameters,) float32 of a model
     depths: Mapping[str, int] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 def space(kind: str, *, breeds: bool = False, weighs: bool = True) -> Callable:

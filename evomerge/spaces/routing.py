@@ -37,13 +37,14 @@ class RoutingSpace:
 
     def __init__(self, spec: Mapping[str, Any], sources: Sources):
         self.sources = sources
-        self.dtype = spec.get("dtype", sources.dtype)
         labels = list(sources.labels)
         self.frame = labels.index(spec["frame"]) if "frame" in spec else 0
+        own = sources.dtypes.get(sources.models[self.frame], sources.dtype)
+        self.dtype = spec.get("dtype", own)
         depths = [sources.depths[m] for m in sources.models]
         named = spec.get("prior", labels[self.frame])
         prior = None if named is None else labels.index(named)
-        longest = spec.get("longest", 2 * depths[self.frame])
+        longest = spec.get("longest", 2 * max(depths))
         certainty = spec.get("certainty", 0.25)
         if "blocks" in spec:
             self.path = Blocks(depths, labels, self.frame, prior, spec["blocks"], longest)
@@ -148,7 +149,11 @@ class RoutingSpace:
             good = fits(number, int) and number >= least
             need(key, good, f"write a whole number of at least {least}")
         need("order", spec.get("order", "models") in ORDERS, f"write one of {', '.join(ORDERS)}")
-        need("gains", spec.get("gains", "shared") in _GAINS, f"write one of {', '.join(_GAINS)}")
+        need(
+            "gains",
+            spec.get("gains", "shared") in tuple(_GAINS),
+            f"write one of {', '.join(_GAINS)}",
+        )
         certainty = spec.get("certainty", 0.25)
         good = fits(certainty, float) and 0 <= certainty <= 0.5
         need("certainty", good, "write a number from 0 to 0.5")
