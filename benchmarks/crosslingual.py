@@ -5,11 +5,12 @@
 
 Every search is a campaign in runs/crosslingual/: a controller with search_spaces/
 crosslingual-maths.yaml (niches: crosslingual-niches.yaml), or layer routing with
-crosslingual-routing.yaml, with gains, without them, and by random search; `stages` is half of the
-candidates for parameters, then half for routing, both by cmaes (crosslingual-stages.yaml). One
-that was stopped goes on where it was. A row has the best candidate's held-out scores and the
-hypervolume, above 0 in each language, of the finalists' held-out scores. Rows are appended to
-benchmarks/crosslingual.csv; a row that is there is not made again.
+crosslingual-routing.yaml, with gains, with slots instead of exchanges, without gains, and by random
+search; `stages` is half of the candidates for parameters, then half for routing, both by cmaes
+(crosslingual-stages.yaml). One that was stopped goes on where it was. A row has the best
+candidate's held-out scores and the hypervolume, above 0 in each language, of the finalists'
+held-out scores. Rows are appended to benchmarks/crosslingual.csv; a row that is there is not made
+again.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from evomerge.session import run_campaign
 ROWS = Path(__file__).with_suffix(".csv")
 TASKS = ("maths_ja", "maths_fr")
 CMAES = "{kind: cmaes, population: 12, sigma: 0.15}"
-OTHERS = ("routing", "routing-unscaled", "routing-random", "stages")
+OTHERS = ("routing", "routing-slots", "routing-unscaled", "routing-random", "stages")
 
 
 def campaign(name: str, evaluations: int) -> tuple[str, list[str]]:
@@ -50,6 +51,7 @@ def campaign(name: str, evaluations: int) -> tuple[str, list[str]]:
     if name.startswith("routing"):
         more = {
             "routing": [],
+            "routing-slots": ["space.order=depth"],
             "routing-unscaled": ["space.gains=none"],
             "routing-random": ["controller={kind: random}"],
         }

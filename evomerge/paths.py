@@ -1,6 +1,6 @@
-"""How genes say a path through the layers of several models: slot by slot, or in blocks.
+"""How genes say a path through the layers of several models: slots, exchanges, or blocks.
 
-Both have `places`, each of which may put hops on the path, and `hops(genes)`, the path as
+Each has `places`, each of which may put hops on the path, and `hops(genes)`, the path as
 (model, layer, place). The first hop is the frame's first layer, the last hop its last.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-ORDERS = ("models", "depth", "permuted")
+ORDERS = ("models", "depth", "permuted", "exchange")
 _Hop = tuple[int, int, int]
 
 
@@ -133,6 +133,83 @@ class Slots:
         chosen = np.flatnonzero(uses > 0.5)
         kept = np.argsort(-uses[chosen], kind="stable")[: max(0, self._longest - 2)]
         return sorted(chosen[kept].tolist())
+
+
+class Exchange:
+    """One layer at each depth, of the model that a gene chooses, unless another leaves it out.
+
+    For models of one base, whose layers of equal depth can stand in for one another: where slots
+    need two genes to change at once, so that no depth comes twice or never, here one does.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        labels: Sequence[str],
+        frame: int,
+        prior: int | None,
+        longest: int,
+        certainty: float,
+    ):
+        """
+        Args:
+            depths, labels, frame, prior, longest, certainty: as of `Slots`. Where the chosen model
+                has no layer of that depth, the frame has.
+        """
+        self._depths, self._frame, self._longest = list(depths), frame, longest
+        inner = range(1, depths[frame] - 1)
+        self.places = [f"layer {depth}" for depth in range(depths[frame])]
+        self.names = [f"{what} layer {depth}" for depth in inner for what in ("model", "use")]
+        self.levels = [len(depths), 2] * len(inner)
+        begun = (frame if prior is None else prior) + 0.5
+        sure = 0.5 if prior is None else 0.5 + certainty
+        self.start = np.tile([begun / len(depths), sure], len(inner))
+
+    def hops(self, genes: np.ndarray) -> list[_Hop]:
+        """Return the path, a list of (model, layer, place)."""
+        last = self._depths[self._frame] - 1
+        chosen = self._chosen(genes)
+        inside = [(self._model(genes, depth), depth, depth) for depth in chosen]
+        return [(self._frame, 0, 0), *inside, (self._frame, last, last)]
+
+    def settled(self, genes: np.ndarray) -> np.ndarray:
+        """Return the genes, the model of a depth that is left out at its start."""
+        settled = genes.copy()
+        off = set(range(1, self._depths[self._frame] - 1)) - set(self._chosen(genes))
+        for depth in off:
+            settled[2 * (depth - 1)] = self.start[2 * (depth - 1)]
+        return settled
+
+    def encoded(self, path: Sequence[tuple[int, int]]) -> tuple[np.ndarray, list[int | None]]:
+        """Return genes of a path of (model, layer), and each hop's place; None: it has none."""
+        genes, before = self.start.copy(), 0
+        genes[1::2] = 0.25
+        last = self._depths[self._frame] - 1
+        places: list[int | None] = []
+        for number, (model, layer) in enumerate(path):
+            if number in (0, len(path) - 1):
+                end = 0 if number == 0 else last
+                places.append(end if (model, layer) == (self._frame, end) else None)
+            elif before < layer < last:
+                at = 2 * (layer - 1)
+                genes[at : at + 2] = (model + 0.5) / len(self._depths), 0.75
+                before = layer
+                places.append(layer)
+            else:
+                places.append(None)
+        return genes, places
+
+    def _chosen(self, genes: np.ndarray) -> list[int]:
+        """Return the inner depths on the path, the likeliest if there are too many."""
+        uses = genes[1::2]
+        chosen = np.flatnonzero(uses > 0.5)
+        kept = np.argsort(-uses[chosen], kind="stable")[: max(0, self._longest - 2)]
+        return sorted((chosen[kept] + 1).tolist())
+
+    def _model(self, genes: np.ndarray, depth: int) -> int:
+        count = len(self._depths)
+        model = min(int(genes[2 * (depth - 1)] * count), count - 1)
+        return model if depth < self._depths[model] else self._frame
 
 
 class Blocks:

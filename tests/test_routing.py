@@ -337,6 +337,7 @@ kinds = st.one_of(
         }
     ),
     st.fixed_dictionaries({"blocks": st.integers(1, 4)}),
+    st.just({"order": "exchange"}),
 )
 
 
@@ -374,6 +375,27 @@ def test_a_path_of_the_space_is_encoded_as_it_is(spec, repeats, order, seed):
     again = space.decode(space.encode(recipe))
     assert [h[:2] for h in again.path] == [h[:2] for h in recipe.path]
     assert np.allclose(again.fold().hops, recipe.fold().hops, rtol=1e-6)
+
+
+@given(spec=specs, depths=st.tuples(*[st.integers(2, 6)] * 2), seed=st.integers(0, 99))
+def test_an_exchange_has_one_layer_of_each_depth_at_most(spec, depths, seed):
+    space = make(order="exchange", depths=depths, **spec)
+    recipe = space.decode(np.random.default_rng(seed).random(space.dimension))
+    layers = [hop.layer for hop in recipe.path]
+    assert layers == sorted(set(layers))
+    again = space.decode(space.encode(recipe))
+    assert [h[:2] for h in again.path] == [h[:2] for h in recipe.path]
+    assert np.allclose(again.fold().hops, recipe.fold().hops, rtol=1e-6)
+
+
+def test_an_exchange_changes_one_layer_with_one_gene():
+    space = make(order="exchange", gains="none")
+    genome = space.start
+    assert [h[:2] for h in space.decode(genome).path] == [(0, layer) for layer in range(4)]
+    genome[space.names.index("model layer 2")] = 0.75
+    assert [h[:2] for h in space.decode(genome).path] == [(0, 0), (0, 1), (1, 2), (0, 3)]
+    genome[space.names.index("use layer 1")] = 0.2
+    assert [h[:2] for h in space.decode(genome).path] == [(0, 0), (1, 2), (0, 3)]
 
 
 def test_slots_stand_in_the_paper_s_order():
@@ -451,6 +473,7 @@ def test_blocks_are_runs_of_layers():
         ({"repeats": 0}, "space.repeats"),
         ({"longest": 1}, "space.longest"),
         ({"blocks": 2, "order": "depth"}, "space.order"),
+        ({"repeats": 2, "order": "exchange"}, "space.order: gives every depth one layer"),
         ({"methods": 1}, "space.methods: unknown key"),
     ],
 )

@@ -13,7 +13,7 @@ import numpy as np
 
 from evomerge.axes import Gene
 from evomerge.errors import Checks, Fault, nearest
-from evomerge.paths import ORDERS, Blocks, Slots
+from evomerge.paths import ORDERS, Blocks, Exchange, Slots
 from evomerge.recipe import DTYPES
 from evomerge.registry import fits
 from evomerge.routing import Hop, Routing, whole
@@ -48,6 +48,8 @@ class RoutingSpace:
         certainty = spec.get("certainty", 0.25)
         if "blocks" in spec:
             self.path = Blocks(depths, labels, self.frame, prior, spec["blocks"], longest)
+        elif spec.get("order") == "exchange":
+            self.path = Exchange(depths, labels, self.frame, prior, longest, certainty)
         else:
             order, repeats = spec.get("order", "models"), spec.get("repeats", 1)
             self.path = Slots(depths, labels, self.frame, prior, order, repeats, longest, certainty)
@@ -162,6 +164,9 @@ class RoutingSpace:
         sound = isinstance(ends, Mapping) and set(ends) == {"low", "high"}
         sound = sound and all(fits(v, float) for v in ends.values())
         need("gain", sound and 0 < ends["low"] < 1 < ends["high"], "write {low: 0.5, high: 2.0}")
+        if spec.get("order") == "exchange" and "repeats" in spec:
+            wrong = "gives every depth one layer"
+            faults.append(Fault(file, "space.order", wrong, "leave repeats out"))
         if "blocks" in spec:
             for key in ("repeats", "order", "certainty"):
                 if key in spec:
