@@ -53,6 +53,10 @@ def status(found: dict) -> str:
         f"{found['name']}: {found['state']}" + (f" ({found['reason']})" if found["reason"] else ""),
         f"proposed   {budget['proposed']} of {budget['evaluations']}"
         + (f", at most {budget['hours']} h" if budget["hours"] else ""),
+        *(
+            f"  {stage['name']}: {stage['proposed']} of {stage['evaluations']}"
+            for stage in found["stages"]
+        ),
         f"candidates {counts['ok']} ok, {counts['failed']} failed, {counts['stopped']} stopped,"
         f" {counts['running']} without outcome",
         f"time       {duration(seconds['total'])}, {found['per_hour']:.0f} candidates per hour;"

@@ -51,9 +51,14 @@ def snapshot(archive: Archive) -> dict:
     scored = sum(counts[k] for k in ("ok", "stopped", "failed"))
     per_hour = 3600.0 * scored / seconds if seconds else 0.0
     left = max(0, campaign["plan"]["budget"]["evaluations"] - scored + len(baselines))
+    stages = enumerate(campaign["plan"].get("stages") or ())
     return {
         "name": campaign["name"],
         "state": campaign["state"],
+        "stages": [
+            {"name": s["name"], "proposed": archive.proposed_in(i), **s["budget"]}
+            for i, s in stages
+        ],
         "candidates": counts,
         "budget": campaign["plan"]["budget"] | {"proposed": proposed},
         "best": None if best is None else row(archive, best) | {"value": _value(archive, best)},

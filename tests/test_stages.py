@@ -74,6 +74,8 @@ def test_a_stage_goes_on_from_the_best_of_the_one_before(staged, here):
     assert archive.campaign["state"] == "finished"
     status = views.status(staged)
     assert status["budget"] == {"evaluations": 14, "hours": None, "proposed": 14}
+    assert [s["proposed"] for s in status["stages"]] == [6, 8]
+    assert "  routed: 8 of 8" in tables.status(status)
     assert "merged" in archive.campaign["provenance"]["sources"]
 
 
