@@ -7,7 +7,7 @@ materialized once, into the cache, and is a model directory from then on.
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,9 +186,31 @@ def _place(archive: Archive, name: str, moved: Mapping[str, str]) -> str:
     return name
 
 
-def places_of(recipe: Recipe, file: str) -> dict[str, str]:
-    """Return source name -> directory for the candidates among a recipe's sources."""
-    return {n: str(materialize(n, file)) for n in recipe.sources if is_candidate(n)}
+def places_of(recipe: Recipe, file: str, known: Container[str] = ()) -> dict[str, str]:
+    """Return source name -> directory for the candidates among a recipe's sources.
+
+    Args:
+        recipe: of any kind.
+        file: the name that faults carry.
+        known: names whose places are known.
+    """
+    wanted = [n for n in recipe.sources if is_candidate(n) and n not in known]
+    return {name: str(materialize(name, file)) for name in wanted}
+
+
+def self_contained(recipe: Any, archive: Archive) -> dict:
+    """Return a recipe's JSON with candidates of runs among its models as their own recipes."""
+    data = recipe.to_json()
+
+    def whole(name: str | None) -> Any:
+        if name is None or not is_candidate(name):
+            return name
+        there = _own(archive, name) or name
+        inner, candidate, found = read_candidate(there, str(archive.path), "models")
+        return self_contained(_alone(inner, candidate, found), inner)
+
+    data["models"] = [whole(model) for model in data["models"]]
+    return data | ({"base": whole(data["base"])} if "base" in data else {})
 
 
 def export_candidate(
@@ -248,6 +270,7 @@ def export_candidate(
         checksum=scored if verify else None,
         trust_remote_code=trust,
         device="cuda" if on_gpu else "cpu",
+        written=self_contained(recipe, archive),
     )
     if not scored:
         return candidate, checksum, "scales folded in"

@@ -216,12 +216,9 @@ def merge(recipe: Path, out: Path) -> None:
       evomerge merge merged/recipe.json again/
       evomerge merge mergekit_config.yml merged/
     """
-    from evomerge.candidates import places_of
-    from evomerge.export import merge_to
-    from evomerge.mergekit_in import read_recipe
+    from evomerge.nesting import merge_file
 
-    found = read_recipe(recipe)
-    checksum = merge_to(found, out, file=str(recipe), places=places_of(found, str(recipe)))
+    checksum = merge_file(recipe, out)
     click.echo(f"{recipe} -> {out} (weights {checksum})")
 
 

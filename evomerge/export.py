@@ -52,6 +52,7 @@ def merge_to(
     shard_bytes: int = SHARD_BYTES,
     trust_remote_code: bool = False,
     device: str = "cpu",
+    written: Mapping | None = None,
 ) -> str:
     """Materialize a recipe into a directory that plain transformers loads.
 
@@ -63,6 +64,7 @@ def merge_to(
         card: text of README.md; a short one if not given.
         checksum: what the weights' checksum must be, on the kind of device that scored it.
         shard_bytes: largest size of one safetensors file.
+        written: what recipe.json gets, where it is not the recipe's own JSON.
         device: where to merge; that on which `checksum` was scored, if it is to be the same.
         trust_remote_code: take sources whose config asks to run code of its own.
 
@@ -90,7 +92,7 @@ def merge_to(
                 f"the merged weights have checksum {found}, but {checksum} was scored; was the"
                 " candidate scored on another kind of device? `--unverified` exports it anyway"
             )
-        _write_texts(opened, recipe, beside, card)
+        _write_texts(opened, recipe, beside, card, written)
         beside.rename(out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -167,14 +169,19 @@ def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> 
 
 
 def _write_texts(
-    opened: Mapping[str, Source], recipe: Recipe, folder: Path, card: str | None
+    opened: Mapping[str, Source],
+    recipe: Recipe,
+    folder: Path,
+    card: str | None,
+    written: Mapping | None,
 ) -> None:
     """Write config, tokenizer, recipe and model card: all but the weights."""
     frame = opened[recipe.sources[0]]
     routed = recipe.kind == "routing"
     config = routed_config(recipe, opened) if routed else frame.config
     _write_config(frame, config, recipe.dtype, folder)
-    (folder / "recipe.json").write_text(json.dumps(recipe.to_json(), indent=1) + "\n")
+    data = recipe.to_json() if written is None else written
+    (folder / "recipe.json").write_text(json.dumps(data, indent=1) + "\n")
     config = to_passthrough(recipe, opened) if routed else to_mergekit(recipe, frame)
     if config and all(is_portable(name) for name in recipe.sources):
         (folder / "mergekit_config.yml").write_text(config)

@@ -16,7 +16,7 @@ from evomerge.errors import BadInput, Fault, nearest
 from evomerge.layout import place
 from evomerge.operators import OPERATORS, Operator
 from evomerge.passthrough import from_passthrough
-from evomerge.recipe import DTYPES, Group, Recipe, from_json
+from evomerge.recipe import DTYPES, Group, Recipe
 from evomerge.routing import Routing
 from evomerge.sources import Source, open_source
 
@@ -55,21 +55,20 @@ _SWITCHES = {  # what mergekit can do and we cannot: its default, which is what 
 }
 
 
-def read_recipe(file: Path) -> Recipe:
-    """Read a recipe: its JSON, or a mergekit configuration (.yml, .yaml).
+def read_file(file: Path) -> Any:
+    """Return what a recipe's JSON or a mergekit configuration (.yml, .yaml) holds.
 
     Raises:
-        BadInput: it cannot be read or is no recipe.
+        BadInput: it cannot be read.
     """
     if file.suffix in (".yml", ".yaml"):
-        return from_mergekit(campaign_file.read_yaml(file), str(file))
+        return campaign_file.read_yaml(file)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(Fault(str(file), "", f"cannot be read ({error.strerror})")) from None
     except (ValueError, RecursionError) as error:
         raise BadInput(Fault(str(file), "", f"is not JSON ({error})", "mend it")) from None
-    return from_json(data, str(file))
 
 
 def from_mergekit(data: Mapping[str, Any], file: str, seed: int = 0) -> Recipe | Routing:

@@ -1,11 +1,14 @@
 """Campaigns in stages and over paths: one archive, costs as objectives, kills between stages."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from click.testing import CliRunner
 from conftest import assert_killed_and_resumed_alike
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -13,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from evomerge import config, tables, views
 from evomerge.archive import Archive
 from evomerge.candidates import export_candidate
+from evomerge.cli import main
 from evomerge.controllers import CONTROLLERS, Told
 from evomerge.errors import BadInput, EvomergeError
 from evomerge.pareto import Objective, Scale
@@ -91,6 +95,24 @@ def test_a_routed_candidate_is_exported_as_deep_as_it_was_scored(staged, tmp_pat
     assert stored == means[deepest.id]["size"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "`cmaes`, then `nsga2`" in card
+
+
+def test_the_recipe_that_is_exported_needs_no_run(staged, here):
+    archive, _ = scored(staged)
+    routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
+    used = next(c for c in routed if any(hop[0] == 3 for hop in c.recipe["path"]))
+    export_candidate(staged, here / "out", str(used.id))
+    recipe = json.loads((here / "out" / "recipe.json").read_text())
+    assert recipe["models"][:3] == ["a", "b", "c"]
+    assert recipe["models"][3]["method"] == "task_arithmetic"
+    shutil.rmtree(staged)
+    done = CliRunner().invoke(main, ["merge", "out/recipe.json", "again"])
+    assert done.exit_code == 0, done.output
+    ours, again = (load_file(here / f / "model.safetensors") for f in ("out", "again"))
+    assert ours.keys() == again.keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in ours.items())
+    assert json.loads((here / "again" / "recipe.json").read_text()) == recipe
+    assert "#" not in (here / "again" / "README.md").read_text().split("tags:")[0]
 
 
 def test_a_path_is_shown_as_a_picture(staged):
