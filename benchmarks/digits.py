@@ -1,14 +1,19 @@
 """M2N2's digits: how well natural niches do, with what left out, after how many passes.
 
     python benchmarks/digits.py pretrained niches no-attraction no-split genetic --seeds 5
+    python benchmarks/digits.py halves niches no-attraction no-split genetic --seeds 5
     python benchmarks/digits.py scratch niches --seeds 5 --passes 50000
 
 Runs the campaigns of search_spaces/digits-*.yaml stage by stage in runs/digits/; one that was
-stopped goes on where it was. After each stage the best on the searched images is scored on
-those held out. Rows are appended to benchmarks/digits.csv; a row that is there is not made again.
+stopped goes on where it was. `pretrained` merges the embedded halves with every seed, `halves` a
+pair trained anew for each (search_spaces/digits/make.py). After each stage the best on the searched
+images is scored on those held out. Rows are appended to benchmarks/digits.csv; a row that is there
+is not made again.
 """
 
 import argparse
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -38,10 +43,12 @@ def make(start: str, variant: str, seed: int, passes: int) -> None:
         for r in rows.read(ROWS)
         if (r["start"], r["variant"], int(r["seed"])) == (start, variant, seed)
     }
-    name = {"pretrained": "digits-pretrained", "scratch": "digits-from-scratch"}[start]
+    name = "digits-from-scratch" if start == "scratch" else "digits-pretrained"
+    own = halves(seed) if start == "halves" else []
     directory = Path("runs/digits") / f"{start}-{variant}-{seed}"
     for stage in (s for s in STAGES if s <= passes and s not in there):
-        settings = [*VARIANTS[variant], f"seed={seed}", f"budget.evaluations={stage}", "finals=0"]
+        settings = [*VARIANTS[variant], *own, f"seed={seed}", "finals=0"]
+        settings.append(f"budget.evaluations={stage}")
         started = time.perf_counter()
         finished = run_campaign(
             Path(f"search_spaces/{name}.yaml"),
@@ -65,6 +72,19 @@ def make(start: str, variant: str, seed: int, passes: int) -> None:
         rows.append(ROWS, row)
 
 
+def halves(seed: int) -> list[str]:
+    """Train a pair of halves, if it is not there, and return the settings that name them."""
+    folder = Path(f"runs/digits/halves-{seed}")
+    if not (folder / "high.safetensors").exists():
+        script = [sys.executable, "search_spaces/digits/make.py"]
+        subprocess.run([*script, "--seed", str(seed), "--out", str(folder)], check=True)
+    factory = "fitness/digits.py:network"
+    return [
+        f'sources.models.{name}={{factory: "{factory}", weights: {folder}/{name}.safetensors}}'
+        for name in ("low", "high")
+    ]
+
+
 def table() -> str:
     """Return mean and standard deviation over seeds, of all rows there are."""
     groups: dict[tuple, list[dict]] = {}
@@ -82,7 +102,7 @@ def table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("start", choices=["pretrained", "scratch", "table"])
+    parser.add_argument("start", choices=["pretrained", "halves", "scratch", "table"])
     parser.add_argument("variants", nargs="*", default=["niches"], choices=[*VARIANTS])
     parser.add_argument("--seeds", type=int, default=5, help="42 and so many in all")
     parser.add_argument("--passes", type=int, default=10_000)
