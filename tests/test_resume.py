@@ -11,6 +11,7 @@ import pytest
 
 from evomerge.archive import Archive
 
+pytestmark = pytest.mark.xdist_group("resume")  # one process kills and resumes for all tests
 POINTS = [
     f"{name}:{when}:{count}"
     for name, counts in {
