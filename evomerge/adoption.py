@@ -7,7 +7,7 @@ from typing import Any
 from evomerge.campaign import Adopted
 from evomerge.candidates import read_candidate
 from evomerge.errors import BadInput, Fault
-from evomerge.recipe import Group, Recipe, from_json
+from evomerge.recipe import Recipe, from_json
 from evomerge.routing import Routing
 from evomerge.spaces import quantize
 
@@ -73,9 +73,7 @@ def _in_our_terms(
     strange = [n for n in recipe.models if theirs[n] not in {ours[m] for m in sources.models}]
     if recipe.base and sources.base and theirs[recipe.base] != ours[sources.base]:
         strange = [recipe.base]
-    if strange:
-        wrong = f"'{label}' merges {strange[0]}, which is no source of this campaign"
-        raise BadInput(Fault(file, key, wrong, "begin with a run over the same sources"))
+    _refuse(strange, label, file, key)
     order = [at.get(ours[m]) for m in sources.models]
 
     def in_order(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
@@ -84,10 +82,15 @@ def _in_our_terms(
         return tuple(0.0 if i is None else value[i] for i in order)
 
     groups = tuple(
-        Group(g.layers, g.modules, {k: in_order(v) for k, v in g.values.items()})
-        for g in recipe.groups
+        replace(g, values={k: in_order(v) for k, v in g.values.items()}) for g in recipe.groups
     )
     return replace(recipe, models=sources.models, base=sources.base, groups=groups)
+
+
+def _refuse(strange: list[str], label: str, file: str, key: str) -> None:
+    if strange:
+        wrong = f"'{label}' has {strange[0]}, which is no source of this campaign"
+        raise BadInput(Fault(file, key, wrong, "begin with a run over the same sources"))
 
 
 def _rerouted(
@@ -102,9 +105,7 @@ def _rerouted(
     """Return a path over our models in our order."""
     at = {ours[m]: index for index, m in enumerate(sources.models)}
     strange = [n for n in recipe.sources if theirs[n] not in at]
-    if strange:
-        wrong = f"'{label}' routes through {strange[0]}, which is no source of this campaign"
-        raise BadInput(Fault(file, key, wrong, "begin with a run over the same sources"))
+    _refuse(strange, label, file, key)
     path = tuple(h._replace(model=at[theirs[recipe.models[h.model]]]) for h in recipe.path)
     frame = at[theirs[recipe.models[recipe.frame]]]
     return replace(recipe, models=sources.models, path=path, frame=frame)

@@ -199,14 +199,20 @@ def places_of(recipe: Recipe, file: str, known: Container[str] = ()) -> dict[str
 
 
 def self_contained(recipe: Any, archive: Archive) -> dict:
-    """Return a recipe's JSON with candidates of runs among its models as their own recipes."""
+    """Return a recipe's JSON with candidates of runs among its models as their own recipes.
+
+    One whose run is gone, of which only the merged model is left, keeps its name.
+    """
     data = recipe.to_json()
 
     def whole(name: str | None) -> Any:
         if name is None or not is_candidate(name):
             return name
         there = _own(archive, name) or name
-        inner, candidate, found = read_candidate(there, str(archive.path), "models")
+        try:
+            inner, candidate, found = read_candidate(there, str(archive.path), "models")
+        except BadInput:
+            return name
         return self_contained(_alone(inner, candidate, found), inner)
 
     data["models"] = [whole(model) for model in data["models"]]

@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from evomerge.form import Cost
 from evomerge.items import item_hash
 
-COSTS = get_args(Cost)
 _PROMPT, _TOKENS = 32, 16
 
 

@@ -41,10 +41,13 @@ def _merge(data: Any, out: Path, file: str) -> str:
 
 
 def _made(data: Mapping[str, Any], file: str) -> Path:
-    """Return the directory of a recipe's model in the cache, merging it if it is not there yet."""
+    """Merge a recipe within another into the cache and return its directory.
+
+    Anew each time: a source may have changed since.
+    """
     key = hashlib.sha256(canonical_json([os.getcwd(), data]).encode()).hexdigest()
     folder = cache_folder("recipes") / key
-    shutil.rmtree(folder, ignore_errors=True)  # a source may have changed since
+    shutil.rmtree(folder, ignore_errors=True)
     _merge(data, folder, file)
     return folder
 

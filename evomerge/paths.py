@@ -13,6 +13,13 @@ ORDERS = ("models", "depth", "permuted", "exchange")
 _Hop = tuple[int, int, int]
 
 
+def _likeliest(uses: np.ndarray, most: int) -> list[int]:
+    """Return the genes above a half in order, of too many those that are the largest."""
+    chosen = np.flatnonzero(uses > 0.5)
+    kept = np.argsort(-uses[chosen], kind="stable")[: max(0, most)]
+    return sorted(chosen[kept].tolist())
+
+
 class Slots:
     """Every layer is a slot with a gene that says, above a half, that it is on the path.
 
@@ -129,10 +136,7 @@ class Slots:
 
     def _chosen(self, genes: np.ndarray) -> list[int]:
         """Return the free slots on the path, the likeliest if there are too many."""
-        uses = genes[: len(self._uses)]
-        chosen = np.flatnonzero(uses > 0.5)
-        kept = np.argsort(-uses[chosen], kind="stable")[: max(0, self._longest - 2)]
-        return sorted(chosen[kept].tolist())
+        return _likeliest(genes[: len(self._uses)], self._longest - 2)
 
 
 class Exchange:
@@ -201,10 +205,7 @@ class Exchange:
 
     def _chosen(self, genes: np.ndarray) -> list[int]:
         """Return the inner depths on the path, the likeliest if there are too many."""
-        uses = genes[1::2]
-        chosen = np.flatnonzero(uses > 0.5)
-        kept = np.argsort(-uses[chosen], kind="stable")[: max(0, self._longest - 2)]
-        return sorted((chosen[kept] + 1).tolist())
+        return [index + 1 for index in _likeliest(genes[1::2], self._longest - 2)]
 
     def _model(self, genes: np.ndarray, depth: int) -> int:
         count = len(self._depths)

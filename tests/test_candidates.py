@@ -191,7 +191,7 @@ def test_beginnings_that_will_not_do(first, campaign_file, silent):
     with pytest.raises(BadInput) as error:
         run_campaign(file, progress=silent)
     lines = str(error.value).splitlines()
-    assert "init.0: 'runs/first#" in lines[0] and "merges c, which is no source" in lines[0]
+    assert "init.0: 'runs/first#" in lines[0] and "has c, which is no source" in lines[0]
     assert "init.1: runs/none: is no run's directory" in lines[-2]
     assert "init.2: 'runs/first#1' holds baselines only" in lines[-1]
     with pytest.raises(BadInput, match=r"init\.0: .runs/first. names no candidates"):

@@ -279,6 +279,15 @@ def test_experts_that_are_stored_as_one_tensor_are_scaled_too(name, pairs, tmp_p
     assert apart(logits(load(tmp_path / "out")), logits(live)) < 1e-12
 
 
+def test_strangers_that_differ_are_refused_by_their_kind(pairs, tmp_path):
+    folders = [
+        changed(folder, tmp_path / str(i), model_type="strange", rms_norm_eps=10.0**-i)
+        for i, folder in enumerate(pairs("llama"))
+    ]
+    faults = stream_mismatches([open_source(f) for f in folders], "f")
+    assert len(faults) == 2 and "'strange' is no family" in str(faults[0])
+
+
 def test_a_layer_whose_writing_is_unknown_is_refused(pairs, tmp_path):
     folder = tmp_path / "odd"
     shutil.copytree(pairs("llama")[0], folder)

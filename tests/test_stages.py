@@ -221,6 +221,11 @@ def test_methods_are_chosen_for_each_group_and_exported_as_scored(campaign_file,
     mixed = [c for c in every if any("method" in group for group in c.recipe["groups"])]
     assert mixed and not archive.counts()["failed"]
     export_candidate(run, here / "out", str(mixed[-1].id))  # the checksum is compared
+    again = plan | {"name": "again", "init": [f"runs/tiny#{mixed[-1].id}"]}
+    assert run_campaign(campaign_file(**again), progress=silent)
+    (ours,) = Archive(here / "runs/again/archive.db").candidates("origin = 'adopted'")
+    methods = [[g.get("method") for g in c.recipe["groups"]] for c in (ours, mixed[-1])]
+    assert methods[0] == methods[1]
     assert not (here / "out" / "mergekit_config.yml").exists()
 
 
