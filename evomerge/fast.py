@@ -15,7 +15,7 @@ import torch
 
 from evomerge import kernels
 from evomerge.operators import Masked
-from evomerge.philox import philox_rounds
+from evomerge.philox import GROUP, philox_bytes, philox_rounds
 
 log = logging.getLogger("evomerge")
 
@@ -57,15 +57,18 @@ def masked_sum(
         (float(weight), k.low, k.high, inverse)
         for weight, k, (_, inverse) in zip(how.weight, kept, chances, strict=True)
     ]
-    keys = [(*(k.key or (0, 0)), t) for k, (t, _) in zip(kept, chances, strict=True)]
-    found = _call(
+    below = [threshold for threshold, _ in chances]
+    random = how.thin == "random"
+    drawn = [_drawn(base, k.key) for k in kept] if random else []
+    found = None if None in drawn else _call(
         _masked,
         base.reshape(-1),
         [t.reshape(-1) for t in tensors],
         torch.tensor(rows, dtype=torch.float32, device=base.device),
-        torch.tensor(keys, dtype=torch.int64, device=base.device),
+        torch.tensor(below, dtype=torch.int64, device=base.device),
+        drawn,
         torch.tensor(float(how.scale), dtype=torch.float32, device=base.device),
-        _How(how.thin == "random", how.join == "elect", how.normalize),
+        _How(random, how.join == "elect", how.normalize),
         dtype,
     )
     if found is None:
@@ -94,7 +97,8 @@ def _masked(
     base: torch.Tensor,
     tensors: list[torch.Tensor],
     scalars: torch.Tensor,
-    keys: torch.Tensor,
+    below: torch.Tensor,
+    drawn: list[tuple[torch.Tensor, torch.Tensor]],
     scale: torch.Tensor,
     how: _How,
     dtype: torch.dtype,
@@ -107,7 +111,7 @@ def _masked(
         tau = tensor.to(torch.float32) - origin
         tau = _to_bfloat16(tau) if base.dtype == torch.bfloat16 else tau
         if how.random:
-            tau = tau * (_draws(base, keys[i, 0], keys[i, 1]) < keys[i, 2]) * inverse
+            tau = tau * (_draws(base, *drawn[i]) < below[i]) * inverse
         else:
             size = tau.abs()
             tau = tau * ((size >= low) & (size <= high))
@@ -129,17 +133,28 @@ def _masked(
     return (origin + total * scale).to(dtype)
 
 
-def _draws(like: torch.Tensor, k0: torch.Tensor, k1: torch.Tensor) -> torch.Tensor:
-    """The draws of `philox`, each element making its own block of eight."""
+def _drawn(like: torch.Tensor, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the words with the high bytes of `philox`'s draws, and the low bytes of its groups."""
+    groups = (like.numel() + GROUP - 1) // GROUP
+    words = torch.tensor(key, dtype=torch.int64, device=like.device)
+    high = _call(_words, groups * GROUP // 16, words)
+    return None if high is None else (high, philox_bytes(groups, key, like.device, stream=1))
+
+
+def _words(blocks: int, key: torch.Tensor) -> torch.Tensor:
+    """Return (4, blocks) int32: a word of every block in a row."""
+    counter = torch.arange(blocks, dtype=torch.int64, device=key.device)
+    zero = torch.zeros_like(counter)
+    words = philox_rounds([counter & 0xFFFFFFFF, counter >> 32, zero, zero], key)
+    return torch.stack([word.to(torch.int32) for word in words])
+
+
+def _draws(like: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
     element = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
-    pair = (element >> 1) & 63
-    word, side, lane = pair >> 4, (pair >> 3) & 1, pair & 7
-    block = (element >> 7) * 16 + side * 8 + (lane & 1) * 4 + (lane >> 1)
-    zero = torch.zeros_like(block)
-    words = philox_rounds([block & 0xFFFFFFFF, block >> 32, zero, zero], (k0, k1))
-    low = torch.where(word == 0, words[0], words[1])
-    drawn = torch.where(word < 2, low, torch.where(word == 2, words[2], words[3]))
-    return (drawn >> ((element & 1) * 16)) & 0xFFFF
+    at = element & 127
+    word, block = at >> 5, (element >> 7) * 8 + ((at >> 2) & 1) * 4 + ((at >> 3) & 3)
+    byte = (high[word, block] >> ((element & 3) * 8)) & 0xFF
+    return byte * 256 + low[element >> 7]
 
 
 def _to_bfloat16(x: torch.Tensor) -> torch.Tensor:

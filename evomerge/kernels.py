@@ -166,17 +166,21 @@ def keep_by_rank(density: float, how: Masked) -> tuple[np.ndarray, np.ndarray]:
     From density - epsilon for the smallest to density + epsilon for the largest, clipped to
     [0, 1] (DELLA, arXiv:2406.11617, section 3).
     """
-    one, (middle, spread) = np.float32(1.0), chances_of_rank(density, how)
-    level = np.arange(LEVELS, dtype=np.float32)
-    chance = middle + spread * (level * np.float32(2.0 / (LEVELS - 1)) - one)
-    thresholds = (np.clip(chance, 0.0, 1.0) * np.float32(CHANCES)).astype(np.int64)
+    first, step = chances_of_rank(density, how)
+    chance = first + np.arange(LEVELS, dtype=np.float32) * step
+    thresholds = np.clip(chance, 0.0, CHANCES).astype(np.int64)
     inverses = np.float32(CHANCES) / np.maximum(thresholds, 1).astype(np.float32)
     return thresholds, inverses if how.rescale else np.ones_like(inverses)
 
 
 def chances_of_rank(density: float, how: Masked) -> tuple[np.float32, np.float32]:
-    """Return the middle chance and how far it spreads; a density of 1 keeps everything."""
-    return np.float32(density), np.float32(how.epsilon if density < 1.0 else 0.0)
+    """Return the threshold of the first level, before it is rounded down, and what a level adds.
+
+    A density of 1 keeps everything.
+    """
+    epsilon = how.epsilon if density < 1.0 else 0.0
+    first = (density - epsilon) * CHANCES + 0.5
+    return np.float32(first), np.float32(2.0 * epsilon * CHANCES / (LEVELS - 1))
 
 
 def rank_levels(tau: torch.Tensor) -> torch.Tensor:
@@ -221,7 +225,7 @@ def _largest(parts: list[torch.Tensor]) -> torch.Tensor:
     found = parts[0]
     for part in parts[1:]:
         found = torch.where(part.abs() >= found.abs(), part, found)
-    return found
+    return found + 0.0  # no negative zero, as in a sum
 
 
 def task_vector(base: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,21 @@ static const uint32_t SIGN = 0x80000000u, HIGH = 0xFFFF0000u;
 static INLINE F splat(float x) { return F{x, x, x, x, x, x, x, x}; }
 static INLINE U splat(uint32_t x) { return U{x, x, x, x, x, x, x, x}; }
 static INLINE F magnitude(F x) { return (F)((U)x & splat(~SIGN)); }
-static INLINE F where(I mask, F a, F b) { return (F)(((U)mask & (U)a) | (~(U)mask & (U)b)); }
+static INLINE F where(I mask, F a, F b) { return mask ? a : b; }
+static INLINE F smaller(F a, F b) {  // the second where they are equal
+#if defined(__AVX2__)
+  return (F)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+static INLINE F larger(F a, F b) {
+#if defined(__AVX2__)
+  return (F)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 static INLINE F only(I mask, F a) { return (F)((U)mask & (U)a); }
 // x times 1 or 0, which keeps the sign of zero as a product does
 static INLINE F times(F x, I mask) { return (F)((U)x & ((U)mask | splat(SIGN))); }
@@ -135,7 +149,7 @@ struct Sink {
   int dtype, out_dtype;
   bool aligned;
   Q even, odd;         // the digest so far
-  U largest;           // bits of a magnitude
+  I largest;           // bits of a magnitude
 
   INLINE void digest(U words, int64_t byte) {
     Q word = (Q)words, key = read<Q>(keys + byte);
@@ -157,8 +171,8 @@ struct Sink {
   template <int S>
   INLINE void take(Pair x, int64_t from, int64_t within) {
     for (int h = 0; h < 2; h++) {
-      U bits = (U)magnitude(x.of[h]);
-      largest = (U)where((I)(bits > largest), (F)bits, (F)largest);
+      I bits = (I)magnitude(x.of[h]);
+      largest = bits > largest ? bits : largest;
     }
     if (S == F32 || (S == MIXED && dtype == F32)) {
       for (int h = 0; h < 2; h++) {
@@ -219,31 +233,30 @@ struct Keys {  // of the generator's rounds
   }
 };
 
-// The draws of philox.py for the 128 elements from `start` on, a multiple of 128. A block's words
+// The bytes of philox.py for the 128 elements from `start` on, a multiple of 128. A block's words
 // are in the low halves of 64-bit lanes; what is above them is nothing.
-static INLINE void draw(uint16_t* out, int64_t start, const Keys& keys) {
+static INLINE void draw(uint8_t* out, int64_t start, uint64_t stream, const Keys& keys) {
   const Q by0 = (Q)splat(0xD2511F53u), by1 = (Q)splat(0xCD9E8D57u);
-  for (int side = 0; side < 2; side++) {
-    Q c[2][4];
+  Q c[2][4];
+  for (int h = 0; h < 2; h++) {
+    uint64_t first = (uint64_t)(start / PAIR) + 4 * h;
+    c[h][0] = Q{first, first + 1, first + 2, first + 3};
+    c[h][1] = Q{first >> 32, first >> 32, first >> 32, first >> 32};
+    c[h][2] = Q{stream, stream, stream, stream};
+    c[h][3] = Q{};
+  }
+  for (int round = 0; round < ROUNDS; round++) {
     for (int h = 0; h < 2; h++) {
-      uint64_t first = (uint64_t)(start / LANES) + 8 * side + 4 * h;
-      c[h][0] = Q{first, first + 1, first + 2, first + 3};
-      c[h][1] = Q{first >> 32, first >> 32, first >> 32, first >> 32};
-      c[h][2] = c[h][3] = Q{};
+      Q p0 = products(c[h][0], by0), p1 = products(c[h][2], by1);
+      c[h][0] = (p1 >> 32) ^ c[h][1] ^ keys.of[round][0];
+      c[h][1] = p1;
+      c[h][2] = (p0 >> 32) ^ c[h][3] ^ keys.of[round][1];
+      c[h][3] = p0;
     }
-    for (int round = 0; round < ROUNDS; round++) {
-      for (int h = 0; h < 2; h++) {
-        Q p0 = products(c[h][0], by0), p1 = products(c[h][2], by1);
-        c[h][0] = (p1 >> 32) ^ c[h][1] ^ keys.of[round][0];
-        c[h][1] = p1;
-        c[h][2] = (p0 >> 32) ^ c[h][3] ^ keys.of[round][1];
-        c[h][3] = p0;
-      }
-    }
-    for (int word = 0; word < 4; word++) {
-      Q both = (c[0][word] & 0xFFFFFFFFu) | (c[1][word] << 32);
-      memcpy(out + 32 * word + 16 * side, &both, sizeof both);
-    }
+  }
+  for (int word = 0; word < 4; word++) {
+    Q both = (c[0][word] & 0xFFFFFFFFu) | (c[1][word] << 32);
+    memcpy(out + 32 * word, &both, sizeof both);
   }
 }
 
@@ -259,24 +272,23 @@ static INLINE Pair weighted(const Term* terms, int count, int64_t at) {
 
 template <int S, int THIN>
 static INLINE F thinned(const Term& t, F tau, int h, const uint16_t* draws, W levels) {
-  if (THIN == MAGNITUDE) return times(tau, magnitude(tau) >= splat(t.low));
+  if (THIN == MAGNITUDE) return only(magnitude(tau) >= splat(t.low), tau);
   if (THIN == BAND)
-    return times(tau, (magnitude(tau) >= splat(t.low)) & (magnitude(tau) <= splat(t.high)));
+    return only((magnitude(tau) >= splat(t.low)) & (magnitude(tau) <= splat(t.high)), tau);
   if (THIN == RANDOM)
-    return times(tau, (I)(widen<S>(draws, h) < splat(t.threshold))) * splat(t.inverse);
+    return only((I)widen<S>(draws, h) < (I)splat(t.threshold), tau * splat(t.inverse));
   if (THIN == RANKED) {
-    // `low` is the density, `high` epsilon; see keep_by_rank in kernels.py.
+    // `low` is the threshold of level 0, `high` what a level adds; see keep_by_rank in kernels.py.
     F level = __builtin_convertvector((I)(S != BF16 ? widen<S>((const uint16_t*)&levels, h)
                                           : h       ? (U)levels >> 16
                                                     : (U)levels & splat(0xFFFFu)),
                                       F);
-    F chance = splat(t.low) + splat(t.high) * (level * splat((float)(2.0 / 255.0)) - splat(1.0f));
-    chance = where(chance > splat(1.0f), splat(1.0f), where(chance > F{}, chance, F{}));
-    I threshold = __builtin_convertvector(chance * splat(65536.0f), I);
-    F kept = times(tau, (I)widen<S>(draws, h) < threshold);
+    const F most = splat(65536.0f);
+    F chance = larger(smaller(splat(t.low) + level * splat(t.high), most), F{});
+    I threshold = __builtin_convertvector(chance, I);
+    F kept = only((I)widen<S>(draws, h) < threshold, tau);
     if (t.inverse == 0.0f) return kept;
-    F most = __builtin_convertvector(threshold, F);
-    return kept * (splat(65536.0f) / where(most > splat(1.0f), most, splat(1.0f)));
+    return kept * (most / larger(__builtin_convertvector(threshold, F), splat(1.0f)));
   }
   return tau;
 }
@@ -352,6 +364,7 @@ static INLINE Pair masked(const Piece& p, const Term* terms, const char* origin,
         F part = parts[k].of[h];
         total = where(magnitude(part) >= magnitude(total), part, total);
       }
+      total += F{};  // as no zero is negative elsewhere
     } else if (join == ELECT) {
       // Seen from the elected side, what agrees is above zero.
       F sign = (F)((U)whole & splat(SIGN));
@@ -378,22 +391,30 @@ static INLINE Pair masked(const Piece& p, const Term* terms, const char* origin,
 // Merge the elements from `start` to `stop` of one piece, which are a tile.
 template <int S, int THIN, int K>
 static void merge(const Piece& piece, int64_t start, int64_t stop, Sink& result) {
-  alignas(32) uint16_t draws[THIN == RANDOM || THIN == RANKED ? MOST : 1][GROUP];
+  constexpr bool DRAWS = THIN == RANDOM || THIN == RANKED;
+  alignas(32) uint8_t bytes[GROUP], low[DRAWS ? MOST : 1][TILE_BYTES / 2 / GROUP];
+  alignas(32) uint16_t draws[DRAWS ? MOST : 1][GROUP];
   Term terms[MOST];
-  Keys keys[THIN == RANDOM || THIN == RANKED ? MOST : 1];
+  Keys keys[DRAWS ? MOST : 1];
   const Piece p = piece;  // copies that nothing else points at stay in registers
   Sink sink = result;
   std::copy(p.terms, p.terms + p.count, terms);
-  if (THIN == RANDOM || THIN == RANKED)
-    for (int k = 0; k < p.count; k++) keys[k] = Keys(terms[k].key0, terms[k].key1);
+  for (int k = 0; DRAWS && k < p.count; k++) {
+    keys[k] = Keys(terms[k].key0, terms[k].key1);
+    for (int64_t at = 0; at < (stop - start + GROUP - 1) / GROUP; at += GROUP)
+      draw(low[k] + at, start / GROUP + at, 1, keys[k]);
+  }
   const F inverses = Sharing<K>::table(terms);
   auto block = [&](const char* base, int64_t at) __attribute__((always_inline)) {
     return THIN == NONE ? weighted<S, K>(terms, p.count, at)
                         : masked<S, THIN, K>(p, terms, base, at, draws, inverses);
   };
   for (int64_t group = start; group < stop; group += GROUP) {
-    if (THIN == RANDOM || THIN == RANKED)
-      for (int k = 0; k < p.count; k++) draw(draws[k], group, keys[k]);
+    for (int k = 0; DRAWS && k < p.count; k++) {
+      draw(bytes, group, 0, keys[k]);
+      const uint16_t shared = low[k][(group - start) / GROUP];
+      for (int i = 0; i < GROUP; i++) draws[k][i] = (uint16_t)(bytes[i] << 8 | shared);
+    }
     int64_t end = group + GROUP < stop ? group + GROUP : stop, at = group;
     for (; at + PAIR <= end; at += PAIR) sink.take<S>(block(p.base, at), at, at - start);
     if (at == end) continue;
@@ -449,7 +470,7 @@ static void work(Piece& p, int64_t index, const uint32_t* keys) {
   // The first bits that round to infinity in the dtype of the result.
   uint32_t limit = p.dtype == F32 ? 0x7F800000u : p.dtype == BF16 ? 0x7F7F8000u : 0x477FF000u;
   for (int i = 0; i < LANES; i++)
-    if (sink.largest[i] >= limit) __atomic_store_n(&p.broken, 1, __ATOMIC_RELAXED);
+    if ((uint32_t)sink.largest[i] >= limit) __atomic_store_n(&p.broken, 1, __ATOMIC_RELAXED);
   Q both = sink.even + sink.odd;
   p.digests[index] = both[0] + both[1] + both[2] + both[3];
 }

@@ -2,7 +2,7 @@
 
 import torch
 
-GROUP = 128  # elements whose draws come from sixteen neighbouring blocks
+GROUP = 128  # elements that share the low byte of their draws
 ROUNDS = 7  # the fewest that pass BigCrush (Salmon et al., table 2)
 _UINT32 = 0xFFFFFFFF
 
@@ -10,12 +10,11 @@ _UINT32 = 0xFFFFFFFF
 def philox(
     size: int, key: tuple[int, int], device: torch.device | str = "cpu", start: int = 0
 ) -> torch.Tensor:
-    """Return `size` draws as int64 in [0, 2^16), two from each word of Philox4x32-7.
+    """Return `size` draws as int64, each uniform in [0, 2^16).
 
-    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". The sixteen blocks from
-    16 g on serve the 128 elements from 128 g on: word w of block 8 s + 4 t + u is the pair of
-    elements at 16 w + 8 s + 2 u + t among their 64, its low half the even element's. So blocks
-    are made side by side, and their words lie in rows.
+    An element has a high byte of its own; the low one it shares with the 128 elements from a
+    multiple of 128 on, which halves the work. So any number of them falls below a threshold as
+    often as it should, but within a group a little more or less often together.
 
     Args:
         size: the number of draws.
@@ -23,15 +22,35 @@ def philox(
         device: where the draws are made.
         start: the first element.
     """
+    first, last = start // GROUP, (start + size - 1) // GROUP
+    low = philox_bytes(last - first + 1, key, device, first, stream=1).repeat_interleave(GROUP)
+    skipped = start - first * GROUP
+    high = philox_bytes(size, key, device, start)
+    return high * 256 + low[skipped : skipped + size]
+
+
+def philox_bytes(
+    size: int,
+    key: tuple[int, int],
+    device: torch.device | str = "cpu",
+    start: int = 0,
+    stream: int = 0,
+) -> torch.Tensor:
+    """Return `size` bytes as int64, sixteen from each block of Philox4x32-7.
+
+    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". The eight blocks from 8 g
+    on, whose third word is the stream, give the 128 bytes from 128 g on: word w of block
+    4 t + u has those from 32 w + 8 u + 4 t on, its lowest first. So blocks are made side by side,
+    and their words lie in rows.
+    """
     first, skipped = divmod(start, GROUP)
     groups = (skipped + size + GROUP - 1) // GROUP
-    blocks = torch.arange(first * 16, (first + groups) * 16, dtype=torch.int64, device=device)
+    blocks = torch.arange(first * 8, (first + groups) * 8, dtype=torch.int64, device=device)
     zero = torch.zeros_like(blocks)
-    words = philox_rounds([blocks & _UINT32, blocks >> 32, zero, zero], key)
-    rows = [w.reshape(-1, 2, 2, 4).transpose(2, 3).reshape(-1, 16) for w in words]
-    pairs = torch.stack(rows, dim=1).reshape(-1)
-    draws = torch.stack([pairs & 0xFFFF, pairs >> 16], dim=1).reshape(-1)
-    return draws[skipped : skipped + size]
+    words = philox_rounds([blocks & _UINT32, blocks >> 32, zero + stream, zero], key)
+    rows = torch.stack([w.reshape(-1, 2, 4).transpose(1, 2) for w in words], dim=1).reshape(-1, 1)
+    shifts = torch.arange(0, 32, 8, device=device)
+    return ((rows >> shifts) & 0xFF).reshape(-1)[skipped : skipped + size]
 
 
 def philox_rounds(

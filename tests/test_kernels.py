@@ -34,20 +34,22 @@ def test_philox_gives_the_known_answers_of_random123(rounds, counter, key, draws
     assert [int(w) for w in philox_rounds(words, key, rounds)] == draws
 
 
-def test_philox_elements_are_halves_of_words_of_sixteen_neighbouring_blocks():
-    """Each of the 128 draws of a group is one of its blocks' own, none twice, as documented."""
+def test_philox_elements_have_a_byte_of_their_own_and_one_of_their_group():
+    """Each of a group's 128 bytes is one of its eight blocks' own, none twice, as documented."""
     whole = philox(300, (3, 4))
     zero = torch.zeros(1, dtype=torch.int64)
     seen = set()
     for element in range(128, 256):
-        pair, half = divmod(element - 128, 2)
-        word, row = divmod(pair, 16)
-        s, t, u = row >> 3, row & 1, (row >> 1) & 3
-        block = 8 * s + 4 * t + u
-        words = philox_rounds([zero + 16 + block, zero, zero, zero], (3, 4))
-        assert int(whole[element]) == (int(words[word]) >> (16 * half)) & 0xFFFF
-        seen.add((block, word, half))
+        word, row = divmod(element - 128, 32)
+        t, u, byte = row >> 2 & 1, row >> 3, row & 3
+        block = 4 * t + u
+        words = philox_rounds([zero + 8 + block, zero, zero, zero], (3, 4))
+        assert int(whole[element]) >> 8 == int(words[word]) >> (8 * byte) & 0xFF
+        seen.add((block, word, byte))
     assert len(seen) == 128
+    first = int(philox_rounds([zero, zero, zero + 1, zero], (3, 4))[0])
+    low = torch.tensor([first & 0xFF, first >> 8 & 0xFF, first >> 16 & 0xFF])
+    assert torch.equal(whole & 0xFF, low.repeat_interleave(128)[:300])
 
 
 @given(start=st.integers(0, 400), size=st.integers(0, 400))
@@ -56,12 +58,21 @@ def test_philox_may_start_anywhere(start, size):
 
 
 def test_philox_draws_are_uniform():
-    """Pearson's chi-square over 256 bins of a million draws, of the high and of the low byte."""
-    draws = philox(1 << 20, (11, 12))
-    for byte in (draws >> 8, draws & 255):
+    """Pearson's chi-square over 256 bins, of a million high bytes and of 40,000 groups' low ones."""
+    draws, groups = philox(1 << 20, (11, 12)), philox(40_000 * 128, (11, 13))[::128]
+    for byte in (draws >> 8, groups & 255):
         counts = torch.bincount(byte, minlength=256).double()
-        expected = draws.numel() / 256
+        expected = byte.numel() / 256
         assert 180 < ((counts - expected) ** 2 / expected).sum() < 340  # 255 +- 3.7 deviations
+
+
+@pytest.mark.parametrize("chance", [0.003, 0.1, 0.4999])
+def test_a_group_shares_its_low_byte_and_the_chance_stays(chance):
+    """The means over keys of what is kept, of one group and of one element, within 4 errors."""
+    threshold = int(chance * 65536)
+    kept = torch.stack([philox(256, (key, 7)) < threshold for key in range(4000)]).float()
+    assert abs(kept.mean() - threshold / 65536) < 4 * (chance / kept.numel()) ** 0.5
+    assert (kept.mean(0) - threshold / 65536).abs().max() < 5 * (chance / len(kept)) ** 0.5
 
 
 @pytest.mark.parametrize("method", OPERATORS.all())
