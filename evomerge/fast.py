@@ -60,16 +60,20 @@ def masked_sum(
     below = [threshold for threshold, _ in chances]
     random = how.thin == "random"
     drawn = [_drawn(base, k.key) for k in kept] if random else []
-    found = None if None in drawn else _call(
-        _masked,
-        base.reshape(-1),
-        [t.reshape(-1) for t in tensors],
-        torch.tensor(rows, dtype=torch.float32, device=base.device),
-        torch.tensor(below, dtype=torch.int64, device=base.device),
-        drawn,
-        torch.tensor(float(how.scale), dtype=torch.float32, device=base.device),
-        _How(random, how.join == "elect", how.normalize),
-        dtype,
+    found = (
+        None
+        if None in drawn
+        else _call(
+            _masked,
+            base.reshape(-1),
+            [t.reshape(-1) for t in tensors],
+            torch.tensor(rows, dtype=torch.float32, device=base.device),
+            torch.tensor(below, dtype=torch.int64, device=base.device),
+            drawn,
+            torch.tensor(float(how.scale), dtype=torch.float32, device=base.device),
+            _How(random, how.join == "elect", how.normalize),
+            dtype,
+        )
     )
     if found is None:
         return kernels.masked_sum(base, tensors, how, kept, dtype)

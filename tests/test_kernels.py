@@ -58,7 +58,7 @@ def test_philox_may_start_anywhere(start, size):
 
 
 def test_philox_draws_are_uniform():
-    """Pearson's chi-square over 256 bins, of a million high bytes and of 40,000 groups' low ones."""
+    """Pearson's chi-square over 256 bins, of a million high bytes and 40,000 groups' low ones."""
     draws, groups = philox(1 << 20, (11, 12)), philox(40_000 * 128, (11, 13))[::128]
     for byte in (draws >> 8, groups & 255):
         counts = torch.bincount(byte, minlength=256).double()
