@@ -100,7 +100,10 @@ class Reading:
         return self.db.conn.execute(sql, parameters)
 
     def _query(self, sql: str, parameters: Sequence | Mapping = ()) -> list[dict]:
-        return list(self.db.query(sql, parameters))
+        # not sqlite_utils' query(), which opens and ends a savepoint around each
+        cursor = self._execute(sql, parameters)
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
 
     @property
     def campaign(self) -> dict | None:

@@ -238,14 +238,20 @@ def _vocabulary(path: Path) -> dict[str, int]:
         raise ValueError("tokenizer.json is no tokenizer") from None
 
 
-def stamp(source: Source) -> list:
-    """Return path, size and time of every file that a source's content comes from."""
+def files_of(source: Source) -> list[Path]:
+    """Return every file that a source's content comes from."""
     files = sorted({t.file for _, t in source.stored})
     beside = [source.path / "config.json", source.path / "tokenizer.json"]
     beside += [source.adapter.path / "adapter_config.json"] if source.adapter else []
     files += [p for p in beside if p.exists()]
     files += [source.factory.file] if source.factory else []
-    return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    return files
+
+
+def touched(file: str | Path) -> tuple[int, int]:
+    """Return a file's size and the time of its last change in nanoseconds."""
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns
 
 
 def digest(source: Source) -> Digest:
@@ -254,7 +260,7 @@ def digest(source: Source) -> Digest:
     Cached in `$XDG_CACHE_HOME/evomerge` by path, size and time of every file. The content
     is the weights by name, the config less its history, and the tokenizer.
     """
-    now = stamp(source)
+    now = [[str(file.resolve()), *touched(file)] for file in files_of(source)]
     made = [source.factory.place, source.factory.definition] if source.factory else []
     name = hashlib.sha256(canonical_json([*now, *made]).encode()).hexdigest()
     cache = cache_folder("digests")

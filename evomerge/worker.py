@@ -17,7 +17,7 @@ from evomerge.errors import CandidateFailure, SourceChanged, one_line
 from evomerge.fitness import open_fitness
 from evomerge.items import Split
 from evomerge.recipe import Outcome, from_json, single
-from evomerge.sources import digest, open_source, stamp
+from evomerge.sources import digest, files_of, open_source, touched
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,11 @@ class Worker:
             if (found := digest(source).sha256) != plan.hashes[name]:
                 hashes = f"sha256 {found[:12]} on {platform.node()}, and {plan.hashes[name][:12]}"
                 raise SourceChanged(f"{source.place} has changed: {hashes} when it was hashed")
-        self._stamps = [(source, stamp(source)) for source in opened.values()]
+        self._files = [
+            (source, str(file), touched(file))
+            for source in opened.values()
+            for file in files_of(source)
+        ]
         self.name = f"{platform.node()}/{os.getpid()}/{device}"
         self._merger = Merger(opened, plan.hashes, device)
         self._merger.prepare(from_json(plan.first))
@@ -129,9 +133,9 @@ class Worker:
         return Outcome("ok", "", scores, *seconds, checksum, self.name, answers)
 
     def _check_sources(self) -> None:
-        for source, before in self._stamps:
+        for source, file, before in self._files:
             try:
-                same = stamp(source) == before
+                same = touched(file) == before
             except OSError:
                 same = False
             if not same:
