@@ -14,19 +14,12 @@ again.
 """
 
 import argparse
-import time
 from pathlib import Path
 
-import numpy as np
 import rows
-from tabulate import tabulate
 
-from evomerge.archive import Archive
 from evomerge.controllers import CONTROLLERS
-from evomerge.pareto import hypervolume
-from evomerge.session import run_campaign
 
-ROWS = Path(__file__).with_suffix(".csv")
 TASKS = ("maths_ja", "maths_fr")
 CMAES = "{kind: cmaes, population: 12, sigma: 0.15}"
 OTHERS = ("routing", "routing-slots", "routing-unscaled", "routing-random", "stages")
@@ -62,49 +55,6 @@ def campaign(name: str, evaluations: int) -> tuple[str, list[str]]:
     return "maths", [*budget, f"controller={own}"]
 
 
-def make(name: str, seed: int, evaluations: int, workers: str) -> None:
-    """Run one campaign, if its row is not there yet."""
-    key = (name, str(seed), str(evaluations))
-    if key in {(r["controller"], r["seed"], r["evaluations"]) for r in rows.read(ROWS)}:
-        return
-    directory = Path("runs/crosslingual") / f"{name}-{seed}-{evaluations}"
-    kind, settings = campaign(name, evaluations)
-    settings = [f"seed={seed}", f"workers={workers}", *settings]
-    started = time.perf_counter()
-    file = Path(f"search_spaces/crosslingual-{kind}.yaml")
-    if not run_campaign(file, directory=directory, settings=settings, progress=rows.Quiet()):
-        raise SystemExit("interrupted; the same command goes on")
-    archive = Archive(directory / "archive.db")
-    finals = {c: archive.means(c, "heldout") for c in archive.finals_done()}
-    best = finals[archive.best()]
-    points = np.array([[means[t] for t in TASKS] for means in finals.values()])
-    row = {
-        "controller": name,
-        "seed": seed,
-        "evaluations": evaluations,
-        **{task: round(best[task], 4) for task in TASKS},
-        "mean": round(float(np.mean([best[t] for t in TASKS])), 4),
-        "hypervolume": round(hypervolume(points, np.zeros(2)), 4),
-        "seconds": round(time.perf_counter() - started),
-    }
-    rows.append(ROWS, row)
-
-
-def table() -> str:
-    """Return means over seeds with 95 % intervals of the mean (normal), of all rows there are."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows.read(ROWS):
-        groups.setdefault((row["controller"], row["evaluations"]), []).append(row)
-    columns, body = (*TASKS, "mean", "hypervolume"), []
-    for key, group in sorted(groups.items()):
-        found = [np.array([float(r[c]) for r in group]) for c in columns]
-        wide = [1.96 * v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else np.nan for v in found]
-        cells = [f"{v.mean():.3f} ± {w:.3f}" for v, w in zip(found, wide, strict=True)]
-        body.append([*key, len(group), *cells])
-    headers = ["search", "candidates", "seeds", *columns]
-    return tabulate(body, headers=headers)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("controllers", nargs="*", choices=[*CONTROLLERS.all(), *OTHERS, []])
@@ -112,10 +62,14 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=160)
     parser.add_argument("--workers", default="{pool: ray, count: 2}")
     options = parser.parse_args()
+    searches = rows.Searches(Path(__file__).with_suffix(".csv"), Path("runs/crosslingual"), TASKS)
     for seed in range(1, 1 + options.seeds):
         for name in options.controllers:
-            make(name, seed, options.evaluations, options.workers)
-    print(table())
+            kind, settings = campaign(name, options.evaluations)
+            file = Path(f"search_spaces/crosslingual-{kind}.yaml")
+            settings = [f"workers={options.workers}", *settings]
+            searches.make(name, seed, options.evaluations, file, settings)
+    print(searches.table())
 
 
 if __name__ == "__main__":
