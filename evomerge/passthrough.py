@@ -81,30 +81,10 @@ def from_passthrough(data: Mapping[str, Any], file: str) -> Routing:
     hops: list[Hop] = []
     faults: list[Fault] = []
     for index, entry in enumerate(entries):
-        key = f"slices.{index}"
-        if len(entry["sources"]) != 1:
-            mend = "passthrough merges nothing; write one source in each slice"
-            faults.append(Fault(file, key, f"has {len(entry['sources'])} sources", mend))
-            continue
-        (source,) = entry["sources"]
-        name = source["model"]
-        if name not in opened:
-            opened[name] = open_source(name, file=file, key=key)
-        given = source.get("layer_range") or [0, opened[name].layers]
-        whole = isinstance(given, list) and len(given) == 2 and all(type(n) is int for n in given)
-        if not whole or not 0 <= given[0] < given[1] <= opened[name].layers:
-            mend = f"write a range within 0 to {opened[name].layers}"
-            faults.append(Fault(file, f"{key}.layer_range", f"{given!r} will not do", mend))
-            continue
-        first, last = given
-        said = _said(source, entry, data)
-        for layer in range(first, last):
-            try:
-                hops.append(_hop(opened[name], list(opened).index(name), layer, said))
-            except ValueError as error:
-                mend = "scale o_proj and down_proj (or what the architecture calls them) alone"
-                faults.append(Fault(file, f"{key}.parameters.scale", str(error), mend))
-                break
+        try:
+            hops += _hops(entry, opened, data, file, f"slices.{index}")
+        except BadInput as error:
+            faults += error.faults
     if faults:
         raise BadInput(*faults)
     models = list(opened)
@@ -123,6 +103,34 @@ def from_passthrough(data: Mapping[str, Any], file: str) -> Routing:
     dtype = data.get("out_dtype") or data.get("dtype") or opened[models[0]].dtype
     recipe = Routing(tuple(models), tuple(hops), 0, dtype)
     return routing_from_json(recipe.to_json(), file)  # with whatever a recipe has to keep
+
+
+def _hops(
+    entry: Mapping[str, Any],
+    opened: dict[str, Source],
+    data: Mapping[str, Any],
+    file: str,
+    key: str,
+) -> list[Hop]:
+    """Return the hops of one slice, and add its model to what is opened."""
+    if len(entry["sources"]) != 1:
+        mend = "passthrough merges nothing; write one source in each slice"
+        raise BadInput(Fault(file, key, f"has {len(entry['sources'])} sources", mend))
+    (source,) = entry["sources"]
+    name = source["model"]
+    if name not in opened:
+        opened[name] = open_source(name, file=file, key=key)
+    given = source.get("layer_range") or [0, opened[name].layers]
+    whole = isinstance(given, list) and len(given) == 2 and all(type(n) is int for n in given)
+    if not whole or not 0 <= given[0] < given[1] <= opened[name].layers:
+        mend = f"write a range within 0 to {opened[name].layers}"
+        raise BadInput(Fault(file, f"{key}.layer_range", f"{given!r} will not do", mend))
+    said = _said(source, entry, data)
+    try:
+        return [_hop(opened[name], list(opened).index(name), n, said) for n in range(*given)]
+    except ValueError as error:
+        mend = "scale o_proj and down_proj (or what the architecture calls them) alone"
+        raise BadInput(Fault(file, f"{key}.parameters.scale", str(error), mend)) from None
 
 
 def _said(*parts: Mapping[str, Any]) -> Any:
