@@ -74,9 +74,8 @@ static INLINE F larger(F a, F b) {
   return a > b ? a : b;
 #endif
 }
+// a, or zero: of either sign in the eager form, which no sum from zero tells apart
 static INLINE F only(I mask, F a) { return (F)((U)mask & (U)a); }
-// x times 1 or 0, which keeps the sign of zero as a product does
-static INLINE F times(F x, I mask) { return (F)((U)x & ((U)mask | splat(SIGN))); }
 
 // Sixteen elements. If all that is read and written is bfloat16 (S is BF16), `of[0]` holds those
 // of even index and `of[1]` the odd ones, which takes no shuffling; else the first and last eight.
@@ -350,7 +349,7 @@ static INLINE Pair masked(const Piece& p, const Term* terms, const char* origin,
         votes += only(magnitude(parts[k].of[h]) > others, splat(1.0f));
       }
       I mask = votes >= splat((float)p.least);
-      for (int k = 0; k < count; k++) parts[k].of[h] = times(parts[k].of[h], mask);
+      for (int k = 0; k < count; k++) parts[k].of[h] = only(mask, parts[k].of[h]);
     }
     F whole{};
     for (int k = 0; k < count; k++) {
