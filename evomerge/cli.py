@@ -169,11 +169,14 @@ def front(directory: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("directory", type=FILE)
-@click.argument("candidate", type=int)
+@click.argument("candidate")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_errors_are_lines
-def show(directory: Path, candidate: int, as_json: bool) -> None:
-    """Show one CANDIDATE of the campaign in DIRECTORY: recipe, parents, scores."""
+def show(directory: Path, candidate: str, as_json: bool) -> None:
+    """Show one CANDIDATE of the campaign in DIRECTORY: recipe, parents, scores.
+
+    CANDIDATE is a number, or what `export --pick` takes: best, knee, an objective, weights=...
+    """
     from evomerge import tables, views
 
     found = views.show(directory, candidate)

@@ -59,21 +59,21 @@ def hypervolume_of(archive: Archive) -> float | None:
     return hypervolume(points, np.full(points.shape[1], REFERENCE))
 
 
-def pick(archive: Archive, which: str, directory: str) -> int:
+def pick(archive: Archive, which: str, directory: str, key: str = "--pick") -> int:
     """Return the candidate that `--pick` means.
 
     Args:
         archive: to pick from.
         which: best, a candidate's number, and of the front: knee, an objective's name for the
             best there, or weights=NAME:NUMBER,... for the highest such sum.
-        directory: the name that faults carry.
+        directory, key: the names that faults carry.
 
     Raises:
         BadInput: there is no such candidate or objective.
     """
 
     def fault(wrong: str, mend: str = "let the campaign run on") -> BadInput:
-        return BadInput(Fault(directory, "--pick", wrong, mend))
+        return BadInput(Fault(directory, key, wrong, mend))
 
     if which.isascii() and which.isdigit() and int(which) < 2**63:
         if not archive.means(int(which)):
@@ -89,7 +89,7 @@ def pick(archive: Archive, which: str, directory: str) -> int:
         return ids[knee(points)]
     names = [o.name for o in archive.objectives]
     if which.startswith("weights="):
-        weights = _weights(which.removeprefix("weights="), names, directory)
+        weights = _weights(which.removeprefix("weights="), names, directory, key)
     elif which in names:
         weights = {which: 1.0}
     else:
@@ -98,7 +98,7 @@ def pick(archive: Archive, which: str, directory: str) -> int:
     return ids[int(np.argmax(points @ [weights.get(name, 0.0) for name in names]))]
 
 
-def _weights(text: str, names: list[str], directory: str) -> Mapping[str, float]:
+def _weights(text: str, names: list[str], directory: str, key: str) -> Mapping[str, float]:
     found = {}
     for part in text.split(","):
         name, _, number = part.rpartition(":")
@@ -108,8 +108,8 @@ def _weights(text: str, names: list[str], directory: str) -> Mapping[str, float]
                 raise ValueError
         except ValueError:
             mend = f"write e.g. weights={names[0]}:2,{names[-1]}:1"
-            raise BadInput(Fault(directory, "--pick", f"'{part}' is no weight", mend)) from None
+            raise BadInput(Fault(directory, key, f"'{part}' is no weight", mend)) from None
         if name not in names:
             mend = nearest(name, names)
-            raise BadInput(Fault(directory, "--pick", f"there is no objective '{name}'", mend))
+            raise BadInput(Fault(directory, key, f"there is no objective '{name}'", mend))
     return found

@@ -7,7 +7,7 @@ from typing import Any
 from evomerge.archive import Archive
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.lock import RunLock
-from evomerge.picking import hypervolume_of
+from evomerge.picking import hypervolume_of, pick
 from evomerge.scores import Score
 
 
@@ -81,13 +81,19 @@ def front(directory: Path | str) -> list[dict]:
     return sorted(rows, key=lambda r: -first.sign * _search_mean(r, first.name))
 
 
-def show(directory: Path | str, candidate: int) -> dict:
+def show(directory: Path | str, which: int | str) -> dict:
     """Return all that the archive knows of one candidate.
+
+    Args:
+        directory: the run's.
+        which: its number, failed or not, or whatever else `picking.pick` takes.
 
     Raises:
         BadInput: there is no such candidate.
     """
     archive = open_run(directory)
+    number = str(which).isascii() and str(which).isdigit()
+    candidate = int(which) if number else pick(archive, str(which), str(directory), "CANDIDATE")
     found = archive.candidates("id = ?", (candidate,)) if candidate < 2**63 else []
     if not found:
         last = archive.candidates("id = (SELECT MAX(id) FROM candidates)")

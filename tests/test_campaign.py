@@ -261,6 +261,9 @@ def test_status_front_and_show_have_the_contracts_shapes(campaign_file, silent, 
     assert {"recipe", "parents", "scores", "outcome", "genome"} <= set(shown)
     with pytest.raises(BadInput, match="there is no candidate 999; write a number from 1 to 19"):
         views.show(run, 999)
+    assert views.show(run, "best")["id"] == views.status(run)["best"]["id"]
+    with pytest.raises(BadInput, match="CANDIDATE: there is no 'bst'; write best, knee, "):
+        views.show(run, "bst")
     with pytest.raises(BadInput, match="is no run's directory"):
         views.status(here)
 
