@@ -46,7 +46,8 @@ def append(file: Path, row: dict) -> None:
 class Searches:
     """Campaigns beside one another: a row each, with the best candidate's held-out scores.
 
-    And with the hypervolume, above 0 in each task, of the finalists' held-out scores.
+    And with the hypervolume, above 0 in each task, of the held-out scores of the baselines and of
+    the finalists, of the last stage where there are stages.
     """
 
     KEY = ("controller", "seed", "evaluations")
@@ -74,7 +75,9 @@ class Searches:
         archive = Archive(directory / "archive.db")
         finals = {c: archive.means(c, "heldout") for c in archive.finals_done()}
         best = finals[archive.best()]
-        points = np.array([[means[t] for t in self._tasks] for means in finals.values()])
+        last = archive.candidates("stage = (SELECT MAX(stage) FROM candidates)")
+        kept = {c.id for c in (*archive.baselines(), *last)} & finals.keys()
+        points = np.array([[finals[c][task] for task in self._tasks] for c in sorted(kept)])
         row = {
             "controller": name,
             "seed": seed,

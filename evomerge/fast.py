@@ -1,9 +1,10 @@
-"""The kernels compiled for a GPU: one fused pass over memory where eager torch makes many.
+"""The kernels compiled for a GPU: a fused pass over memory where eager torch makes many.
 
 What torch.compile makes of it (Triton on a GPU; C++ on a processor, where `native` is quicker)
 says the same as `kernels.py`, operation by operation, and no product is contracted with a sum,
-so the bits are the same. Compiling takes seconds and is kept in torch's own cache; a machine
-without a compiler says so once and goes on in eager torch.
+so the bits are the same. Random draws are a pass of their own, of a byte an element and model.
+Compiling takes seconds and is kept in torch's own cache; a machine without a compiler says so once
+and goes on in eager torch.
 """
 
 import logging
@@ -15,7 +16,7 @@ import torch
 
 from evomerge import kernels
 from evomerge.operators import Masked
-from evomerge.philox import GROUP, philox_bytes, philox_rounds
+from evomerge.philox import GROUP, philox_rounds
 
 log = logging.getLogger("evomerge")
 
@@ -138,27 +139,32 @@ def _masked(
 
 
 def _drawn(like: torch.Tensor, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the words with the high bytes of `philox`'s draws, and the low bytes of its groups."""
+    """Return words with the high bytes of `philox`'s draws, and with the low ones of its groups."""
     groups = (like.numel() + GROUP - 1) // GROUP
+    blocks = GROUP // 16 * groups, GROUP // 16 * ((groups + GROUP - 1) // GROUP)
     words = torch.tensor(key, dtype=torch.int64, device=like.device)
-    high = _call(_words, groups * GROUP // 16, words)
-    return None if high is None else (high, philox_bytes(groups, key, like.device, stream=1))
+    high, low = (_call(_words, n, words, stream) for stream, n in enumerate(blocks))
+    return None if high is None or low is None else (high, low)
 
 
-def _words(blocks: int, key: torch.Tensor) -> torch.Tensor:
+def _words(blocks: int, key: torch.Tensor, stream: int) -> torch.Tensor:
     """Return (4, blocks) int32: a word of every block in a row."""
     counter = torch.arange(blocks, dtype=torch.int64, device=key.device)
     zero = torch.zeros_like(counter)
-    words = philox_rounds([counter & 0xFFFFFFFF, counter >> 32, zero, zero], key)
+    words = philox_rounds([counter & 0xFFFFFFFF, counter >> 32, zero + stream, zero], key)
     return torch.stack([word.to(torch.int32) for word in words])
 
 
 def _draws(like: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
     element = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
-    at = element & 127
-    word, block = at >> 5, (element >> 7) * 8 + ((at >> 2) & 1) * 4 + ((at >> 3) & 3)
-    byte = (high[word, block] >> ((element & 3) * 8)) & 0xFF
-    return byte * 256 + low[element >> 7]
+    return _bytes(high, element) * 256 + _bytes(low, element // GROUP)
+
+
+def _bytes(words: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return the bytes that `philox_bytes` has at some places."""
+    at = index & (GROUP - 1)
+    block = index // GROUP * 8 + ((at >> 2) & 1) * 4 + ((at >> 3) & 3)
+    return (words[at >> 5, block] >> ((at & 3) * 8)) & 0xFF
 
 
 def _to_bfloat16(x: torch.Tensor) -> torch.Tensor:

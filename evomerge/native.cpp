@@ -53,6 +53,8 @@ struct Piece {  // one tensor
 };
 
 static const int TILE_BYTES = 1 << 16, LANES = 8, PAIR = 16, GROUP = 128, MOST = 32, ROUNDS = 7;
+static const int BLOCK = 16;  // bytes of the random generator
+static_assert(TILE_BYTES / 4 % (GROUP * GROUP) == 0, "tiles begin where groups of groups do");
 static const uint32_t SIGN = 0x80000000u, HIGH = 0xFFFF0000u;
 #define INLINE __attribute__((always_inline)) inline
 
@@ -60,7 +62,7 @@ static INLINE F splat(float x) { return F{x, x, x, x, x, x, x, x}; }
 static INLINE U splat(uint32_t x) { return U{x, x, x, x, x, x, x, x}; }
 static INLINE F magnitude(F x) { return (F)((U)x & splat(~SIGN)); }
 static INLINE F where(I mask, F a, F b) { return mask ? a : b; }
-static INLINE F smaller(F a, F b) {  // the second where they are equal
+static INLINE F smaller(F a, F b) {
 #if defined(__AVX2__)
   return (F)_mm256_min_ps((__m256)a, (__m256)b);
 #else
@@ -238,7 +240,7 @@ static INLINE void draw(uint8_t* out, int64_t start, uint64_t stream, const Keys
   const Q by0 = (Q)splat(0xD2511F53u), by1 = (Q)splat(0xCD9E8D57u);
   Q c[2][4];
   for (int h = 0; h < 2; h++) {
-    uint64_t first = (uint64_t)(start / PAIR) + 4 * h;
+    uint64_t first = (uint64_t)(start / BLOCK) + 4 * h;
     c[h][0] = Q{first, first + 1, first + 2, first + 3};
     c[h][1] = Q{first >> 32, first >> 32, first >> 32, first >> 32};
     c[h][2] = Q{stream, stream, stream, stream};

@@ -77,7 +77,7 @@ def from_passthrough(data: Mapping[str, Any], file: str) -> Routing:
         BadInput: it scales what is no branch's output, or embeddings without the final norm.
     """
     entries = data["slices"] if "slices" in data else [{"sources": data["models"]}]
-    opened: dict[str, Source] = {}
+    opened: dict[str, Source | None] = {}
     hops: list[Hop] = []
     faults: list[Fault] = []
     for index, entry in enumerate(entries):
@@ -107,19 +107,22 @@ def from_passthrough(data: Mapping[str, Any], file: str) -> Routing:
 
 def _hops(
     entry: Mapping[str, Any],
-    opened: dict[str, Source],
+    opened: dict[str, Source | None],
     data: Mapping[str, Any],
     file: str,
     key: str,
 ) -> list[Hop]:
-    """Return the hops of one slice, and add its model to what is opened."""
+    """Return the hops of one slice, and add its model to what is opened, None if it cannot be."""
     if len(entry["sources"]) != 1:
         mend = "passthrough merges nothing; write one source in each slice"
         raise BadInput(Fault(file, key, f"has {len(entry['sources'])} sources", mend))
     (source,) = entry["sources"]
     name = source["model"]
     if name not in opened:
+        opened[name] = None
         opened[name] = open_source(name, file=file, key=key)
+    if opened[name] is None:  # said at the slice before
+        return []
     given = source.get("layer_range") or [0, opened[name].layers]
     whole = isinstance(given, list) and len(given) == 2 and all(type(n) is int for n in given)
     if not whole or not 0 <= given[0] < given[1] <= opened[name].layers:

@@ -12,9 +12,9 @@ def philox(
 ) -> torch.Tensor:
     """Return `size` draws as int64, each uniform in [0, 2^16).
 
-    An element has a high byte of its own; the low one it shares with the 128 elements from a
-    multiple of 128 on, which halves the work. So any number of them falls below a threshold as
-    often as it should, but within a group a little more or less often together.
+    An element has a high byte of its own; the low one it shares with the 127 others of its group,
+    from a multiple of 128 on, which halves the work. So each falls below a threshold as often as
+    it should, but those of a group a little more often together (correlations up to 1 / 256).
 
     Args:
         size: the number of draws.

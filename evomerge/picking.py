@@ -59,8 +59,13 @@ def hypervolume_of(archive: Archive) -> float | None:
     return hypervolume(points, np.full(points.shape[1], REFERENCE))
 
 
+def is_number(which: str) -> bool:
+    """Tell whether a candidate is asked for by its number."""
+    return which.isascii() and which.isdigit() and len(which) < 20
+
+
 def pick(archive: Archive, which: str, directory: str, key: str = "--pick") -> int:
-    """Return the candidate that `--pick` means.
+    """Return the candidate that `export --pick` or `show` means.
 
     Args:
         archive: to pick from.
@@ -75,7 +80,7 @@ def pick(archive: Archive, which: str, directory: str, key: str = "--pick") -> i
     def fault(wrong: str, mend: str = "let the campaign run on") -> BadInput:
         return BadInput(Fault(directory, key, wrong, mend))
 
-    if which.isascii() and which.isdigit() and int(which) < 2**63:
+    if is_number(which) and int(which) < 2**63:
         if not archive.means(int(which)):
             raise fault(f"candidate {which} is not there or has no scores", "see `evomerge front`")
         return int(which)

@@ -239,18 +239,21 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 
 def files_of(source: Source) -> list[Path]:
-    """Return every file that a source's content comes from."""
+    """Return every file that a source's content comes from, or would if it were there."""
     files = sorted({t.file for _, t in source.stored})
     beside = [source.path / "config.json", source.path / "tokenizer.json"]
     beside += [source.adapter.path / "adapter_config.json"] if source.adapter else []
-    files += [p for p in beside if p.exists()]
+    files += beside
     files += [source.factory.file] if source.factory else []
     return files
 
 
-def touched(file: str | Path) -> tuple[int, int]:
-    """Return a file's size and the time of its last change in nanoseconds."""
-    found = os.stat(file)
+def touched(file: str | Path) -> tuple[int, int] | tuple[()]:
+    """Return a file's size and the time of its last change in nanoseconds; () of none."""
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        return ()
     return found.st_size, found.st_mtime_ns
 
 
@@ -260,7 +263,8 @@ def digest(source: Source) -> Digest:
     Cached in `$XDG_CACHE_HOME/evomerge` by path, size and time of every file. The content
     is the weights by name, the config less its history, and the tokenizer.
     """
-    now = [[str(file.resolve()), *touched(file)] for file in files_of(source)]
+    seen = [(file, touched(file)) for file in files_of(source)]
+    now = [[str(file.resolve()), *found] for file, found in seen if found]
     made = [source.factory.place, source.factory.definition] if source.factory else []
     name = hashlib.sha256(canonical_json([*now, *made]).encode()).hexdigest()
     cache = cache_folder("digests")

@@ -7,7 +7,7 @@ from typing import Any
 from evomerge.archive import Archive
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.lock import RunLock
-from evomerge.picking import hypervolume_of, pick
+from evomerge.picking import hypervolume_of, is_number, pick
 from evomerge.scores import Score
 
 
@@ -92,8 +92,10 @@ def show(directory: Path | str, which: int | str) -> dict:
         BadInput: there is no such candidate.
     """
     archive = open_run(directory)
-    number = str(which).isascii() and str(which).isdigit()
-    candidate = int(which) if number else pick(archive, str(which), str(directory), "CANDIDATE")
+    if is_number(str(which)):
+        candidate = int(which)
+    else:
+        candidate = pick(archive, str(which), str(directory), "CANDIDATE")
     found = archive.candidates("id = ?", (candidate,)) if candidate < 2**63 else []
     if not found:
         last = archive.candidates("id = (SELECT MAX(id) FROM candidates)")

@@ -66,8 +66,8 @@ def test_masked_sums_have_the_same_bits(compiled, count, dtype, thin, join, norm
             options = {"normalize": normalize, "scale": 1.3, "rescale": True}
             how = Masked(weight, densities, thin, join, **options)
             kept = [
-                kernels.Kept(MagnitudeTable(t).largest(t, int(d * t.numel())), key=(seed, 7))
-                for t, d in zip(taus, densities, strict=True)
+                kernels.Kept(MagnitudeTable(t).largest(t, int(d * t.numel())), key=(seed, i))
+                for i, (t, d) in enumerate(zip(taus, densities, strict=True))
             ]
             got = fast.masked_sum(base, models, how, kept, dtype)
             wanted = kernels.masked_sum(base, models, how, kept, dtype)

@@ -68,16 +68,16 @@ def test_philox_draws_are_uniform():
 
 @pytest.mark.parametrize("chance", [0.003, 0.1, 0.4999])
 def test_a_group_shares_its_low_byte_and_the_chance_stays(chance):
-    """The means over keys of what is kept, of one group and of one element, within 4 errors."""
+    """The means over keys of what is kept, of two groups and of an element, within 5 errors."""
     threshold = int(chance * 65536)
     kept = torch.stack([philox(256, (key, 7)) < threshold for key in range(4000)]).float()
-    assert abs(kept.mean() - threshold / 65536) < 4 * (chance / kept.numel()) ** 0.5
+    assert abs(kept.mean() - threshold / 65536) < 5 * (chance / kept.numel()) ** 0.5
     assert (kept.mean(0) - threshold / 65536).abs().max() < 5 * (chance / len(kept)) ** 0.5
 
 
 @pytest.mark.parametrize("method", OPERATORS.all())
 def test_tiles_change_no_bit(method, monkeypatch):
-    """Whatever the tile, also where it cuts a row or a block of four draws."""
+    """Whatever the tile, also where it cuts a row or a group of draws."""
     rng = np.random.default_rng(2)
     count = OPERATORS.get(method).models or 3
     base = rng.normal(size=(9, 31)).astype(np.float32)

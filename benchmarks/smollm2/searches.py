@@ -3,7 +3,7 @@
     python benchmarks/smollm2/searches.py parameters stages routing routing-unscaled random
 
 Run make.py first. Searches of campaign.yaml and stages.yaml at equal numbers of candidates and
-items, the latter fewer than theirs (a row takes minutes on two cores): `parameters`, `routing` and
+items, both fewer than theirs (a row takes minutes on two cores): `parameters`, `routing` and
 `stages` by CMA-ES, `routing-unscaled` without gains, `random` over parameters. One that was stopped
 goes on where it was. Rows are appended to benchmarks/smollm2/searches.csv; a row that is there is
 not made again.
@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import rows  # noqa: E402
 
+ITEMS = 100  # of a task, 60 of them held out
 ROUTING = "space={{kind: routing, frame: dates, order: exchange{}}}"
 CMAES = "controller={kind: cmaes, population: 8, sigma: 0.1}"
 SEARCHES = {  # what is set in campaign.yaml; of stages.yaml nothing
@@ -34,12 +35,11 @@ def main() -> None:
     parser.add_argument("searches", nargs="*", choices=[*SEARCHES, []])
     parser.add_argument("--seeds", type=int, default=5, help="1 and so many in all")
     parser.add_argument("--evaluations", type=int, default=16)
-    parser.add_argument("--items", type=int, default=100, help="of a task; 0.6 are held out")
     parser.add_argument("--workers", default="{pool: ray, count: 2}")
     options = parser.parse_args()
     folder = Path("runs/smollm2-searches")
     searches = rows.Searches(Path(__file__).with_suffix(".csv"), folder, ("dates", "tickets"))
-    shared = [f"fitness.{i}.items={options.items}" for i in (0, 1)]
+    shared = [f"fitness.{i}.items={ITEMS}" for i in (0, 1)]
     shared += [f"workers={options.workers}", "finals=1"]
     half = options.evaluations // 2
     for seed in range(1, 1 + options.seeds):
