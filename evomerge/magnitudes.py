@@ -51,23 +51,24 @@ class MagnitudeTable:
             return float("inf")
         if k > self.size:
             return 0.0
-        index, rank = self._place(k)
+        index, rank, _ = self.place(k)
         if self.exact:
             return _from_bin(index)
-        return _ranked(_in_bin(tau, index), rank)
+        return ranked(_in_bin(tau, index), rank)
 
     def largest_of(self, tensors: Callable[[], Iterable[torch.Tensor]], k: int) -> float:
         """Return the k-th largest magnitude of the tensors whose tables were added to this one."""
         if self.exact or not 1 <= k <= self.size:
             return self.largest(torch.empty(0), k)
-        index, rank = self._place(k)
-        return _ranked(torch.cat([_in_bin(tau, index) for tau in tensors()]), rank)
+        index, rank, _ = self.place(k)
+        return ranked(torch.cat([_in_bin(tau, index) for tau in tensors()]), rank)
 
-    def _place(self, k: int) -> tuple[int, int]:
-        """Return the bin of the k-th largest magnitude, and its rank from above in there."""
+    def place(self, k: int) -> tuple[int, int, int]:
+        """Return the bin of the k-th largest magnitude, its rank from above in there, and how
+        many there are, zeros among them; k is from 1 to the size."""
         index = int(self.minus_above.searchsorted(-k, side="right")) - 1  # last with >= k above
         higher = -int(self.minus_above[index + 1]) if index + 1 < len(self.minus_above) else 0
-        return self.first + index, k - higher
+        return self.first + index, k - higher, -int(self.minus_above[index]) - higher
 
     def __add__(self, other: "MagnitudeTable") -> "MagnitudeTable":
         """Return the table of both task vectors' elements together."""
@@ -99,7 +100,7 @@ def _in_bin(tau: torch.Tensor, index: int) -> torch.Tensor:
     return flat[(_bins(tau) == index) & (flat != 0)].abs()
 
 
-def _ranked(inside: torch.Tensor, rank: int) -> float:
+def ranked(inside: torch.Tensor, rank: int) -> float:
     """Return the rank-th largest of a bin's magnitudes; what is not there is zero."""
     return float(torch.topk(inside, rank).values[-1]) if rank <= len(inside) else 0.0
 

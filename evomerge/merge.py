@@ -209,6 +209,9 @@ class Merger:
                 if not native.does(how):
                     return None
                 batch.thin(at, how)
+                if how.thin == "variance":
+                    self._known.vary(resolved.recipe, how, batch, {names[row]: row for row in at})
+                    continue
                 for row in at:
                     batch.keep(row, self._known.kept(resolved.recipe, how, names[row]))
             elif resolved.operator.needs_gram:

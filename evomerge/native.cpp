@@ -26,9 +26,11 @@ typedef uint64_t Q __attribute__((vector_size(32)));
 typedef uint16_t W __attribute__((vector_size(32)));
 typedef uint16_t H __attribute__((vector_size(16)));
 typedef uint8_t B __attribute__((vector_size(16)));
+typedef float G __attribute__((vector_size(16)));
+typedef double D __attribute__((vector_size(32)));
 
 enum Dtype { BF16, F32, F16, MIXED };
-enum Thin { NONE, MAGNITUDE, BAND, RANDOM, RANKED, VOTES };
+enum Thin { NONE, MAGNITUDE, BAND, RANDOM, RANKED, VOTES, VARIANCE };
 enum Join { SUM, ELECT, LARGEST };
 
 struct Term {  // one model of one tensor
@@ -45,11 +47,13 @@ struct Piece {  // one tensor
   char* out;
   const Term* terms;
   uint64_t* digests;   // one a tile
-  int64_t first_tile;
+  float* found;        // variances in `bin`: `inside` of them, `room` at most
+  int64_t first_tile, inside, room;
   int32_t count, base_dtype, dtype, out_dtype;
   int32_t thin, join, normalize, least;
   float scale;
   int32_t broken;      // set where an element is not finite
+  int32_t bin, spare;  // below 0: this piece is not surveyed
 };
 
 static const int TILE_BYTES = 1 << 16, LANES = 8, PAIR = 16, GROUP = 128, MOST = 32, ROUNDS = 7;
@@ -76,6 +80,16 @@ static INLINE F larger(F a, F b) {
   return a > b ? a : b;
 #endif
 }
+static INLINE bool any(I mask) {
+#if defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  I found = mask;
+  for (int i = 1; i < LANES; i++) found[0] |= mask[i];
+  return found[0];
+#endif
+}
+
 // a, or zero: of either sign in the eager form, which no sum from zero tells apart
 static INLINE F only(I mask, F a) { return (F)((U)mask & (U)a); }
 
@@ -326,6 +340,21 @@ struct Sharing {
   }
 };
 
+// The variance across models, in the order of `variance` in kernels.py.
+template <int K>
+static INLINE F spread(const Pair* parts, int given, int h) {
+  const int count = K ? K : given;
+  const F models = splat((float)count);
+  F mean = parts[0].of[h] - parts[0].of[h], total{};
+  for (int k = 1; k < count; k++) mean += parts[k].of[h] - parts[0].of[h];
+  mean /= models;
+  for (int k = 0; k < count; k++) {
+    F apart = parts[k].of[h] - parts[0].of[h] - mean;
+    total += apart * apart;
+  }
+  return total / models;
+}
+
 template <int S, int THIN, int K>
 static INLINE Pair masked(const Piece& p, const Term* terms, const char* origin, int64_t at,
                           const uint16_t (*draws)[GROUP], F inverses) {
@@ -351,6 +380,10 @@ static INLINE Pair masked(const Piece& p, const Term* terms, const char* origin,
         votes += only(magnitude(parts[k].of[h]) > others, splat(1.0f));
       }
       I mask = votes >= splat((float)p.least);
+      for (int k = 0; k < count; k++) parts[k].of[h] = only(mask, parts[k].of[h]);
+    }
+    if (THIN == VARIANCE) {
+      I mask = spread<K>(parts, count, h) >= splat(terms[0].low);
       for (int k = 0; k < count; k++) parts[k].of[h] = only(mask, parts[k].of[h]);
     }
     F whole{};
@@ -389,6 +422,18 @@ static INLINE Pair masked(const Piece& p, const Term* terms, const char* origin,
   return out;
 }
 
+// The last elements of a tensor, beside zeros, which merge into zeros.
+struct Rest {
+  alignas(32) char rows[MOST + 1][4 * PAIR] = {}, ranks[MOST][PAIR] = {};
+
+  // Return where `data` would begin, if its elements from `at` to `end` were these.
+  const char* beside(int row, const char* data, int dtype, int64_t at, int64_t end) {
+    int bytes = dtype == F32 ? 4 : 2;
+    memcpy(rows[row], data + at * bytes, (end - at) * bytes);
+    return rows[row] - at * bytes;
+  }
+};
+
 // Merge the elements from `start` to `stop` of one piece, which are a tile.
 template <int S, int THIN, int K>
 static void merge(const Piece& piece, int64_t start, int64_t stop, Sink& result) {
@@ -419,20 +464,15 @@ static void merge(const Piece& piece, int64_t start, int64_t stop, Sink& result)
     int64_t end = group + GROUP < stop ? group + GROUP : stop, at = group;
     for (; at + PAIR <= end; at += PAIR) sink.take<S>(block(p.base, at), at, at - start);
     if (at == end) continue;
-    // The last elements of a tensor, beside zeros, which merge into zeros.
-    alignas(32) char rest[MOST + 1][4 * PAIR] = {}, ranks[MOST][PAIR] = {}, last[4 * PAIR];
-    auto beside = [&](int row, const char* data, int dtype) {
-      int bytes = dtype == F32 ? 4 : 2;
-      memcpy(rest[row], data + at * bytes, (end - at) * bytes);
-      return rest[row] - at * bytes;
-    };
+    Rest rest;
+    alignas(32) char last[4 * PAIR];
     for (int k = 0; k < p.count; k++) {
-      terms[k].data = beside(k, terms[k].data, terms[k].dtype);
+      terms[k].data = rest.beside(k, terms[k].data, terms[k].dtype, at, end);
       if (THIN != RANKED) continue;
-      memcpy(ranks[k], terms[k].levels + at, end - at);
-      terms[k].levels = (const uint8_t*)ranks[k] - at;
+      memcpy(rest.ranks[k], terms[k].levels + at, end - at);
+      terms[k].levels = (const uint8_t*)rest.ranks[k] - at;
     }
-    Pair x = block(THIN == NONE ? nullptr : beside(MOST, p.base, p.base_dtype), at);
+    Pair x = block(THIN == NONE ? nullptr : rest.beside(MOST, p.base, p.base_dtype, at, end), at);
     char* out = sink.out;
     sink.out = last, sink.aligned = false;
     sink.take<S>(x, 0, at - start);
@@ -450,15 +490,67 @@ static void merge_as(const Piece& p, int64_t start, int64_t stop, Sink& sink) {
     case BAND: return merge<S, BAND, K>(p, start, stop, sink);
     case RANDOM: return merge<S, RANDOM, K>(p, start, stop, sink);
     case RANKED: return merge<S, RANKED, K>(p, start, stop, sink);
-    default: return merge<S, VOTES, K>(p, start, stop, sink);
+    case VOTES: return merge<S, VOTES, K>(p, start, stop, sink);
+    default: return merge<S, VARIANCE, K>(p, start, stop, sink);
   }
 }
 
-static void work(Piece& p, int64_t index, const uint32_t* keys) {
-  int64_t per_tile = TILE_BYTES / (p.dtype == F32 ? 4 : 2), start = index * per_tile;
-  int64_t stop = start + per_tile < p.size ? start + per_tile : p.size;
+// Add up the squares of what VARIANCE keeps, a sum for each model; or, where `energy` is null, find
+// the variances above zero whose upper 16 bits are the piece's bin.
+template <int S>
+static void survey(Piece& p, int64_t start, int64_t stop, double* energy) {
+  Term terms[MOST];
+  D sums[MOST] = {};
+  std::copy(p.terms, p.terms + p.count, terms);
+  auto block = [&](const char* base, int64_t at) __attribute__((always_inline)) {
+    Pair origin = load<S>(base, p.base_dtype, at), parts[MOST];
+    for (int k = 0; k < p.count; k++) {
+      Pair x = load<S>(terms[k].data, terms[k].dtype, at);
+      for (int h = 0; h < 2; h++)
+        parts[k].of[h] = rounded<S>(x.of[h] - origin.of[h], p.base_dtype);
+    }
+    for (int h = 0; h < 2; h++) {
+      F found = spread<0>(parts, p.count, h);
+      I mask = found >= splat(terms[0].low);
+      for (int k = 0; energy && k < p.count; k++) {
+        F part = only(mask, parts[k].of[h]);
+        G halves[2];
+        memcpy(halves, &part, sizeof part);
+        for (G half : halves) {
+          D wide = __builtin_convertvector(half, D);
+          sums[k] += wide * wide;
+        }
+      }
+      I inside = ((I)found >> 16 == p.bin) & (found > F{});
+      if (energy || !any(inside)) continue;
+      for (int i = 0; i < LANES; i++) {
+        if (!inside[i]) continue;
+        int64_t place = __atomic_fetch_add(&p.inside, 1, __ATOMIC_RELAXED);
+        if (place < p.room) p.found[place] = found[i];
+      }
+    }
+  };
+  int64_t at = start;
+  for (; at + PAIR <= stop; at += PAIR) block(p.base, at);
+  if (at < stop) {
+    Rest rest;
+    for (int k = 0; k < p.count; k++)
+      terms[k].data = rest.beside(k, terms[k].data, terms[k].dtype, at, stop);
+    block(rest.beside(MOST, p.base, p.base_dtype, at, stop), at);
+  }
+  for (int k = 0; energy && k < p.count; k++)
+    energy[k] = sums[k][0] + sums[k][1] + sums[k][2] + sums[k][3];
+}
+
+// Whether all that is read and written has one dtype, which has kernels of its own.
+static bool alike(const Piece& p) {
   bool same = p.dtype != F16 && (!p.base || p.base_dtype == p.dtype);
   for (int k = 0; k < p.count; k++) same &= p.terms[k].dtype == p.dtype;
+  return same;
+}
+
+static void work(Piece& p, int64_t index, int64_t start, int64_t stop, const uint32_t* keys) {
+  const bool same = alike(p);
   auto merge = merge_as<MIXED, 0>;
   if (same && p.dtype == F32) merge = merge_as<F32, 0>;
   if (same && p.dtype == BF16)
@@ -484,14 +576,17 @@ extern "C" int evomerge_has_f16() {
 #endif
 }
 
-extern "C" void evomerge_merge(Piece* pieces, int64_t count, int64_t tiles, const uint32_t* keys,
-                               int threads) {
+// Call `each(piece, tile, its index in the piece, start, stop)` for all tiles.
+template <class Each>
+static void over_tiles(Piece* pieces, int64_t count, int64_t tiles, int threads, Each each) {
   std::atomic<int64_t> next{0};
   auto run = [&] {
     int64_t at = 0;
-    for (int64_t index; (index = next.fetch_add(1)) < tiles;) {
-      while (at + 1 < count && pieces[at + 1].first_tile <= index) at++;
-      work(pieces[at], index - pieces[at].first_tile, keys);
+    for (int64_t tile; (tile = next.fetch_add(1)) < tiles;) {
+      while (at + 1 < count && pieces[at + 1].first_tile <= tile) at++;
+      Piece& p = pieces[at];
+      int64_t index = tile - p.first_tile, size = TILE_BYTES / (p.dtype == F32 ? 4 : 2);
+      each(p, tile, index, index * size, std::min((index + 1) * size, p.size));
     }
 #if defined(__AVX2__)
     _mm_sfence();
@@ -504,4 +599,23 @@ extern "C" void evomerge_merge(Piece* pieces, int64_t count, int64_t tiles, cons
   }
   run();
   for (auto& thread : others) thread.join();
+}
+
+extern "C" void evomerge_merge(Piece* pieces, int64_t count, int64_t tiles, const uint32_t* keys,
+                               int threads) {
+  over_tiles(pieces, count, tiles, threads,
+             [&](Piece& p, int64_t, int64_t index, int64_t start, int64_t stop) {
+               work(p, index, start, stop, keys);
+             });
+}
+
+// `energy`: MOST numbers a tile, or null; see `survey`.
+extern "C" void evomerge_survey(Piece* pieces, int64_t count, int64_t tiles, double* energy,
+                                int threads) {
+  over_tiles(pieces, count, tiles, threads,
+             [&](Piece& p, int64_t tile, int64_t, int64_t start, int64_t stop) {
+               if (p.thin != VARIANCE || p.bin < 0) return;
+               auto one = alike(p) && p.dtype == BF16 ? survey<BF16> : survey<MIXED>;
+               one(p, start, stop, energy ? energy + MOST * tile : nullptr);
+             });
 }

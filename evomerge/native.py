@@ -16,7 +16,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ SOURCE = Path(__file__).with_name("native.cpp")
 FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -std=c++17 -shared -fPIC -pthread"
 MOST = 32  # models of one tensor, as native.cpp has it
 _DTYPES = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2}
-_THIN = {"magnitude": 1, "band": 2, "random": 3, "ranked": 4, "votes": 5}
+_THIN = {"magnitude": 1, "band": 2, "random": 3, "ranked": 4, "votes": 5, "variance": 6}
 _JOIN = {"sum": 0, "elect": 1, "largest": 2}
 
 _TERM = np.dtype(
@@ -45,11 +45,12 @@ _TERM = np.dtype(
 )
 _PIECE = np.dtype(
     [("size", np.int64)]
-    + [(name, np.uint64) for name in ("base", "out", "terms", "digests")]
-    + [("first_tile", np.int64)]
+    + [(name, np.uint64) for name in ("base", "out", "terms", "digests", "found")]
+    + [(name, np.int64) for name in ("first_tile", "inside", "room")]
     + [(name, np.int32) for name in ("count", "base_dtype", "dtype", "out_dtype")]
     + [(name, np.int32) for name in ("thin", "join", "normalize", "least")]
-    + [("scale", np.float32), ("broken", np.int32)]
+    + [("scale", np.float32)]
+    + [(name, np.int32) for name in ("broken", "bin", "spare")]
 )
 
 
@@ -67,14 +68,10 @@ def library() -> ctypes.CDLL | None:
         line = next((line for line in said if "error" in line), said[0])
         log.warning("merging in eager torch, which is slower: %s", line.strip()[:200])
         return None
-    found.evomerge_merge.restype = None
-    found.evomerge_merge.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_void_p,
-        ctypes.c_int,
-    ]
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    for function in (found.evomerge_merge, found.evomerge_survey):
+        function.restype = None
+        function.argtypes = [pointer, number, number, pointer, ctypes.c_int]
     return found
 
 
@@ -102,7 +99,7 @@ def _compiled(anew: bool = False) -> Path:
 
 def does(how: Masked) -> bool:
     """Whether a masked sum has a native form."""
-    return how.thin in _THIN and not how.energy
+    return how.thin == "variance" or (how.thin in _THIN and not how.energy)
 
 
 def takes(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
@@ -185,12 +182,51 @@ class Batch:
     def keep(self, row: int, kept: Sequence[Kept]) -> None:
         """Set what thinning one tensor's task vectors needs beside that."""
         t, thin, self._kept[row] = self._terms[row], self._pieces["thin"][row], kept
-        if thin in (_THIN["magnitude"], _THIN["band"]):
+        if thin in (_THIN["magnitude"], _THIN["band"], _THIN["variance"]):
             t["low"], t["high"] = [k.low for k in kept], [k.high for k in kept]
         elif thin != _THIN["votes"]:
             t["key0"], t["key1"] = zip(*(k.key for k in kept), strict=True)
         if thin == _THIN["ranked"]:
             t["levels"] = [k.levels.data_ptr() for k in kept]
+
+    def variances(self, places: Mapping[int, tuple[int, int]]) -> dict[int, torch.Tensor]:
+        """Return the variances across models above zero that fall into one bin, unordered.
+
+        Args:
+            places: tensor's row -> the upper 16 bits of a float32 (see `MagnitudeTable`), and how
+                many there are; rows are thinned by variance.
+        """
+        found = {row: torch.empty(size) for row, (_, size) in places.items()}
+        self._pieces["bin"], self._pieces["inside"] = -1, 0
+        for row, (index, size) in places.items():
+            self._pieces["bin"][row], self._pieces["room"][row] = index, size
+            self._pieces["found"][row] = found[row].data_ptr()
+        self._survey(None)
+        return {row: inside[: self._pieces["inside"][row]] for row, inside in found.items()}
+
+    def share(self, rows: Sequence[int], how: Masked) -> None:
+        """Multiply the weights of rows thinned by variance by the models' shares of energy."""
+        energy = self._energies(rows)
+        total = energy.sum(axis=1, keepdims=True)
+        self._terms["weight"][rows] = how.weight * energy / np.where(total, total, 1.0)
+
+    def _energies(self, rows: Sequence[int]) -> np.ndarray:
+        """Return the sums of squares of what is kept by variance, (rows, models) float64."""
+        sums = np.zeros((int(self._first[-1]), MOST))
+        self._pieces["bin"] = -1
+        self._pieces["bin"][rows] = 0
+        self._survey(sums)
+        of = (slice(*self._first[row : row + 2]) for row in rows)
+        return np.array([sums[tiles].sum(axis=0) for tiles in of])[:, : self._terms.shape[1]]
+
+    def _survey(self, sums: np.ndarray | None) -> None:
+        library().evomerge_survey(
+            self._pieces.ctypes.data,
+            len(self._pieces),
+            int(self._first[-1]),
+            None if sums is None else sums.ctypes.data,
+            torch.get_num_threads(),
+        )
 
     def merge(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Merge all tensors, each in one pass, on torch's number of threads.

@@ -9,7 +9,8 @@ import torch
 
 from evomerge import kernels
 from evomerge.kernels import Kept
-from evomerge.magnitudes import MagnitudeTable, sum_tables
+from evomerge.magnitudes import MagnitudeTable, ranked, sum_tables
+from evomerge.native import Batch
 from evomerge.operators import Masked
 from evomerge.recipe import Recipe
 from evomerge.sources import Source
@@ -99,15 +100,51 @@ class Precomputed:
             self._levels[key] = kernels.rank_levels(self._tau(*key))
         return self._levels[key]
 
+    def vary(self, recipe: Recipe, how: Masked, batch: Batch, rows: Mapping[str, int]) -> None:
+        """Set what a batch needs to thin tensors by variance, as `kept` and the kernels have it.
+
+        Args:
+            recipe: whose base and models.
+            how: of all these tensors.
+            batch: thinned by it.
+            rows: tensor's name -> its row of the batch.
+        """
+        density = float(how.density[0])
+        found, places, ranks = {}, {}, {}
+        for name, row in rows.items():
+            table, varying = self._variances(recipe, name)
+            k = int(density * varying)
+            if density >= 1.0 or k < 1:
+                found[row] = 0.0 if density >= 1.0 else float("inf")
+            else:
+                index, ranks[row], size = table.place(k)
+                places[row] = (index, size)
+        inside = batch.variances(places) if places else {}
+        found |= {row: ranked(inside[row], rank) for row, rank in ranks.items()}
+        for row, low in found.items():
+            batch.keep(row, [Kept(low)] * len(recipe.models))
+        if how.energy:
+            batch.share(list(rows.values()), how)
+
     def _variance(self, recipe: Recipe, name: str, density: float) -> Kept:
         """Return the least variance across models kept at `density` of those above zero."""
+        table, varying = self._variances(recipe, name)
+        if density >= 1.0:
+            return Kept(0.0)
+        return Kept(table.largest(self._spread(recipe, name), int(density * varying)))
+
+    def _variances(self, recipe: Recipe, name: str) -> tuple[MagnitudeTable, int]:
+        """Return a table of the variances across models, and how many are above zero."""
         key = (recipe.base, recipe.models, name)
-        spread = kernels.variance([self._tau(recipe.base, m, name).float() for m in recipe.models])
         if key not in self._tables:
+            spread = self._spread(recipe, name)
             self._tables[key] = MagnitudeTable(spread)
             self._varying[key] = int((spread > 0).sum())
-        k = int(density * self._varying[key])
-        return Kept(0.0 if density >= 1.0 else self._tables[key].largest(spread, k))
+        return self._tables[key], self._varying[key]
+
+    def _spread(self, recipe: Recipe, name: str) -> torch.Tensor:
+        taus = [self._tau(recipe.base, model, name).float() for model in recipe.models]
+        return kernels.variance(taus)
 
     def _whole_threshold(self, base: str, model: str, density: float) -> float:
         """Return the least magnitude kept of a whole task vector, all its tensors together."""

@@ -58,7 +58,7 @@ def test_weighted_sums(count, shape, dtypes, dtype, live, weights, seed):
     assert_same(batch, out, wanted)
 
 
-@pytest.mark.parametrize("thin", ["magnitude", "band", "random", "ranked", "votes"])
+@pytest.mark.parametrize("thin", ["magnitude", "band", "random", "ranked", "votes", "variance"])
 @given(
     count=st.integers(1, 8),
     shape=st.sampled_from(SHAPES),
@@ -67,12 +67,13 @@ def test_weighted_sums(count, shape, dtypes, dtype, live, weights, seed):
     join=st.sampled_from(["sum", "elect", "largest"]),
     rescale=st.booleans(),
     normalize=st.booleans(),
+    energy=st.booleans(),
     densities=st.lists(st.sampled_from([0.0, 0.2, 0.77, 1.0]), min_size=8, max_size=8),
     weights=st.lists(st.sampled_from([-0.5, 0.0, 0.3, 1.0]), min_size=8, max_size=8),
     seed=st.integers(0, 9),
 )
 def test_masked_sums(
-    thin, count, shape, dtypes, dtype, join, rescale, normalize, densities, weights, seed
+    thin, count, shape, dtypes, dtype, join, rescale, normalize, energy, densities, weights, seed
 ):
     base, *models = tensors(count, shape, dtypes, seed)
     how = Masked(
@@ -82,25 +83,38 @@ def test_masked_sums(
         join,
         rescale=rescale,
         normalize=normalize,
+        energy=energy and thin == "variance",
         scale=1.3,
         epsilon=0.2,
         threshold=np.linspace(0.1, 2.0, count),
     )
     assert native.does(how)
     kept = []
-    for i, model in enumerate(models):
-        tau = kernels.task_vector(base, model)
+    taus = [kernels.task_vector(base, model) for model in models]
+    spread = kernels.variance([tau.float() for tau in taus])
+    for i, tau in enumerate(taus):
         if thin in ("random", "ranked"):
             kept.append(Kept(key=(seed, 7 + i), levels=kernels.rank_levels(tau)))
         elif thin == "votes":
             kept.append(Kept())
+        elif thin == "variance":
+            table, k = MagnitudeTable(spread), int(densities[0] * int((spread > 0).sum()))
+            kept.append(Kept(table.largest(spread, k)))
         else:
             low = MagnitudeTable(tau).largest(tau, int(densities[i] * tau.numel()))
             kept.append(Kept(low, 0.15 if thin == "band" else float("inf")))
     out = torch.empty(shape, dtype=dtype)
     batch = native.Batch([base], [models], [out], dtype)
     batch.thin(slice(None), how)
+    if thin == "variance" and k > 0:
+        index, _, size = table.place(k)
+        inside = np.sort(batch.variances({0: (index, size)})[0].numpy())
+        upper = spread.reshape(-1).numpy().view(np.int32) >> 16
+        wanted = spread.reshape(-1).numpy()[upper == index]
+        assert np.array_equal(inside, np.sort(wanted[wanted > 0]))
     batch.keep(0, kept)
+    if how.energy:
+        batch.share([0], how)
     assert_same(batch, out, kernels.masked_sum(base, models, how, kept, dtype))
 
 
