@@ -576,6 +576,8 @@ extern "C" int evomerge_has_f16() {
 #endif
 }
 
+extern "C" int64_t evomerge_sizes() { return (int64_t)sizeof(Piece) << 32 | sizeof(Term); }
+
 // Call `each(piece, tile, its index in the piece, start, stop)` for all tiles.
 template <class Each>
 static void over_tiles(Piece* pieces, int64_t count, int64_t tiles, int threads, Each each) {

@@ -2,8 +2,9 @@
 
 `native.cpp` is compiled once with the machine's own compiler (some seconds) and kept under
 `$XDG_CACHE_HOME/evomerge/native`, by the source's hash and the processor's. It says the same as
-`kernels.py`, operation by operation, and gives the same bits. A machine without a compiler says
-so once and goes on in eager torch.
+`kernels.py`, operation by operation, and gives the same bits of finite task vectors (energies are
+summed in another order, in float64). A machine without a compiler says so once and goes on in
+eager torch.
 """
 
 import ctypes
@@ -69,6 +70,10 @@ def library() -> ctypes.CDLL | None:
         log.warning("merging in eager torch, which is slower: %s", line.strip()[:200])
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
+    found.evomerge_sizes.restype = number
+    if found.evomerge_sizes() != _PIECE.itemsize << 32 | _TERM.itemsize:
+        log.warning("merging in eager torch, which is slower: evomerge changed while it ran")
+        return None
     for function in (found.evomerge_merge, found.evomerge_survey):
         function.restype = None
         function.argtypes = [pointer, number, number, pointer, ctypes.c_int]
@@ -196,7 +201,10 @@ class Batch:
             places: tensor's row -> the upper 16 bits of a float32 (see `MagnitudeTable`), and how
                 many there are; rows are thinned by variance.
         """
-        found = {row: torch.empty(size) for row, (_, size) in places.items()}
+        found = {
+            row: torch.empty(size, dtype=torch.float32, device="cpu")
+            for row, (_, size) in places.items()
+        }
         self._pieces["bin"], self._pieces["inside"] = -1, 0
         for row, (index, size) in places.items():
             self._pieces["bin"][row], self._pieces["room"][row] = index, size

@@ -15,6 +15,8 @@ from evomerge.operators import Masked
 from evomerge.recipe import Recipe
 from evomerge.sources import Source
 
+_INFINITE = 0x7F80  # the upper 16 bits of infinity in float32; those of NaN are above
+
 
 class Precomputed:
     """Gram matrices, magnitude tables and ranks of a set of sources."""
@@ -117,8 +119,11 @@ class Precomputed:
             if density >= 1.0 or k < 1:
                 found[row] = 0.0 if density >= 1.0 else float("inf")
             else:
-                index, ranks[row], size = table.place(k)
-                places[row] = (index, size)
+                index, rank, size = table.place(k)
+                if index > _INFINITE:  # differences that overflowed; nothing is at least NaN
+                    found[row] = float("nan")
+                else:
+                    places[row], ranks[row] = (index, size), rank
         inside = batch.variances(places) if places else {}
         found |= {row: ranked(inside[row], rank) for row, rank in ranks.items()}
         for row, low in found.items():

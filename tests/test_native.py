@@ -1,6 +1,7 @@
 """The kernels in C++ give the eager kernels' bits; without a compiler, eager torch goes on."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,15 +146,20 @@ def test_one_tile_that_changes_is_the_one_whose_digest_does():
 
 @pytest.mark.parametrize("method", OPERATORS.all())
 def test_a_live_model_gets_what_the_stream_gives(method, world, monkeypatch):
-    """With threads and without a compiler; again with other numbers in the same tables."""
+    """With threads and without a compiler; again with other numbers in the same tables.
+
+    Two groups, the second's densities from everything to nothing.
+    """
     names = [str(world / name) for name in ("base", "a", "b", "c")]
     opened = {n: open_source(n) for n in names}
     count = OPERATORS.get(method).models or len(names) - 1
     merger = Merger(opened, {n: n for n in names})
     live = {n: torch.empty(t.shape) for n, t in opened[names[0]].tensors.items()}
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for density in (0.3, 0.8):
-        recipe = recipe_of(method, names[1 : count + 1], names[0], density=density)
+    for densities in ((0.3, 0.8), (0.8, 1.0), (1.0, 0.3), (0.5, 0.0)):
+        made = [recipe_of(method, names[1 : count + 1], names[0], density=d) for d in densities]
+        groups = (replace(made[0].groups[0], modules="mlp"), made[1].groups[0])
+        recipe = replace(made[0], groups=groups)
         digests = merger.fill(recipe, live)
         with monkeypatch.context() as patch:
             patch.setattr(native, "library", lambda: None)
