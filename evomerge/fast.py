@@ -61,20 +61,16 @@ def masked_sum(
     below = [threshold for threshold, _ in chances]
     random = how.thin == "random"
     drawn = [_drawn(base, k.key) for k in kept] if random else []
-    found = (
-        None
-        if None in drawn
-        else _call(
-            _masked,
-            base.reshape(-1),
-            [t.reshape(-1) for t in tensors],
-            torch.tensor(rows, dtype=torch.float32, device=base.device),
-            torch.tensor(below, dtype=torch.int64, device=base.device),
-            drawn,
-            torch.tensor(float(how.scale), dtype=torch.float32, device=base.device),
-            _How(random, how.join == "elect", how.normalize),
-            dtype,
-        )
+    found = _call(
+        _masked,
+        base.reshape(-1),
+        [t.reshape(-1) for t in tensors],
+        torch.tensor(rows, dtype=torch.float32, device=base.device),
+        torch.tensor(below, dtype=torch.int64, device=base.device),
+        drawn,
+        torch.tensor(float(how.scale), dtype=torch.float32, device=base.device),
+        _How(random, how.join == "elect", how.normalize),
+        dtype,
     )
     if found is None:
         return kernels.masked_sum(base, tensors, how, kept, dtype)
@@ -138,13 +134,15 @@ def _masked(
     return (origin + total * scale).to(dtype)
 
 
-def _drawn(like: torch.Tensor, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return words with the high bytes of `philox`'s draws, and with the low ones of its groups."""
+def _drawn(like: torch.Tensor, key: tuple[int, int]) -> tuple[torch.Tensor | None, ...]:
+    """Return words with the high bytes of `philox`'s draws, and with the low ones of its groups.
+
+    None where nothing compiles, as `_call` then says of what is to use them.
+    """
     groups = (like.numel() + GROUP - 1) // GROUP
     blocks = GROUP // 16 * groups, GROUP // 16 * ((groups + GROUP - 1) // GROUP)
     words = torch.tensor(key, dtype=torch.int64, device=like.device)
-    high, low = (_call(_words, n, words, stream) for stream, n in enumerate(blocks))
-    return None if high is None or low is None else (high, low)
+    return tuple(_call(_words, n, words, stream) for stream, n in enumerate(blocks))
 
 
 def _words(blocks: int, key: torch.Tensor, stream: int) -> torch.Tensor:

@@ -53,7 +53,8 @@ struct Piece {  // one tensor
   int32_t thin, join, normalize, least;
   float scale;
   int32_t broken;      // set where an element is not finite
-  int32_t bin, spare;  // below 0: this piece is not surveyed
+  int32_t bin;         // below 0: this piece is not surveyed
+  int32_t spare;       // fills the record up
 };
 
 static const int TILE_BYTES = 1 << 16, LANES = 8, PAIR = 16, GROUP = 128, MOST = 32, ROUNDS = 7;
