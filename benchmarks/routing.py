@@ -96,7 +96,7 @@ class Routed:
         self.names, self.depth = list(opened), next(iter(opened.values())).layers
         first = live(self.names[0])
         self.model = first.model
-        self.router = Router(first, opened, lambda name: live(name).model)
+        self.router = Router(first, opened, {name: live(name).model for name in opened})
 
     def path(self, repeats: int, share: float, seed: int) -> Routing:
         """Return a random path through `share` of all layers, `repeats` times over."""

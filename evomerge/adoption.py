@@ -27,17 +27,11 @@ def adopted(entries: list[str], space: Any, hashes: Mapping[str, str], file: str
     """
     found: dict[bytes, Adopted] = {}
     faults: list[Fault] = []
-    for index, entry in enumerate(entries):
-        key = f"init.{index}"
+    for key, label, recipe, theirs in candidates_of(entries, space.first.kind, file):
         try:
-            for label, recipe, theirs in _candidates_of(entry, file, key):
-                if recipe.kind != space.first.kind:
-                    wrong = f"'{label}' is of kind {recipe.kind}, this space's are not"
-                    mend = "begin with a run over a space of the same kind"
-                    raise BadInput(Fault(file, key, wrong, mend))
-                ours = _in_our_terms(recipe, theirs, space.sources, hashes, label, file, key)
-                genome = quantize(space.encode(ours))
-                found.setdefault(genome.tobytes(), Adopted(label, genome))
+            ours = _in_our_terms(recipe, theirs, space.sources, hashes, label, file, key)
+            genome = quantize(space.encode(ours))
+            found.setdefault(genome.tobytes(), Adopted(label, genome))
         except BadInput as error:
             faults += error.faults
     if faults:
@@ -45,7 +39,37 @@ def adopted(entries: list[str], space: Any, hashes: Mapping[str, str], file: str
     return list(found.values())
 
 
-def _candidates_of(entry: str, file: str, key: str) -> list[tuple[str, Recipe, dict[str, str]]]:
+def candidates_of(
+    entries: list[str], kind: str | None, file: str
+) -> list[tuple[str, str, Recipe, dict[str, str]]]:
+    """Return the candidates that entries mean: key, label, recipe, hashes of its run's sources.
+
+    Args:
+        entries, file: as of `adopted`.
+        kind: of the recipes; None for any.
+
+    Raises:
+        BadInput: a run or a candidate is not there, or is of another kind.
+    """
+    found, faults = [], []
+    for index, entry in enumerate(entries):
+        key = f"init.{index}"
+        try:
+            rows = _candidates(entry, file, key)
+        except BadInput as error:
+            faults += error.faults
+            continue
+        if strange := [(n, r.kind) for n, r, _ in rows if kind not in (None, r.kind)]:
+            wrong = f"'{strange[0][0]}' is of kind {strange[0][1]}, this space's are not"
+            mend = "begin with a run over a space of the same kind"
+            faults.append(Fault(file, key, wrong, mend))
+        found += [(key, *row) for row in rows]
+    if faults:
+        raise BadInput(*dict.fromkeys(faults))
+    return found
+
+
+def _candidates(entry: str, file: str, key: str) -> list[tuple[str, Recipe, dict[str, str]]]:
     run, _, which = entry.rpartition("#")
     archive, first, _ = read_candidate(f"{run}#best" if which == "front" else entry, file, key)
     chosen = archive.front() if which == "front" else [first.id]

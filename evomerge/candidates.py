@@ -70,7 +70,11 @@ def pinned(plan: Mapping[str, Any], begun: Mapping[str, Any] | None, file: str) 
 
 
 def open_candidate(
-    name: str, file: str, key: str, moved: Mapping[str, str] | None = None
+    name: str,
+    file: str,
+    key: str,
+    moved: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
 ) -> Source:
     """Open a candidate by the headers of its own sources; nothing is merged.
 
@@ -78,18 +82,19 @@ def open_candidate(
         name: RUN#NUMBER.
         file, key: that faults carry.
         moved: label -> directory of the run's sources that lie elsewhere.
+        trust_remote_code: as of `open_source`.
 
     Raises:
         BadInput: it is not there, or its sources are not.
     """
     archive, _, recipe = read_candidate(name, file, key)
-    trust = archive.campaign["plan"]["sources"]["trust_remote_code"]
 
     def opened(source: str) -> Source:
         if is_candidate(source):
-            return open_candidate(_own(archive, source) or source, file, key, moved)
+            inner = _own(archive, source) or source
+            return open_candidate(inner, file, key, moved, trust_remote_code)
         place = _place(archive, source, moved or {})
-        return open_source(place, file=file, key=key, trust_remote_code=trust)
+        return open_source(place, file=file, key=key, trust_remote_code=trust_remote_code)
 
     stored = next(code for code, dtype in DTYPES.items() if dtype == recipe.dtype)
 
@@ -117,11 +122,11 @@ def materialize(
     """Return a candidate's model directory in the cache, merging it if it is not there yet.
 
     Args:
-        name, file, key, moved: see `open_candidate`.
+        name, file, key, moved: see `open_candidate`. Its own run says whether to trust its code.
 
     Raises:
         BadInput: it, or one of its sources, is not there or has changed.
-        EvomergeError: its weights are not those that were scored.
+        EvomergeError: its weights are not those that were scored on this kind of device.
     """
     archive, candidate, recipe = read_candidate(name, file, key)
     hashes = {s["name"]: s["sha256"] for s in archive.campaign["provenance"]["sources"].values()}
@@ -131,7 +136,9 @@ def materialize(
         beside = folder.with_name(f"{folder.name}.{os.getpid()}")
         labels = archive.campaign["provenance"]["sources"]
         known = {label: place for label, place in (moved or {}).items() if label in labels}
-        export_candidate(Path(run), beside, str(candidate.id), known)
+        worker = archive.outcome(candidate.id)["worker"]
+        same = _device_like(worker) == _kind_of(worker)  # else a last bit may differ
+        export_candidate(Path(run), beside, str(candidate.id), known, verify=same)
         try:
             beside.rename(folder)
         except OSError:  # another process was quicker
@@ -267,7 +274,6 @@ def export_candidate(
         raise BadInput(*faults)
     outcome = archive.outcome(candidate)
     scored = outcome["weights_checksum"]
-    on_gpu = outcome["worker"].endswith("cuda") and _has_cuda()
     checksum = merge_to(
         recipe,
         out,
@@ -275,7 +281,7 @@ def export_candidate(
         card=model_card(archive, candidate, recipe),
         checksum=scored if verify else None,
         trust_remote_code=trust,
-        device="cuda" if on_gpu else "cpu",
+        device=_device_like(outcome["worker"]),
         written=self_contained(recipe, archive),
     )
     if not scored:
@@ -283,7 +289,13 @@ def export_candidate(
     return candidate, checksum, "as scored" if verify else "not compared"
 
 
-def _has_cuda() -> bool:
+def _kind_of(worker: str) -> str:
+    """Return the kind of device of a worker, HOST/PID/DEVICE: "cpu" or "cuda"."""
+    return "cuda" if worker.rpartition("/")[2].startswith("cuda") else "cpu"
+
+
+def _device_like(worker: str) -> str:
+    """Return a device of the kind of a worker's if there is one here, else the processor."""
     import torch
 
-    return torch.cuda.is_available()
+    return _kind_of(worker) if torch.cuda.is_available() else "cpu"

@@ -23,6 +23,7 @@ from evomerge.mergeable import differing_settings, mismatches, stream_mismatches
 from evomerge.pareto import Objective, parse_bound
 from evomerge.sources import Source, digest, moved_faults, open_source
 from evomerge.spaces import SPACES, Sources
+from evomerge.stages import as_campaigns
 from evomerge.worker import WorkerPlan
 
 FEW_ITEMS = 20
@@ -48,10 +49,16 @@ def read_plan(file: Path, settings: Sequence[str], moved: Mapping[str, str]) -> 
         return config.check_plan(data, str(file))
     except BadInput as error:
         sources, entries = config.well_formed_parts(data)
-        kind = data["space"].get("kind") if isinstance(data.get("space"), Mapping) else None
-        routed = "routing" if kind == "routing" else None
-        named = _open_named(sources, entries, False, str(file), moved, routed)
+        named = _open_named(sources, entries, False, str(file), moved, _strictest(data))
         raise BadInput(*dict.fromkeys([*error.faults, *named.faults])) from None
+
+
+def _strictest(data: Mapping[str, Any]) -> str | None:
+    """Return the kind of a mapping's spaces that asks most of sources, None if none is known."""
+    spaces = [part.get("space") for _, part in as_campaigns(data)]
+    kinds = [space.get("kind") for space in spaces if isinstance(space, Mapping)]
+    known = [kind for kind in kinds if isinstance(kind, str) and kind in SPACES.all()]
+    return min(known, key=lambda kind: kind == "routing", default=None)
 
 
 def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None = None) -> Campaign:
@@ -107,8 +114,13 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
 
 
 def _uneven_faults(plan: Mapping[str, Any], named: _Named, file: str) -> list[Fault]:
-    """Return what hangs on an average of sources that have none."""
-    listed = list(named.sources.values())
+    """Return what hangs on an average of sources that have none.
+
+    What stages found has no part in it: it is scored before them.
+    """
+    stages = {stage["name"] for stage in plan["stages"]}
+    labels = _labels(plan["sources"])
+    listed = [source for name, source in named.sources.items() if labels[name] not in stages]
     if plan["space"]["kind"] != "routing" or not listed or not mismatches(listed, file):
         return []
     faults, mend = [], "leave it out: only models of one shape are averaged"
@@ -131,7 +143,8 @@ def _open_named(
 ) -> _Named:
     """Open the sources and the fitness entries, gathering what is wrong with them.
 
-    `kind`: of the space, which says how sources have to fit together; None if it is unknown.
+    `kind`: of the space, which says how sources have to fit together; None if it is unknown, and
+    whether they do is not asked.
     """
     layered = kind is not None and not SPACES.get(kind).breeds
     faults: list[Fault] = []
@@ -150,7 +163,7 @@ def _open_named(
         try:
             where = moved.get(label, name)
             if is_candidate(where):
-                source = open_candidate(where, file, key, moved)
+                source = open_candidate(where, file, key, moved, trust)
             else:
                 source = open_source(where, file=file, key=key, trust_remote_code=trust)
         except BadInput as error:
@@ -161,7 +174,7 @@ def _open_named(
             wrong = f"'{name}' has no layers that can be told from its tensor names"
             mend = "take a decoder with numbered layers, or a space of another kind"
             faults.append(Fault(file, key, wrong, mend))
-    if opened:
+    if opened and kind is not None:
         fit = stream_mismatches if kind == "routing" else mismatches
         faults += fit(list(opened.values()), file)
     fitness = {}
@@ -242,7 +255,8 @@ def hash_sources(campaign: Campaign, file: str, moved: Mapping[str, str] | None 
             place = str(materialize(source.name, file, key, moved))
             if source.factory:
                 place = source.factory._replace(weights=f"{place}/model.safetensors").place
-            source = open_source(place, file=file, key=key)
+            trust = campaign.worker.trust_remote_code
+            source = open_source(place, file=file, key=key, trust_remote_code=trust)
         places[name] = source.place
         found = digest(source)
         hashes[name] = found.sha256

@@ -82,7 +82,7 @@ def merge_to(
     opened = _open_all(recipe, file, places or {}, trust_remote_code)
     if faults := layout_faults(recipe, opened[recipe.sources[0]], file):
         raise BadInput(*faults)
-    merger = Merger(opened, _hashes(opened, file), device)
+    merger = Merger(opened, _hashes(opened, file), device, keep=False)
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         beside.mkdir(parents=True)

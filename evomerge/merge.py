@@ -35,26 +35,24 @@ class Merger:
         sources: Mapping[str, Source],
         hashes: Mapping[str, str],
         device: torch.device | str = "cpu",
+        keep: bool = True,
     ):
         """
         Args:
             sources: every source that a recipe may name, by that name.
             hashes: their content hashes.
             device: where tensors are merged.
+            keep: leave sources' tensors there for the next recipe.
         """
         self.sources, self.hashes, self.device = dict(sources), dict(hashes), torch.device(device)
         size = sum(t.elements for t in next(iter(self.sources.values())).tensors.values())
         compiled = self.device.type != "cpu" and size >= COMPILE_FROM
         self._kernels = fast if compiled else kernels
-        self._weights = Weights(self.sources, self.device)
+        self._weights = Weights(self.sources, self.device, keep)
         self._known = Precomputed(self.sources, self.hashes, self._weights.tensor)
         self._prepared: dict[tuple, tuple[str, ...]] = {}
         self._layouts: dict[str, Layout] = {}
         self._batches: dict[tuple, tuple[Mapping[str, torch.Tensor], native.Batch]] = {}
-
-    def read_once(self) -> Any:
-        """Return a context in which sources' tensors are not kept on a device after their use."""
-        return self._weights.read_once()
 
     def bytes_kept(self) -> int:
         """Return the memory that what is computed once takes, sources not counted."""

@@ -231,7 +231,8 @@ class RayPool:
             self._failed_starts += 1
             if self._failed_starts >= self._START_FAILURES:
                 if self._running or self._free or self._starting:
-                    self._count -= 1  # go on with those that work
+                    self._count -= 1
+                    log.warning("going on with %d worker(s)", self._count)
                     return
                 cause = _cause(error)
                 reason = str(cause) if isinstance(cause, EvomergeError) else one_line(cause)

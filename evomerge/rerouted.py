@@ -1,6 +1,6 @@
 """Layers of several live models as one model: rerouted by reference, without copying a weight."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,27 +24,22 @@ class Router:
         self,
         live: ResidentModel,
         sources: Mapping[str, Source],
-        load: Callable[[str], nn.Module],
+        models: Mapping[str, nn.Module],
     ):
         """
         Args:
             live: the model that is scored.
             sources: every source that a path may pass, by name.
-            load: gives a source as a live model, on the device and in the dtype of `live`.
+            models: each of them as a live model, on the device and in the dtype of `live`.
         """
         self._live = live.model
-        self._sources, self._load = sources, load
-        self._models: dict[str, nn.Module] = {}
-        self._settings: dict[str, dict[str, list]] = {}
+        self._sources, self._models = sources, models
+        self._settings = {name: layer_settings(sources[name].config) for name in models}
         self._shells: dict[tuple[str, int, int], _Shell] = {}
         self._own: tuple[dict, dict, dict[str, Any]] | None = None
 
     def route(self, recipe: Routing) -> None:
         """Let the live model be that of `recipe`."""
-        for name in recipe.sources:
-            if name not in self._models:
-                self._models[name] = self._load(name)
-                self._settings[name] = layer_settings(self._sources[name].config)
         frame = recipe.models[recipe.frame]
         family, fold = family_of(self._sources[frame].config), recipe.fold()
         config, base = self._live.config, self._live.base_model
@@ -83,11 +78,11 @@ class Router:
             base.has_sliding_layers = "sliding_attention" in self._live.config.layer_types
 
     def _hops(self, recipe: Routing, fold: Fold, family: Family) -> nn.ModuleList:
-        used: dict[tuple[int, int], int] = {}
+        used: dict[tuple[str, int], int] = {}
         hops = []
         for index, (hop, by) in enumerate(zip(recipe.path, fold.hops, strict=True)):
-            times = used[hop[:2]] = used.get(hop[:2], -1) + 1
             name = recipe.models[hop.model]
+            times = used[name, hop.layer] = used.get((name, hop.layer), -1) + 1
             key = (name, hop.layer, times)
             if key not in self._shells:
                 layers = layers_of(self._models[name].base_model)

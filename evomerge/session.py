@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from evomerge import config, views
-from evomerge.adoption import adopted
+from evomerge.adoption import adopted, candidates_of
 from evomerge.archive import Archive, DatabaseError
 from evomerge.campaign import Campaign
 from evomerge.candidates import pinned
@@ -30,9 +30,40 @@ def checked(file: Path, settings: Sequence[str], moved: Mapping[str, str]) -> li
     Returns:
         Its stages, each as a campaign; in later ones a model stands for what is not found yet.
     """
-    plan = pinned(read_plan(file, settings, moved), None, str(file))
-    numbers = range(len(searches(plan)))
-    return [prepare(stage_plan(plan, n), str(file), moved) for n in numbers]
+    plan, faults = read_plan(file, settings, moved), []
+    try:
+        plan = pinned(plan, None, str(file))
+    except BadInput as error:
+        faults += error.faults
+    return _prepared(plan, str(file), moved, faults)
+
+
+def _prepared(
+    plan: Mapping[str, Any],
+    file: str,
+    moved: Mapping[str, str],
+    faults: Sequence[Fault] = (),
+    fresh: bool = True,
+) -> list[Campaign]:
+    """Return a plan's stages as campaigns.
+
+    Raises:
+        BadInput: with `faults`, those of all stages, and of what a fresh campaign begins with.
+    """
+    found, faults = [], list(faults)
+    for number in range(len(searches(plan))):
+        try:
+            found.append(prepare(stage_plan(plan, number), file, moved))
+        except BadInput as error:
+            faults += error.faults
+    if fresh:
+        try:
+            candidates_of(plan["init"], found[0].space.first.kind if found else None, file)
+        except BadInput as error:
+            faults += error.faults
+    if faults:
+        raise BadInput(*dict.fromkeys(faults))
+    return found
 
 
 def run_campaign(
@@ -66,9 +97,8 @@ def run_campaign(
         progress.say(_summary(directory))
         return True
     stages = len(searches(plan))
-    for number in range(1, stages):  # before the first is begun
-        prepare(stage_plan(plan, number), str(file), moved)
-    campaign = hash_sources(prepare(stage_plan(plan, 0), str(file), moved), str(file), moved)
+    campaign = _prepared(plan, str(file), moved or {}, fresh=before.fresh)[0]
+    campaign = hash_sources(campaign, str(file), moved)
     if before.fresh:
         hashes = campaign.worker.hashes
         campaign.adopted = adopted(plan["init"], campaign.space, hashes, str(file))

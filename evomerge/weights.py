@@ -18,13 +18,16 @@ from evomerge.sources import Source, open_source
 
 
 class Weights:
-    """Reads through the operating system's page cache, which the workers of a node share.
+    """Reads through the operating system's page cache, which the workers of a node share."""
 
-    On a GPU each tensor is copied to it once.
-    """
-
-    def __init__(self, sources: Mapping[str, Source], device: torch.device):
-        self._sources, self._device = sources, device
+    def __init__(self, sources: Mapping[str, Source], device: torch.device, keep: bool = True):
+        """
+        Args:
+            sources: by name.
+            device: to which tensors are copied.
+            keep: copy each of them there once, which takes all sources' room on a GPU.
+        """
+        self._sources, self._device, self._keep = sources, device, keep
         self._files: dict = {}
         self._there: dict[tuple, torch.Tensor] = {}
 
@@ -76,11 +79,12 @@ class Weights:
 
     @contextlib.contextmanager
     def read_once(self) -> Iterator[None]:
-        """Forget, at the end, the tensors that are read meanwhile."""
-        there = set(self._there)
-        yield
-        for where in set(self._there) - there:
-            del self._there[where]
+        """Keep no tensor on the device that is read meanwhile."""
+        keep, self._keep = self._keep, False
+        try:
+            yield
+        finally:
+            self._keep = keep
 
     def _found(self, source: str, name: str) -> tuple[Tensor, LowRank | None]:
         opened = self._sources[source]
@@ -100,9 +104,10 @@ class Weights:
             return self._there[where]
         if stored.file not in self._files:
             self._files[stored.file] = safe_open(stored.file, framework="pt", device="cpu")
-        tensor = self._files[stored.file].get_tensor(stored.key)
-        self._there[where] = tensor.to(self._device)
-        return self._there[where]
+        tensor = self._files[stored.file].get_tensor(stored.key).to(self._device)
+        if self._keep:
+            self._there[where] = tensor
+        return tensor
 
 
 @functools.lru_cache(maxsize=1 << 12)

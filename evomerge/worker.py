@@ -87,15 +87,20 @@ class Worker:
             for file in files_of(source)
         ]
         self.name = f"{platform.node()}/{os.getpid()}/{device}"
-        self._merger = Merger(opened, plan.hashes, device)
+        routed = plan.first["kind"] == "routing"  # whose sources are on the device as models
+        self._merger = Merger(opened, plan.hashes, device, keep=not routed)
         self._merger.prepare(from_json(plan.first))
         self._resident = resident(
             opened[plan.frame], plan.compute_dtype, device, plan.trust_remote_code
         )
         self._flat: Any = None  # made for the first weights that come with a job
         self._plan, self._router = plan, None
-        if plan.first["kind"] == "routing":
-            self._route(from_json(plan.first))
+        if routed:
+            from evomerge.rerouted import Router
+
+            models = {name: self._load(name, device) for name in opened}
+            self._router = Router(self._resident, opened, models)
+            self._router.route(from_json(plan.first))
         self._splits = plan.splits
         self._fitness = {}
         for objective, spec in plan.fitness.items():
@@ -141,24 +146,13 @@ class Worker:
             if not same:
                 raise SourceChanged(f"{source.place} has changed while the campaign ran")
 
-    def _route(self, recipe: Any) -> str:
-        """Let the model run a path; no weight is made, so that there is no checksum of any."""
-        if self._router is None:
-            from evomerge.rerouted import Router
-
-            self._router = Router(self._resident, self._merger.sources, self._load)
-        self._router.route(recipe)
-        return ""
-
-    def _load(self, name: str) -> Any:
+    def _load(self, name: str, device: str) -> Any:
         """Return a source as a live model of its own."""
         from evomerge.resident import resident
 
         plan, source = self._plan, self._merger.sources[name]
-        device = self.name.rpartition("/")[2]
         loaded = resident(source, plan.compute_dtype, device, plan.trust_remote_code)
-        with self._merger.read_once():
-            loaded.load(self._merger.stream(single(name, plan.dtype)))
+        loaded.load(self._merger.stream(single(name, plan.dtype)))
         return loaded.model
 
     def _materialize(self, recipe: Any) -> str:
@@ -167,7 +161,8 @@ class Worker:
         from evomerge.checksum import Checksum, tile_digests
 
         if recipe.kind == "routing":
-            return self._route(recipe)
+            self._router.route(recipe)
+            return ""  # no weight is made that could have a checksum
         if self._router is not None:
             self._router.restore()
         tensors = self._merger.sources[recipe.sources[0]].tensors

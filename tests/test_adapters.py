@@ -70,6 +70,19 @@ def test_the_weights_are_those_that_peft_merges(here, variant):
     assert changed == len({*source.adapter.factors, *source.adapter.replaced}) > 0
 
 
+def test_tensors_are_kept_for_the_next_recipe_unless_told_otherwise(here):
+    sources, name = {"a": open_source("a")}, "model.embed_tokens.weight"
+    for keep in (True, False):
+        weights = Weights(sources, torch.device("cpu"), keep)
+        with pytest.raises(KeyError), weights.read_once():
+            once = weights.tensor("a", name)
+            assert weights.tensor("a", name) is not once
+            weights.tensor("a", "strange")
+        first = weights.tensor("a", name)
+        assert torch.equal(first, once)
+        assert (weights.tensor("a", name) is first) == keep
+
+
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "slerp", "ties"])
 def test_merges_of_adapters_and_whole_models(here, method):
     """As merges of the models that PEFT makes of them, which the methods' own tests hold."""

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
@@ -12,7 +13,7 @@ from evomerge import views
 from evomerge.archive import Archive
 from evomerge.candidates import export_candidate, materialize
 from evomerge.cli import main
-from evomerge.errors import BadInput
+from evomerge.errors import BadInput, EvomergeError
 from evomerge.machine import cache_folder
 from evomerge.session import checked, run_campaign
 
@@ -124,6 +125,17 @@ def test_a_candidate_whose_sources_changed_is_refused(first, campaign_file, here
         materialize("runs/first#7")
 
 
+def test_a_candidate_is_compared_on_the_kind_of_device_that_scored_it(first):
+    archive = Archive(first / "archive.db", write=True)
+    archive._execute("UPDATE outcomes SET weights_checksum = 'x' WHERE candidate_id IN (6, 7)")
+    archive._execute("UPDATE outcomes SET worker = 'far/1/cuda:1' WHERE candidate_id = 7")
+    archive.close()
+    with pytest.raises(EvomergeError, match="but x was scored"):
+        materialize("runs/first#6")
+    if not torch.cuda.is_available():
+        assert (materialize("runs/first#7") / "config.json").exists()
+
+
 REFUSED = {
     "runs/absent#best": r"sources.models.m: runs/absent: is no run's directory; write RUN#best",
     "runs/first#999": r"sources.models.m: runs/first: candidate 999 is not there or has no scores",
@@ -186,14 +198,20 @@ def test_beginnings_are_known_by_their_models_not_by_names(first, campaign_file,
 
 def test_beginnings_that_will_not_do(first, campaign_file, silent):
     two = {"base": "base", "models": {"a": "a", "b": "b"}}
+    plan = {"fitness": NEAR_TWO, "name": "second", "sources": two}
+    with pytest.raises(BadInput, match=r"init\.0: 'runs/first#.*has c, which is no source"):
+        run_campaign(campaign_file(**plan, init=["runs/first#front"]), progress=silent)
     init = ["runs/first#front", "runs/none#best", "runs/first#1"]
-    file = campaign_file(fitness=NEAR_TWO, name="second", sources=two, init=init)
-    with pytest.raises(BadInput) as error:
-        run_campaign(file, progress=silent)
-    lines = str(error.value).splitlines()
-    assert "init.0: 'runs/first#" in lines[0] and "has c, which is no source" in lines[0]
-    assert "init.1: runs/none: is no run's directory" in lines[-2]
-    assert "init.2: 'runs/first#1' holds baselines only" in lines[-1]
+    file = campaign_file(**plan, init=init)
+    for asked in (lambda: checked(file, [], {}), lambda: run_campaign(file, progress=silent)):
+        with pytest.raises(BadInput) as error:
+            asked()
+        lines = str(error.value).splitlines()
+        assert "init.1: runs/none: is no run's directory" in lines[-2]
+        assert "init.2: 'runs/first#1' holds baselines only" in lines[-1]
+    routed = campaign_file(**plan, init=init[:1], space={"kind": "routing"})
+    with pytest.raises(BadInput, match="is of kind parameters, this space's are not"):
+        checked(routed, [], {})
     with pytest.raises(BadInput, match=r"init\.0: .runs/first. names no candidates"):
         checked(campaign_file(init=["runs/first"]), [], {})
 

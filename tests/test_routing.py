@@ -69,7 +69,7 @@ def routed(folders, frame=None):
         return model
 
     model = live(frame or folders[0])
-    return model.model, Router(model, opened, lambda folder: live(folder).model)
+    return model.model, Router(model, opened, {f: live(f).model for f in folders})
 
 
 @torch.no_grad()
@@ -279,6 +279,23 @@ def test_experts_that_are_stored_as_one_tensor_are_scaled_too(name, pairs, tmp_p
     assert apart(logits(load(tmp_path / "out")), logits(live)) < 1e-12
 
 
+def test_a_model_that_is_listed_twice_runs_as_it_is_exported(pairs, tmp_path):
+    folder, _ = pairs("llama")
+    hops = (Hop(0, 0), Hop(0, 1, 1.0, (2.0, 0.5)), Hop(1, 1, 1.0, (0.5, 2.0)), Hop(1, 3))
+    recipe = Routing((folder, folder), hops, 0, "float64")
+    merge_to(recipe, tmp_path / "out")
+    live, router = routed([folder])
+    router.route(recipe)
+    exported = load(tmp_path / "out")
+    assert apart(logits(live), logits(exported)) < 1e-12
+    said = [
+        model.generate(IDS, **GREEDY, use_cache=cached)
+        for model in (live, exported)
+        for cached in (True, False)
+    ]
+    assert all(torch.equal(said[0], other) for other in said[1:])
+
+
 def test_strangers_that_differ_are_refused_by_their_kind(pairs, tmp_path):
     folders = [
         changed(folder, tmp_path / str(i), model_type="strange", rms_norm_eps=10.0**-i)
@@ -300,15 +317,20 @@ def test_a_layer_whose_writing_is_unknown_is_refused(pairs, tmp_path):
 
 def test_no_configuration_where_mergekit_would_leave_the_layers_types(pairs, tmp_path):
     folders = pairs("smollm3")
+    own = json.loads((Path(folders[0]) / "config.json").read_text())["no_rope_layers"]
+    assert own == [1, 1, 1, 0]
     for index, (path, there) in enumerate(
-        [([0, 1, 2, 3], True), ([0, 1, 3, 3], True), ([0, 2, 1, 2, 3], False)]
+        [
+            ([0, 1, 2, 3], True),
+            ([2, 0, 1, 3], True),
+            ([0, 1, 3, 3], False),
+            ([0, 2, 1, 2, 3], False),
+        ]
     ):
         recipe = Routing(folders, tuple(Hop(0, layer) for layer in path), 0, "float32")
         merge_to(recipe, tmp_path / str(index))
         types = json.loads((tmp_path / str(index) / "config.json").read_text())["no_rope_layers"]
         assert len(types) == len(path)
-        own = json.loads((Path(folders[0]) / "config.json").read_text())["no_rope_layers"]
-        there = types == own
         assert (tmp_path / str(index) / "mergekit_config.yml").exists() == there
 
 

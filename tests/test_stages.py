@@ -294,6 +294,72 @@ def test_sources_of_several_depths_have_no_average_to_hang_on(campaign_file, her
     assert {f.key for f in caught.value.faults} == {"soups", "fitness.0.constraint"}
 
 
+def test_an_average_that_was_scored_bounds_later_stages_of_any_depth(campaign_file, silent, here):
+    stages = [
+        {
+            "name": name,
+            "space": {**ROUTING, "prior": None, "gains": "none"},
+            "controller": {"kind": "random"},
+            "budget": {"evaluations": 3},
+        }
+        for name in ("once", "twice")
+    ]
+    fitness = [
+        {"name": "depth", "cost": "hops", "constraint": "<= uniform + 9"},
+        {"name": "likely", "function": "fit.py", "weight": 0.01},
+    ]
+    file = campaign_file(**STAGED | {"stages": stages, "fitness": fitness})
+    assert run_campaign(file, progress=silent)
+    archive, means = scored(here / "runs" / "tiny")
+    labels = {c.label: c for c in archive.baselines()}
+    assert means[labels["once"].id]["depth"] != means[labels["a"].id]["depth"]
+    assert archive.proposed_in(1) == 3
+
+
+def test_the_faults_of_all_stages_are_told_at_once(campaign_file, here):
+    from evomerge.testing import tiny_llama
+
+    tiny_llama(here / "deep", 5, layers=4)
+    deep = {"sources": {"base": "base", "models": {"a": "a", "deep": "deep"}}}
+    routed = [{**stage, "space": ROUTING} for stage in STAGES]
+    file = campaign_file(**STAGED | deep | {"stages": routed, "seed": "seven", "finals": "few"})
+    with pytest.raises(BadInput) as caught:
+        checked(file, [], {})
+    assert {f.key for f in caught.value.faults} == {"seed", "finals"}  # depths may differ
+    models = {name: f"post-{name}" for name in "ab"}
+    for name, folder in models.items():
+        shutil.copytree(here / name, here / folder)
+        config = json.loads((here / folder / "config.json").read_text())
+        (here / folder / "config.json").write_text(json.dumps({**config, "model_type": "olmo2"}))
+    plan = {"sources": {"base": "post-a", "models": models}, "init": ["runs/none#best"]}
+    with pytest.raises(BadInput) as caught:
+        checked(campaign_file(**STAGED | plan), [], {})
+    said = str(caught.value)
+    assert "runs/none: is no run's directory" in said  # of the first stage
+    assert "'post-b': olmo2 cannot be routed with scales" in said  # of the second
+
+
+def test_code_of_its_own_is_trusted_in_every_stage_or_in_none(campaign_file, silent, here):
+    for name in ("a", "b"):
+        folder = here / f"own-{name}"
+        shutil.copytree(here / name, folder)
+        own = "import transformers\n\n\nclass Own(transformers.LlamaForCausalLM):\n    pass\n"
+        (folder / "own.py").write_text(own)
+        config = json.loads((folder / "config.json").read_text())
+        config["auto_map"] = {"AutoModelForCausalLM": "own.Own"}
+        (folder / "config.json").write_text(json.dumps(config))
+    models = {"a": "own-a", "b": "own-b"}
+    plan = STAGED | {"sources": {"base": "own-a", "models": models, "trust_remote_code": True}}
+    assert run_campaign(campaign_file(**plan), progress=silent)
+    again = {"models": {"found": "runs/tiny#best", "b": "own-b"}}
+    file = campaign_file(name="again", space=ROUTING, sources=again)
+    with pytest.raises(BadInput) as caught:
+        checked(file, [], {})
+    keys = [f.key for f in caught.value.faults]
+    assert keys == ["sources.models.found", "sources.models.b"]
+    assert all("code of its own" in str(f) for f in caught.value.faults)
+
+
 def test_a_soup_is_no_path(campaign_file):
     file = campaign_file(space=ROUTING, start_from_soup=True, soups=["metrics"])
     with pytest.raises(BadInput, match="start_from_soup: a soup is no point"):
