@@ -44,10 +44,11 @@ def append(file: Path, row: dict) -> None:
 
 
 class Searches:
-    """Campaigns beside one another: a row each, with the best candidate's held-out scores.
+    """Campaigns beside one another: a row each, with the held-out scores of the best found.
 
-    And with the hypervolume, above 0 in each task, of the held-out scores of the baselines and of
-    the finalists, of the last stage where there are stages.
+    That is no baseline, even if one is better. And with the hypervolume, above 0 in each task, of
+    the held-out scores of the baselines and of the finalists, of the last stage where there are
+    stages.
     """
 
     KEY = ("controller", "seed", "evaluations")
@@ -74,7 +75,7 @@ class Searches:
             raise SystemExit("interrupted; the same command goes on")
         archive = Archive(directory / "archive.db")
         finals = {c: archive.means(c, "heldout") for c in archive.finals_done()}
-        best = finals[archive.best()]
+        best = finals[archive.best_found()]
         last = archive.candidates("stage = (SELECT MAX(stage) FROM candidates)")
         kept = {c.id for c in (*archive.baselines(), *last)} & finals.keys()
         points = np.array([[finals[c][task] for task in self._tasks] for c in sorted(kept)])

@@ -5,6 +5,7 @@ each branch reads the stream through a norm, and so is blind to its scale. Where
 hold, layers cannot be rerouted with scales and then stored as an ordinary model.
 """
 
+import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,7 +116,8 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config with the defaults that transformers has for its model type."""
     from transformers import AutoConfig
 
-    kind, rest = config["model_type"], {k: v for k, v in config.items() if k != "model_type"}
+    rest = copy.deepcopy(dict(config))  # into parts of which transformers writes
+    kind = rest.pop("model_type")
     known = AutoConfig.for_model(kind, **rest)
     every = {k: getattr(known, k, None) for k in (*PER_LAYER, *INDICES, "num_hidden_layers")}
     return known.to_dict() | every

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from evomerge.families import INDICES, PER_LAYER, effective, family_of
-from evomerge.layout import canonical_order, place, renumbered
+from evomerge.layout import before_layer, canonical_order, place, within_layer
 from evomerge.routing import Routing
 from evomerge.sources import Source
 
@@ -28,7 +28,7 @@ def routed_tensors(recipe: Routing, sources: Mapping[str, Source]) -> dict[str, 
     """Return the tensors of a routed checkpoint by their new names, in canonical order."""
     fold, frame = recipe.fold(), recipe.models[recipe.frame]
     family = family_of(sources[frame].config)
-    tied = all(place(name).part != "head" for name in sources[frame].tensors)
+    tied = has_tied_head(sources[frame])
     apart = 1.0 / fold.embed if tied else 1.0  # undoes the embeddings' factor in the head
     outside = {"embed": fold.embed, "norm": fold.norm * apart, "norm bias": apart}
     found: dict[str, Origin] = {}
@@ -40,13 +40,21 @@ def routed_tensors(recipe: Routing, sources: Mapping[str, Source]) -> dict[str, 
     for name in sources[frame].tensors:
         if place(name).layer is None:
             add(name, frame, name, outside)
+        else:
+            stem = before_layer(name)  # which may be another in checkpoints of other sources
     for index, (hop, by) in enumerate(zip(recipe.path, fold.hops, strict=True)):
         source = recipe.models[hop.model]
         factors = dict(zip(("attention", "mlp", "read"), by, strict=True))
         for name in sources[source].tensors:
             if place(name).layer == hop.layer:
-                add(renumbered(name, index), source, name, factors)
+                add(f"{stem}{index}.{within_layer(name)}", source, name, factors)
     return {name: found[name] for name in canonical_order(found)}
+
+
+def has_tied_head(source: Source) -> bool:
+    """Tell whether a model's head is its embeddings: no weight of its own is stored."""
+    heads = [name for name in source.tensors if place(name).part == "head"]
+    return not any(name.endswith("weight") for name in heads)
 
 
 def folded(origin: Origin, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -30,10 +30,9 @@ def place(name: str) -> Place:
     return Place("head" if _HEAD.search(name) else "norm", None)
 
 
-def renumbered(name: str, layer: int) -> str:
-    """Return a layer's tensor name with another index."""
-    match = _LAYER.search(name)
-    return f"{name[: match.start(1)]}{layer}{name[match.end(1) :]}"
+def before_layer(name: str) -> str:
+    """Return what precedes the layer's index in a tensor name, e.g. `model.layers.`."""
+    return name[: _LAYER.search(name).start(1)]
 
 
 def within_layer(name: str) -> str:

@@ -12,6 +12,13 @@ from evomerge.sources import CONFIG_NOISE, Source
 
 # What matters to training alone, or to code that is not run.
 _CONFIG_SILENT = {"architectures", "auto_map", "use_cache", "vocab_size", "attention_dropout"}
+# What else no layer reads when a model runs: training's own, labels, and what is told of outputs.
+_LAYERS_SILENT = {
+    "initializer_range", "router_aux_loss_coef", "router_jitter_noise", "output_router_logits",
+    "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout", "classifier_dropout",
+    "pretraining_tp", "id2label", "label2id", "problem_type", "tie_word_embeddings", "return_dict",
+    "output_attentions", "output_hidden_states",
+}  # fmt: skip
 # What says how many layers there are, and of which type.
 _DEPTH_SAYS = {*PER_LAYER, *INDICES, "num_hidden_layers", "n_layer", "max_window_layers"}
 _DEPTH_SAYS |= {"no_rope_layer_interval", "sliding_window_pattern", "_sliding_window_pattern"}
@@ -103,15 +110,28 @@ def path_faults(recipe: Routing, sources: Mapping[str, Source], file: str) -> li
 def _layer_differences(
     first: Mapping[str, Any], other: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield what two configs disagree on that layers read: key, first's value, other's value."""
-    silent = CONFIG_NOISE | _CONFIG_SILENT | _DEPTH_SAYS | {"tie_word_embeddings"}
-    keys = [k for k in sorted({*first, *other} - silent) if not k.endswith("_token_id")]
-    differ = [k for k in keys if first.get(k) != other.get(k)]
-    if differ:  # a key that is left out has its default
-        first, other = effective(first), effective(other)
-    for k in differ:
-        if first.get(k) != other.get(k):
+    """Yield what two configs disagree on that layers read: key, first's value, other's value.
+
+    As transformers takes them: a key that is left out has its default, an old one (rope_theta) is
+    part of a newer one, and what the model type does not know says nothing.
+    """
+    silent = CONFIG_NOISE | _CONFIG_SILENT | _LAYERS_SILENT | _DEPTH_SAYS
+    if all(first.get(k) == other.get(k) for k in {*first, *other} - silent):
+        return
+    known = effective({"model_type": first["model_type"]}).keys() | {"model_type"}
+    first, other = effective(first), effective(other)
+    if _has_plain_rope(first) and _has_plain_rope(other):
+        silent = silent | {"max_position_embeddings"}
+    for k in sorted(known - silent):
+        if first.get(k) != other.get(k) and not k.endswith("_token_id"):
             yield k, first.get(k), other.get(k)
+
+
+def _has_plain_rope(config: Mapping[str, Any]) -> bool:
+    """Tell whether positions turn queries and keys in a way that no longest text changes."""
+    said = config.get("rope_parameters") or {}
+    kinds = [v for v in said.values() if isinstance(v, Mapping)] or [said]  # one a layer type
+    return all(kind.get("rope_type") == "default" for kind in kinds)
 
 
 def _layers(source: Source) -> list[dict[str, tuple[int, ...]]]:

@@ -87,7 +87,7 @@ def from_mergekit(data: Mapping[str, Any], file: str, seed: int = 0) -> Recipe |
         raise BadInput(*faults)
     data, module = _unwrapped(data)
     if data["merge_method"] == "passthrough":
-        return from_passthrough(data, file)
+        return from_passthrough(data, file, module)
     method, options = METHODS[data["merge_method"]]
     operator = OPERATORS.get(method)
     base = data.get("base_model")
@@ -161,15 +161,37 @@ def _form_faults(data: Any, file: str) -> Iterator[Fault]:
         yield Fault(file, "tokenizer_source", wrong, "write base, or leave it out")
     if "tokenizer" in data:
         yield Fault(file, "tokenizer", "vocabularies are not joined", "leave it out")
-    for scope, key in ((s, k) for s in (data.get("parameters") or {}, module) for k in s):
+    wrong = "is not a mapping of parameters"
+    yield from (Fault(file, key, wrong, "write name: value") for key in _unreadable(data, module))
+    top = data.get("parameters")
+    outer = [scope for scope in (top, module) if isinstance(scope, Mapping)]
+    for scope, key in ((s, k) for s in outer for k in s):
         if key in _SWITCHES and scope[key] is not _SWITCHES[key]:
             mend = f"write {str(_SWITCHES[key]).lower()}, or leave it out"
             yield Fault(file, f"parameters.{key}", "is not supported", mend)
-    listed = data.get("models", data.get("slices"))
-    entries = listed if isinstance(listed, list) else []
-    sources = entries if "models" in data else [s for e in entries for s in _sources_of(e)]
-    if not sources or not all(isinstance(s, Mapping) and "model" in s for s in sources):
-        yield Fault(file, "models", "is not a list of {model: ...}", "see mergekit's README")
+    key = "models" if "models" in data else "slices"
+    mend = "see mergekit's README"
+    if not isinstance(data.get(key), list) or not data[key]:
+        yield Fault(file, key, "is not a list of {model: ...}", mend)
+        return
+    for index, entry in enumerate(data[key]):
+        sources = [entry] if key == "models" else _sources_of(entry)
+        named = [isinstance(s, Mapping) and isinstance(s.get("model"), str) for s in sources]
+        if not named or not all(named):
+            form = "{model: NAME}" if key == "models" else "{sources: [{model: NAME}]}"
+            yield Fault(file, f"{key}.{index}", f"is not {form}", mend)
+
+
+def _unreadable(data: Mapping[str, Any], module: Any) -> Iterator[str]:
+    """Yield where parameters are no mapping."""
+    scopes = {"parameters": data.get("parameters"), "modules.default.parameters": module}
+    for key in ("models", "slices"):
+        for index, entry in enumerate(data[key] if isinstance(data.get(key), list) else ()):
+            for s in [entry, *_sources_of(entry)]:
+                at = f"{key}.{index}.parameters"
+                found = s.get("parameters") if isinstance(s, Mapping) else None
+                scopes[at] = scopes.get(at) or found
+    yield from (k for k, v in scopes.items() if v is not None and not isinstance(v, Mapping))
 
 
 def _unwrapped(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

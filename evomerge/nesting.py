@@ -4,18 +4,18 @@ In an archive such a model is a candidate's name, RUN#NUMBER. A file that leaves
 candidate's own recipe in that place, and is merged from the inside out.
 """
 
-import hashlib
-import os
-import shutil
+import contextlib
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evomerge.candidates import places_of
+from evomerge.errors import EvomergeError
 from evomerge.export import merge_to
 from evomerge.machine import cache_folder
 from evomerge.mergekit_in import from_mergekit, read_file
-from evomerge.recipe import canonical_json, from_json
+from evomerge.recipe import from_json
 
 
 def merge_file(file: Path, out: Path) -> str:
@@ -34,22 +34,25 @@ def merge_file(file: Path, out: Path) -> str:
 def _merge(data: Any, out: Path, file: str) -> str:
     flat, inner = unnested(data, file)
     recipe = from_json(flat, file)
-    used = {name: entry for name, entry in inner.items() if name in recipe.sources}
-    places = {name: str(_made(entry, name)) for name, entry in used.items()}
-    others = places_of(recipe, file, known=places)
-    return merge_to(recipe, out, file=file, places=places | others, written=data)
+    used = [name for name in inner if name in recipe.sources]
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(_scratch(file)) if used else ""
+        places = {name: f"{made}/{index}" for index, name in enumerate(used)}
+        for name, place in places.items():
+            _merge(inner[name], Path(place), name)
+        others = places_of(recipe, file, known=places)
+        return merge_to(recipe, out, file=file, places=places | others, written=data)
 
 
-def _made(data: Mapping[str, Any], file: str) -> Path:
-    """Merge a recipe within another into the cache and return its directory.
-
-    Anew each time: a source may have changed since.
-    """
-    key = hashlib.sha256(canonical_json([os.getcwd(), data]).encode()).hexdigest()
-    folder = cache_folder("recipes") / key
-    shutil.rmtree(folder, ignore_errors=True)
-    _merge(data, folder, file)
-    return folder
+def _scratch(file: str) -> tempfile.TemporaryDirectory:
+    """Return a folder for models that are merged only to be merged again."""
+    folder = cache_folder("recipes")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=folder)
+    except OSError as error:
+        reason = f"models within it cannot be written to {folder}: {error.strerror}"
+        raise EvomergeError(f"{file}: {reason}") from error
 
 
 def unnested(data: Any, file: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:

@@ -7,7 +7,7 @@ import yaml
 
 from evomerge.errors import BadInput, Fault
 from evomerge.families import Family, family_of
-from evomerge.folding import layer_settings, routed_tensors
+from evomerge.folding import has_tied_head, layer_settings, routed_tensors
 from evomerge.layout import place, within_layer
 from evomerge.routing import Hop, Routing, routing_from_json
 from evomerge.sources import Source, open_source
@@ -66,23 +66,27 @@ def _goes_on(
     return path == row or (not frame.config.get(key) and len({*path, *row}) == 1)
 
 
-def from_passthrough(data: Mapping[str, Any], file: str) -> Routing:
+def from_passthrough(
+    data: Mapping[str, Any], file: str, module: Mapping[str, Any] | None = None
+) -> Routing:
     """Return the path that a mergekit configuration stacks.
 
     Args:
         data: the YAML's content, `models` or `slices` of `{model: ...}` each.
         file: the name that faults carry.
+        module: the parameters of its one module.
 
     Raises:
         BadInput: it scales what is no branch's output, or embeddings without the final norm.
     """
+    outer = [{"parameters": module}, data]
     entries = data["slices"] if "slices" in data else [{"sources": data["models"]}]
     opened: dict[str, Source | None] = {}
     hops: list[Hop] = []
     faults: list[Fault] = []
     for index, entry in enumerate(entries):
         try:
-            hops += _hops(entry, opened, data, file, f"slices.{index}")
+            hops += _hops(entry, opened, outer, file, f"slices.{index}")
         except BadInput as error:
             faults += error.faults
     if faults:
@@ -95,7 +99,7 @@ def from_passthrough(data: Mapping[str, Any], file: str) -> Routing:
         mend = "embeddings and head have to be of one model: begin and end with it"
         raise BadInput(Fault(file, "slices", wrong, mend))
     try:
-        embed = _outside(opened[models[0]], *(_said(*end, data) for end in ends))
+        embed = _outside(opened[models[0]], *(_said(*end, *outer) for end in ends))
     except ValueError as error:
         mend = "leave what is outside the layers as it is"
         raise BadInput(Fault(file, "slices", str(error), mend)) from None
@@ -108,7 +112,7 @@ def from_passthrough(data: Mapping[str, Any], file: str) -> Routing:
 def _hops(
     entry: Mapping[str, Any],
     opened: dict[str, Source | None],
-    data: Mapping[str, Any],
+    outer: Sequence[Mapping[str, Any]],
     file: str,
     key: str,
 ) -> list[Hop]:
@@ -128,7 +132,7 @@ def _hops(
     if not whole or not 0 <= given[0] < given[1] <= opened[name].layers:
         mend = f"write a range within 0 to {opened[name].layers}"
         raise BadInput(Fault(file, f"{key}.layer_range", f"{given!r} will not do", mend))
-    said = _said(source, entry, data)
+    said = _said(source, entry, *outer)
     try:
         return [_hop(opened[name], list(opened).index(name), n, said) for n in range(*given)]
     except ValueError as error:
@@ -136,13 +140,13 @@ def _hops(
         raise BadInput(Fault(file, f"{key}.parameters.scale", str(error), mend)) from None
 
 
-def _said(*parts: Mapping[str, Any]) -> Any:
-    """Return what the innermost of source, slice and whole says of the scale."""
+def _said(*parts: Mapping[str, Any]) -> list:
+    """Return what source, slice, module and whole say of the scale, the innermost first."""
     scopes = (part.get("parameters") or {} for part in parts)
-    return next((scope["scale"] for scope in scopes if "scale" in scope), 1.0)
+    return [scope["scale"] for scope in scopes if "scale" in scope]
 
 
-def _hop(source: Source, model: int, layer: int, said: Any) -> Hop:
+def _hop(source: Source, model: int, layer: int, said: Sequence) -> Hop:
     """Return a layer as a hop with gains, if its scales are such."""
     family = family_of(source.config)
     found: dict[str, set[float]] = {"attention": set(), "mlp": set(), "other": set()}
@@ -158,7 +162,7 @@ def _hop(source: Source, model: int, layer: int, said: Any) -> Hop:
     return Hop(model, layer, 1.0, (gains[0], gains[1]))
 
 
-def _outside(source: Source, first: Any, last: Any) -> float:
+def _outside(source: Source, first: Sequence, last: Sequence) -> float:
     """Return the embeddings' factor, which has to be undone where the head is tied to them."""
     family: Family = family_of(source.config)
     factors: dict[str | None, set[float]] = {}
@@ -168,7 +172,7 @@ def _outside(source: Source, first: Any, last: Any) -> float:
             said = first if place(name).part == "embed" else last
             factors.setdefault(role, set()).add(_scale(said, name))
     (embed,) = factors.get("embed", {1.0})
-    tied = all(place(name).part != "head" for name in source.tensors)
+    tied = has_tied_head(source)
     if not embed:
         raise ValueError("embeddings of 0 leave nothing")
     wanted = {1.0 / embed if tied else 1.0}
@@ -178,15 +182,24 @@ def _outside(source: Source, first: Any, last: Any) -> float:
     return embed
 
 
-def _scale(said: Any, name: str) -> float:
-    """Return a tensor's scale: a number, or that of the first condition that holds."""
-    if isinstance(said, Sequence) and not isinstance(said, str):
-        for condition in said:
+def _scale(said: Sequence, name: str) -> float:
+    """Return a tensor's scale: that of the innermost scope that has one for it."""
+    found = (_scale_in(scope, name) for scope in said)
+    return next((scale for scale in found if scale is not None), 1.0)
+
+
+def _scale_in(scope: Any, name: str) -> float | None:
+    """Return a number as it is, or the value of the first condition that holds."""
+    if isinstance(scope, Sequence) and not isinstance(scope, str):
+        for condition in scope:
             if not isinstance(condition, Mapping):
                 raise ValueError("a scale is a number or a list of {filter, value}")
-            if condition.get("filter") in (None, "*") or condition["filter"] in name:
-                return _scale(condition.get("value"), name)
-        return 1.0
-    if isinstance(said, bool) or not isinstance(said, int | float):
-        raise ValueError(f"{said!r} is no number")
-    return float(said)
+            wanted = condition.get("filter")
+            if not isinstance(wanted, str | None):
+                raise ValueError(f"{wanted!r} is no filter")
+            if wanted in (None, "*") or wanted in name:
+                return _scale_in(condition.get("value"), name)
+        return None
+    if scope is not None and (isinstance(scope, bool) or not isinstance(scope, int | float)):
+        raise ValueError(f"{scope!r} is no number")
+    return None if scope is None else float(scope)

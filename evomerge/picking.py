@@ -29,8 +29,10 @@ def baselines_scale(archive: Archive) -> Scale:
     return Scale(archive.objectives, [m for m in means if m])
 
 
-def finalists(archive: Archive, scale: Scale, most: int) -> list[int]:
+def finalists(archive: Archive, scale: Scale, most: int, stage: int = 0) -> list[int]:
     """Return the baselines that were scored, the best, and up to `most` of the front.
+
+    The best of all, and the best that a stage found, which a baseline may surpass.
 
     The front is ranked by hypervolume contribution against `REFERENCE`, equals by value.
     """
@@ -44,7 +46,7 @@ def finalists(archive: Archive, scale: Scale, most: int) -> list[int]:
         zip(front, contribution, means, strict=True),
         key=lambda row: (-row[1], -scale.value(row[2]), row[0]),
     )
-    best = [b for b in [archive.best()] if b is not None]
+    best = [b for b in (archive.best(), archive.best_found(stage)) if b is not None]
     return list(dict.fromkeys([*baselines, *best, *(i for i, _, _ in ranked[:most])]))
 
 

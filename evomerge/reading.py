@@ -299,15 +299,15 @@ class Reading:
         last = self._query(sql, (stage,) if of else ())[0]["o"]
         return 0 if last is None else last + 1
 
-    def best_in(self, stage: int) -> int | None:
-        """Return the best candidate of a stage that is no baseline, as `best` has it."""
+    def best_found(self, stage: int | None = None) -> int | None:
+        """Return the best candidate that is no baseline, of a stage or of all, as `best` has it."""
         sql = (
             "SELECT o.candidate_id AS c FROM outcomes o JOIN candidates c ON c.id = o.candidate_id"
-            " WHERE o.status = 'ok' AND o.value IS NOT NULL"
-            " AND c.stage = ? AND c.origin != 'baseline'"
-            " ORDER BY o.violation, o.value DESC, o.candidate_id LIMIT 1"
+            " WHERE o.status = 'ok' AND o.value IS NOT NULL AND c.origin != 'baseline'"
+            f"{'' if stage is None else ' AND c.stage = ?'}"
+            f" ORDER BY {self._violation} value DESC, candidate_id LIMIT 1"
         )
-        rows = self._query(sql, (stage,))
+        rows = self._query(sql, () if stage is None else (stage,))
         return rows[0]["c"] if rows else None
 
     def finals_done(self) -> set[int]:

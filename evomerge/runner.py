@@ -321,8 +321,8 @@ class Runner:
             return
         done = self.archive.finals_done()
         most = self.campaign.plan["finals"]
-        left = [i for i in finalists(self.archive, self._teller.scale, most) if i not in done]
-        mine = "id = ? AND stage = ?"
-        stage = self.campaign.stage
+        mine, stage = "id = ? AND stage = ?", self.campaign.stage
+        chosen = finalists(self.archive, self._teller.scale, most, stage)
+        left = [i for i in chosen if i not in done]
         waiting = [c for i in left for c in self.archive.candidates(mine, (i, stage))]
         self._score_all(waiting, lambda c: self.pool.submit(self._job(c, "heldout")))

@@ -154,7 +154,7 @@ def _next_stage(
     try:
         names, there = [], dict(moved)
         for before, stage in enumerate(plan["stages"][:number]):
-            best = archive.best_in(before)
+            best = archive.best_found(before)
             if best is None:
                 wrong = f"no candidate of the stage '{stage['name']}' could be scored"
                 raise EvomergeError(f"{wrong}; mend its space")

@@ -47,6 +47,41 @@ def test_a_campaign_scores_baselines_searches_and_holds_out(campaign_file, silen
     assert len(search) == len(held) == 20 and not search & held
 
 
+def test_the_best_that_was_found_is_held_out_though_a_baseline_is_better(
+    campaign_file, silent, here
+):
+    (here / "still.py").write_text("""
+from safetensors.torch import load_file
+
+NAME = "model.embed_tokens.weight"
+
+
+def items():
+    return list(range(40))
+
+
+def score(model, tokenizer, items):
+    base = load_file("base/model.safetensors")[NAME].float().flatten()
+    live = model.get_input_embeddings().weight.float().flatten()
+    return [-abs(float(live[i] - base[i])) for i in items]
+""")
+    still = [{"name": "still", "function": "still.py", "direction": "maximize"}]
+    axes = {"weight": {"low": 0.5, "high": 1.0}}
+    file = campaign_file(
+        fitness=still,
+        space={"kind": "parameters", "method": "task_arithmetic", "axes": axes},
+        budget__evaluations=6,
+    )
+    assert run_campaign(file, progress=silent)
+    archive = Archive(here / "runs" / "tiny" / "archive.db")
+    found, values = archive.best_found(), {}
+    for candidate in archive.candidates("origin = 'search'"):
+        values[candidate.id] = archive.outcome(candidate.id)["value"]
+    assert found == max(values, key=lambda c: (values[c], -c))
+    assert archive.front() == [archive.best()] == [1]
+    assert found in archive.finals_done() and found not in archive.front()
+
+
 def test_baselines_score_what_the_models_themselves_score(campaign_file, silent, here):
     """The archive's numbers against the fitness called on plain transformers models."""
     import runpy

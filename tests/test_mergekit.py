@@ -192,7 +192,11 @@ REFUSED = {
     "tokenizer_source: 'union': vocabularies are not joined": {"tokenizer_source": "union"},
     "dtype: 'int4' is no dtype": {"dtype": "int4"},
     "parameters: weight is missing for ": {"models": [{"model": "DIR/x"}, {"model": "DIR/y"}]},
-    "models: is not a list of {model: ...}": {"models": ["DIR/x"]},
+    "models.0: is not {model: NAME}": {"models": ["DIR/x"]},
+    "models: is not a list of {model: ...}": {"models": {"model": "DIR/x"}},
+    "models.0: is not {model: NAME}; see": {"models": [{"model": {"model": "DIR/x"}}]},
+    "models.0.parameters: is not a mapping": {"models": [{"model": "x", "parameters": [1.0]}]},
+    "parameters: is not a mapping": {"parameters": [1.0]},
     "parameters.filter_wise: is not supported; write false": {"parameters": {"filter_wise": True}},
     "parameters: could not convert string to float": {
         "models": [{"model": "DIR/x", "parameters": {"weight": "much"}}]

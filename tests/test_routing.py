@@ -182,6 +182,33 @@ def test_a_stack_of_layers_by_mergekit_s_rules_is_a_path(pairs):
     assert [h.gains for h in found.path[2:6]] == [(1.0, 1.0), (0.0, 0.5), (0.0, 0.5), (1.0, 1.0)]
 
 
+def test_a_scale_is_that_of_the_innermost_scope_that_has_one_for_the_tensor(pairs):
+    a, _ = pairs("llama")
+    source = {"parameters": {"scale": [{"filter": "o_proj", "value": 0.25}]}}
+    top = [{"filter": "down_proj", "value": 0.5}, {"value": 1.0}]
+    config = stacked((a, 0, 3, source), (a, 3, 4, {})) | {"parameters": {"scale": top}}
+    gains = [hop.gains for hop in from_mergekit(config, "c.yml").path]
+    assert gains == [(0.25, 0.5)] * 3 + [(1.0, 0.5)]
+    module = [{"filter": "down_proj", "value": 2.0}]
+    inner = {"slices": config.pop("slices"), "parameters": {"scale": module}}
+    gains = [h.gains for h in from_mergekit(config | {"modules": {"default": inner}}, "c.yml").path]
+    assert gains == [(0.25, 2.0)] * 3 + [(1.0, 2.0)]
+
+
+def test_layers_are_named_as_the_frame_names_them(pairs, tmp_path):
+    folders = list(pairs("gpt2"))
+    bare = tmp_path / "bare"
+    shutil.copytree(folders[1], bare)
+    tensors = load_file(bare / "model.safetensors")
+    named = {name.removeprefix("transformer."): t for name, t in tensors.items()}
+    assert named.keys() != tensors.keys()
+    save_file(named, bare / "model.safetensors", metadata={"format": "pt"})
+    for name, second in (("one", folders[1]), ("two", str(bare))):
+        merge_to(Routing((folders[0], second), HOPS, 0, "float64"), tmp_path / name)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+
+
 @pytest.mark.parametrize(
     ("slices", "said"),
     [
@@ -189,6 +216,8 @@ def test_a_stack_of_layers_by_mergekit_s_rules_is_a_path(pairs):
         ([("a", 0, 5, {})], "layer_range: \[0, 5\] will not do; write a range within 0 to 4"),
         ([("a", 0, 4, {"parameters": {"scale": 2.0}})], "scaled elsewhere"),
         ([("a", 0, 4, {"parameters": {"scale": "x"}})], "'x' is no number"),
+        ([("a", 0, 4, {"parameters": {"scale": [{"filter": 3}]}})], "3 is no filter"),
+        ([("a", 0, 4, {"parameters": [2.0]})], "slices.0.parameters: is not a mapping"),
         (
             [("a", 0, 4, {"parameters": {"scale": [{"filter": "embed", "value": 2.0}]}})],
             "the final norm or the head",
@@ -253,14 +282,18 @@ def changed(folder, out, **config):
         ("mistral", {"sliding_window": 8}),
         ("granite", {"residual_multiplier": 0.7}),
         ("gemma2", {"final_logit_softcapping": 5.0}),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+        ("mistral", {"rope_parameters": None, "rope_theta": 5e5}),  # as older configs say it
     ],
 )
 def test_models_whose_layers_compute_otherwise_are_refused(name, change, pairs, tmp_path):
     a, b = pairs(name)
     other = changed(b, tmp_path / "other", **change)
-    with pytest.raises(BadInput, match=f"differ in {next(iter(change))}"):
+    with pytest.raises(BadInput, match=f"differ in {next(iter(change))}:"):
         merge_to(Routing((a, other), (Hop(0, 0), Hop(1, 1)), 0, "float32"), tmp_path / "out")
-    same = changed(b, tmp_path / "same", attention_dropout=0.3, bos_token_id=5)
+    silent = {"attention_dropout": 0.3, "bos_token_id": 5, "initializer_range": 0.5}
+    silent |= {"max_position_embeddings": 4096, "unsloth_version": "2026.1"}
+    same = changed(b, tmp_path / "same", **silent)
     assert stream_mismatches([open_source(a), open_source(same)], "f") == []
 
 

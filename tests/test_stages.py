@@ -67,7 +67,7 @@ def test_a_stage_goes_on_from_the_best_of_the_one_before(staged, here):
     assert archive.proposed() == 14 and not archive.unfinished()
     labels = {c.label: c for c in archive.baselines()}
     assert list(labels) == ["base", "a", "b", "c", "uniform", "merged"]
-    found = archive.best_in(0)
+    found = archive.best_found(0)
     assert means[labels["merged"].id] == pytest.approx(means[found])  # the same model, routed
     routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
     assert len(routed) == 8
@@ -273,14 +273,14 @@ def test_what_a_campaign_began_with_may_be_a_stage_s_best(campaign_file, silent,
     stages = [
         {"name": name, "space": ROUTING, "budget": {"evaluations": 1}} for name in ("one", "two")
     ]
-    best = Archive(here / "runs" / "first" / "archive.db").best_in(0)
+    best = Archive(here / "runs" / "first" / "archive.db").best_found(0)
     plan = STAGED | {"stages": stages, "init": [f"runs/first#{best}"]}
     assert run_campaign(campaign_file(**plan), progress=silent)
     archive, _ = scored(here / "runs" / "tiny")
     mine = archive.candidates("stage = 0 AND origin != 'baseline'")
     values = {c.id: archive.outcome(c.id)["value"] for c in mine}
     assert "adopted" in {c.origin for c in mine}
-    assert archive.best_in(0) == max(values, key=lambda c: (values[c], -c))
+    assert archive.best_found(0) == max(values, key=lambda c: (values[c], -c))
 
 
 def test_sources_of_several_depths_have_no_average_to_hang_on(campaign_file, here):
@@ -403,7 +403,7 @@ def test_a_search_begins_with_paths_of_another_run(staged, campaign_file, silent
         run_campaign(file, progress=silent)
     first = {"name": "first", "space": ROUTING, "fitness": FITNESS, "budget__evaluations": 4}
     assert run_campaign(campaign_file(**first), progress=silent)
-    best = Archive(here / "runs" / "first" / "archive.db").best_in(0)
+    best = Archive(here / "runs" / "first" / "archive.db").best_found(0)
     again = first | {"name": "again", "init": [f"runs/first#{best}"]}
     assert run_campaign(campaign_file(**again), progress=silent)
     theirs = Archive(here / "runs" / "first" / "archive.db").candidates("id = ?", (best,))[0]
