@@ -1,7 +1,8 @@
 """How genes say a path through the layers of several models: slots, exchanges, or blocks.
 
 Each has `places`, each of which may put hops on the path, and `hops(genes)`, the path as
-(model, layer, place). The first hop is the frame's first layer, the last hop its last.
+(model, layer, place). The first hop is the frame's first layer, the last hop its last. Places from
+`free` on may put others there than the first hop.
 """
 
 import itertools
@@ -28,6 +29,8 @@ class Slots:
     `permuted`, by depth and within it in the order of another gene each (the random keys of Bean,
     ORSA J. Computing 6, 1994).
     """
+
+    free = 1
 
     def __init__(
         self,
@@ -146,19 +149,15 @@ class Exchange:
     need two genes to change at once, so that no depth comes twice or never, here one does.
     """
 
+    free = 1
+
     def __init__(
-        self,
-        depths: Sequence[int],
-        labels: Sequence[str],
-        frame: int,
-        prior: int | None,
-        longest: int,
-        certainty: float,
+        self, depths: Sequence[int], frame: int, prior: int | None, longest: int, certainty: float
     ):
         """
         Args:
-            depths, labels, frame, prior, longest, certainty: as of `Slots`. Where the chosen model
-                has no layer of that depth, the frame has.
+            depths, frame, prior, longest, certainty: as of `Slots`. Where the chosen model has no
+                layer of that depth, the frame has.
         """
         self._depths, self._frame, self._longest = list(depths), frame, longest
         inner = range(1, depths[frame] - 1)
@@ -219,28 +218,26 @@ class Blocks:
     A block's genes are its model, its first and its last layer.
     """
 
+    free = 0
+
     def __init__(
-        self,
-        depths: Sequence[int],
-        labels: Sequence[str],
-        frame: int,
-        prior: int | None,
-        blocks: int,
-        longest: int,
+        self, depths: Sequence[int], frame: int, prior: int | None, blocks: int, longest: int
     ):
         """
         Args:
-            depths, labels, frame, prior, longest: as of `Slots`; what is too long is cut before
-                the last hop.
+            depths, frame, longest: as of `Slots`; what is too long is cut before the last hop.
+            prior: the model whose path is the first one; None for the frame.
             blocks: how many.
         """
         self._depths, self._frame, self._longest = list(depths), frame, longest
-        blocks = min(blocks, depths[frame if prior is None else prior])
+        begun = frame if prior is None else prior
+        inside = begun != frame and depths[begun] > 2  # what is between the frame's ends
+        low, high = (1, depths[begun] - 1) if inside else (0, depths[begun])
+        blocks = min(blocks, high - low)
         self.places = [f"block {b + 1}" for b in range(blocks)]
         self.names = [f"{what} {p}" for p in self.places for what in ("model", "first", "last")]
         self.levels = [len(depths), max(depths), max(depths)] * blocks
-        begun = frame if prior is None else prior
-        cuts = np.linspace(0, depths[begun], blocks + 1).round().astype(int)
+        cuts = np.linspace(low, high, blocks + 1).round().astype(int)
         spans = itertools.pairwise(cuts)
         rows = [[begun, first, max(first, last - 1)] for first, last in spans]
         self.start = (np.array(rows).ravel() + 0.5) / np.array(self.levels)

@@ -517,6 +517,20 @@ def test_another_model_s_path_is_between_the_frame_s_ends():
     assert [h[:2] for h in space.first.path] == [(0, 0), (1, 1), (1, 2), (0, 3)]
     deep = make(prior="b", depths=(2, 8))
     assert len(deep.first.path) == 8
+    for blocks in (1, 2, 9):
+        space = make(prior="b", blocks=blocks, gains="none")
+        assert [h[:2] for h in space.first.path] == [(0, 0), (1, 1), (1, 2), (0, 3)]
+    shallow = make(prior="b", blocks=2, depths=(4, 2))
+    assert {h[:2] for h in shallow.first.path} == {(0, 0), (1, 0), (1, 1), (0, 3)}
+
+
+def test_a_single_block_has_a_gain_too():
+    space = make(blocks=1)
+    genome = space.start
+    genome[space.names.index("gain block 1")] = 1.0
+    gains = [attention for attention, _, _ in space.decode(genome).fold().hops]
+    assert gains == pytest.approx([1.0, 2.0, 2.0, 2.0])
+    assert np.allclose(space.encode(space.decode(genome)), quantize(genome), atol=1e-6)
 
 
 def test_blocks_are_runs_of_layers():

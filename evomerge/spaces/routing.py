@@ -31,8 +31,8 @@ _GAIN = {"low": 0.5, "high": 2.0}
 class RoutingSpace:
     """Paths through the layers of several models, from the frame's first layer to its last.
 
-    A genome has the genes of a path (`paths`), then the gains of each of its places but the first,
-    whose gain is 1, on a logarithmic scale.
+    A genome has the genes of a path (`paths`), then the gains of each of its places, on a
+    logarithmic scale. The first hop has none: to scale it is to scale all others.
     """
 
     def __init__(self, spec: Mapping[str, Any], sources: Sources):
@@ -47,22 +47,20 @@ class RoutingSpace:
         longest = spec.get("longest", 2 * max(depths))
         certainty = spec.get("certainty", 0.25)
         if "blocks" in spec:
-            self.path = Blocks(depths, labels, self.frame, prior, spec["blocks"], longest)
+            self.path = Blocks(depths, self.frame, prior, spec["blocks"], longest)
         elif spec.get("order") == "exchange":
-            self.path = Exchange(depths, labels, self.frame, prior, longest, certainty)
+            self.path = Exchange(depths, self.frame, prior, longest, certainty)
         else:
             order, repeats = spec.get("order", "models"), spec.get("repeats", 1)
             self.path = Slots(depths, labels, self.frame, prior, order, repeats, longest, certainty)
-        self.gains = _GAINS[spec.get("gains", "shared")]
+        self._each = _GAINS[spec.get("gains", "shared")]  # the gains that a place has
         ends = spec.get("gain", _GAIN)
-        self._gain = Gene("gain", None, None, None, ends["low"], ends["high"], True, False)
-        self._neutral = self._gain.unit(1.0)
+        self._gene = Gene("gain", None, None, None, ends["low"], ends["high"], True, False)
 
     @property
     def names(self) -> list[str]:
         """One readable name per gene, e.g. `use ja 3` or `gain ja 3`."""
-        gained = self.path.places[1:]
-        return [*self.path.names, *(f"{g} {p}" for p in gained for g in self.gains)]
+        return [*self.path.names, *(f"{g} {p}" for p in self._gained for g in self._each)]
 
     @property
     def dimension(self) -> int:
@@ -71,15 +69,16 @@ class RoutingSpace:
     @property
     def levels(self) -> tuple[int, ...]:
         """How many values each gene has; 0 for a gene that is continuous."""
-        return (*self.path.levels, *(0 for _ in range(self._gains)))
+        return (*self.path.levels, *(0 for _ in self._gained for _ in self._each))
 
     @property
     def start(self) -> np.ndarray:
-        return np.concatenate([self.path.start, np.full(self._gains, self._neutral)])
+        gains = len(self._gained) * len(self._each)
+        return np.concatenate([self.path.start, np.full(gains, self._gene.unit(1.0))])
 
     @property
-    def _gains(self) -> int:
-        return (len(self.path.places) - 1) * len(self.gains)
+    def _gained(self) -> list[str]:
+        return self.path.places[self.path.free :]
 
     @property
     def first(self) -> Routing:
@@ -95,7 +94,8 @@ class RoutingSpace:
         genes, gains = self._parts(genome)
         hops, before = [], 1.0
         for model, layer, place in self.path.hops(genes):
-            own = [self._gain.value(float(u)) for u in gains[place - 1]] if place else []
+            units = gains[place - self.path.free] if hops else ()
+            own = [self._gene.value(float(u)) for u in units]
             if len(own) == 2:
                 hops.append(Hop(model, layer, 1.0, (own[0], own[1])))
             else:
@@ -112,7 +112,7 @@ class RoutingSpace:
         settled = self.start
         genes, gains = self._parts(settled)
         given, own = self._parts(genome)
-        on_path = [place - 1 for _, _, place in self.path.hops(given) if place]
+        on_path = [place - self.path.free for _, _, place in self.path.hops(given)[1:]]
         genes[:] = self.path.settled(given)
         gains[on_path] = own[on_path]
         return quantize(settled)
@@ -124,17 +124,17 @@ class RoutingSpace:
         fold = recipe.fold()
         path = [(hop.model, hop.layer) for hop in recipe.path]
         genes[:], places = self.path.encoded(path)
-        for place, (attention, mlp, _) in zip(places, fold.hops, strict=True):
-            if place and self.gains:
+        for place, (attention, mlp, _) in zip(places[1:], fold.hops[1:], strict=True):
+            if place is not None and self._each:
                 both = np.abs([attention, mlp]) / abs(fold.embed)
-                own = both if len(self.gains) == 2 else [np.sqrt(both.prod())]
-                gains[place - 1] = [self._gain.unit(float(g)) for g in own]
+                own = both if len(self._each) == 2 else [np.sqrt(both.prod())]
+                gains[place - self.path.free] = [self._gene.unit(float(g)) for g in own]
         return genome
 
     def _parts(self, genome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return views of the path's genes, and of the gains, (places but one, gains of each)."""
+        """Return views of the path's genes, and of the gains, (places that have some, of each)."""
         cut = len(self.path.names)
-        return genome[:cut], genome[cut:].reshape(len(self.path.places) - 1, len(self.gains))
+        return genome[:cut], genome[cut:].reshape(len(self._gained), len(self._each))
 
     @classmethod
     def faults(
