@@ -17,7 +17,8 @@ from tabulate import tabulate
 
 from evomerge import config, pool
 from evomerge.archive import Archive
-from evomerge.check import hash_sources, prepare
+from evomerge.check import prepare
+from evomerge.hashing import hash_sources
 from evomerge.runner import Runner
 
 

@@ -67,7 +67,9 @@ def read_yaml(path: Path | str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else ""
         wrong = getattr(error, "problem", None) or "this is not YAML"
-        raise BadInput(Fault(str(path), where, wrong, "mend the YAML")) from None
+        folded = "chomping or indentation" in wrong
+        mend = "quote a text that begins with > or |" if folded else "mend the YAML"
+        raise BadInput(Fault(str(path), where, wrong, mend)) from None
 
 
 def _override(data: dict, setting: str) -> None:

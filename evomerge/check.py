@@ -1,27 +1,24 @@
 """From a plan to an opened campaign: sources by their headers, tasks by their items.
 
-Every fault is gathered; no weight is loaded. `hash_sources` is the one pass over the
-weights, made before there is a ledger.
+Every fault is gathered; no weight is loaded.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from evomerge import campaign_file, config
 from evomerge.campaign import Campaign
-from evomerge.candidates import is_candidate, materialize, open_candidate
+from evomerge.candidates import is_candidate, open_candidate
 from evomerge.errors import BadInput, Fault
 from evomerge.factories import parse_factory
 from evomerge.fitness import open_fitness
 from evomerge.items import Fitness, Split, split_items
 from evomerge.mergeable import differing_settings, mismatches, stream_mismatches
 from evomerge.pareto import Objective, parse_bound
-from evomerge.sources import Source, digest, moved_faults, open_source
+from evomerge.sources import Source, has_chat_template, moved_faults, open_source
 from evomerge.spaces import SPACES, Sources
 from evomerge.stages import as_campaigns
 from evomerge.worker import WorkerPlan
@@ -99,18 +96,43 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
     if not faults:
         names = [n for source in named.sources.values() for n in source.tensors]
         faults += [
-            Fault(
-                file,
-                "space.chromosomes",
-                f"no tensor's name holds '{part}'",
-                "mend or leave it out",
-            )
-            for part in plan["space"].get("chromosomes", ())
+            Fault(file, key, f"no tensor's name holds '{part}'", "mend or leave it out")
+            for key, part in _substrings(plan["space"])
             if not any(part in name for name in names)
         ]
     if faults:
         raise BadInput(*dict.fromkeys(faults))
-    return _campaign(plan, named, splits, warnings)
+    campaign = _campaign(plan, named, splits, [*warnings, *_idle_models(plan)])
+    if faults := list(_chat_faults(campaign, file)):
+        raise BadInput(*faults)
+    return campaign
+
+
+def _idle_models(plan: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each model that is the base itself, where task vectors are weighed."""
+    if plan["space"]["kind"] not in ("parameters", "choice"):
+        return []
+    base, models = plan["sources"]["base"], plan["sources"]["models"]
+    same = [label for label, name in models.items() if name == base]
+    return [f"'{label}' is the base itself: its task vector is zero" for label in same]
+
+
+def _chat_faults(campaign: Campaign, file: str) -> Iterator[Fault]:
+    """Yield the tasks that ask for a chat template where the model that is scored has none."""
+    frame = campaign.sources[campaign.worker.frame]
+    for index, spec in enumerate(campaign.plan["fitness"]):
+        if spec["chat_template"] and not has_chat_template(frame.path):
+            wrong = f"'{frame.name}', whose tokenizer merges get, has no chat template"
+            mend = "put a chat_template.jinja into its directory, or leave this out"
+            yield Fault(file, f"fitness.{index}.chat_template", wrong, mend)
+
+
+def _substrings(space: Mapping[str, Any], prefix: str = "space.") -> Iterator[tuple[str, str]]:
+    """Yield the parts of tensors' names that a space, or those it chooses among, has, by key."""
+    for key in ("chromosomes", "module_groups"):
+        yield from ((prefix + key, part) for part in space.get(key) or ())
+    for index, inner in enumerate(space.get("spaces") or ()):
+        yield from _substrings(inner, f"{prefix}spaces.{index}.")
 
 
 def _uneven_faults(plan: Mapping[str, Any], named: _Named, file: str) -> list[Fault]:
@@ -237,57 +259,6 @@ def _campaign(
         labels=labels,
         warnings=warnings,
     )
-
-
-def hash_sources(campaign: Campaign, file: str, moved: Mapping[str, str] | None = None) -> Campaign:
-    """Hash every source and refuse weights that are NaN or infinite.
-
-    Sources that are earlier candidates are materialized first, if the cache has them not; `moved`
-    is as in `prepare`, for their sources.
-
-    Raises:
-        BadInput: naming each source and its first such tensors.
-    """
-    hashes, faults, places = {}, [], {}
-    for name, source in campaign.sources.items():
-        if is_candidate(source.name):
-            key = f"sources.{campaign.labels[name]}"
-            place = str(materialize(source.name, file, key, moved))
-            if source.factory:
-                place = source.factory._replace(weights=f"{place}/model.safetensors").place
-            trust = campaign.worker.trust_remote_code
-            source = open_source(place, file=file, key=key, trust_remote_code=trust)
-        places[name] = source.place
-        found = digest(source)
-        hashes[name] = found.sha256
-        if found.not_finite:
-            listed = ", ".join(found.not_finite[:3])
-            wrong = f"{source.path}: {len(found.not_finite)} tensors hold NaN or infinity: {listed}"
-            label = campaign.labels[name]
-            faults.append(Fault(file, f"sources.{label}", wrong, "mend or leave out the model"))
-    if faults:
-        raise BadInput(*faults)
-    campaign.worker = replace(campaign.worker, hashes=hashes, sources=places)
-    models = [places[m] for m in campaign.space.sources.models]
-    campaign.space.sources = replace(
-        campaign.space.sources,
-        grams=lambda: _grams(models),
-        weights=lambda name: _flattened(places[name]),
-    )
-    return campaign
-
-
-def _grams(places: Sequence[str]) -> np.ndarray:
-    from evomerge.weights import grams_of  # which needs torch
-
-    return grams_of(places)
-
-
-def _flattened(place: str) -> np.ndarray:
-    """Return a model's (parameters,) float32 weights in canonical order."""
-    from evomerge.weights import flattened
-
-    return flattened(open_source(place, trust_remote_code=True))
 
 
 def _labels(part: Mapping[str, Any]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from evomerge.campaign import Campaign
 from evomerge.operators import OPERATORS
@@ -15,8 +17,9 @@ _CHARACTERS_PER_TOKEN = 4.0  # of English under common tokenizers
 def estimate(campaign: Campaign) -> dict:
     """Return a campaign's size and needs.
 
-    Memory is what the weights take; batches come on top. The time is a lower bound: the
-    prompts' forward passes at the rate at which this machine multiplies matrices now.
+    Memory is what the weights take; batches come on top. The time is that of the prompts' forward
+    passes alone, at the rate at which this machine (of GPUs, one for each worker) multiplies
+    matrices now.
     """
     worker, plan = campaign.worker, campaign.plan
     frame = campaign.sources[worker.frame]
@@ -25,6 +28,8 @@ def estimate(campaign: Campaign) -> dict:
     live = 1 + listed if plan["space"]["kind"] == "routing" else 1
     model = live * parameters * _BYTES[worker.compute_dtype]
     sources = sum(s.bytes for s in campaign.sources.values())
+    if on_gpu(worker.device, plan["workers"]) and live == 1:
+        model += sources  # each worker has them there; a path's are among the live models
     searched = {n: len(s.search) for n, s in campaign.splits.items()}
     heldout = {n: len(s.heldout) for n, s in campaign.splits.items()}
     baselines = len(campaign.baselines()) + ("metrics" in plan["soups"])
@@ -49,7 +54,10 @@ def estimate(campaign: Campaign) -> dict:
         " cache for the sources",
         "disk": f"about {_size(disk)} of archive; {_size(parameters * _BYTES[worker.dtype])} for an"
         f" exported model{f'; {_size(prepared)} of prepared sources' if prepared else ''}",
-        "time": "unknown" if seconds is None else f"at least {duration(seconds)}",
+        "time": "unknown"
+        if seconds is None
+        else f"about {duration(seconds)} for the prompts' forward passes, as fast as this machine"
+        " multiplies now; generation, merges and other work come on top",
     }
     numbers = {
         "parameters": parameters,
@@ -58,7 +66,16 @@ def estimate(campaign: Campaign) -> dict:
         "disk_bytes": disk + prepared,
         "seconds_at_least": seconds,
     }
-    return {"summary": found, "warnings": campaign.warnings, **numbers}
+    warnings = [*campaign.warnings, *_shared_gpu(worker.device, plan["workers"])]
+    return {"summary": found, "warnings": warnings, **numbers}
+
+
+def _shared_gpu(device: str, workers: Mapping[str, Any]) -> list[str]:
+    """Return a warning where Ray would put all workers onto one GPU."""
+    several = workers["pool"] == "ray" and workers["count"] > 1 and not workers["gpus_each"]
+    if not several or not on_gpu(device, workers):
+        return []
+    return [f"all {workers['count']} workers share one GPU; write workers.gpus_each: 1"]
 
 
 def _size(number: float) -> str:
@@ -77,7 +94,19 @@ def _forward_seconds(campaign: Campaign, parameters: int, candidates: int) -> fl
         if characters is None:
             return None
         tokens += len(campaign.splits[name].search) * characters() / _CHARACTERS_PER_TOKEN
-    return 2.0 * parameters * tokens * candidates / _multiply_rate(campaign.worker.compute_dtype)
+    worker, workers = campaign.worker, campaign.plan["workers"]
+    together = workers["count"] if on_gpu(worker.device, workers) else 1  # cores are shared
+    rate = together * _multiply_rate(worker.compute_dtype)
+    return 2.0 * parameters * tokens * candidates / rate
+
+
+def on_gpu(device: str, workers: Mapping[str, Any]) -> bool:
+    """Tell whether workers of a campaign have a GPU, as far as it can be told here."""
+    import torch
+
+    if device != "auto":
+        return device.startswith("cuda")
+    return bool(workers["gpus_each"]) or torch.cuda.is_available()
 
 
 def _multiply_rate(dtype: str) -> float:
@@ -85,11 +114,12 @@ def _multiply_rate(dtype: str) -> float:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.ones(512, 512, dtype=getattr(torch, dtype if dtype in DTYPES else "float32"))
+    size = 8192 if device == "cuda" else 512
+    a = torch.ones(size, size, dtype=getattr(torch, dtype if dtype in DTYPES else "float32"))
     a = a.to(device)
     (a @ a).sum().item()
     started, times = time.perf_counter(), 0
     while time.perf_counter() - started < 0.2:
         (a @ a).sum().item()
         times += 1
-    return times * 2.0 * 512**3 / (time.perf_counter() - started)
+    return times * 2.0 * size**3 / (time.perf_counter() - started)

@@ -102,9 +102,11 @@ FAMILIES = {
 _RAW = "its norms are on what the branches put out, which read the stream as it is"
 _POST = "its norms are on the residual stream itself"
 _SEVERAL = "it has several residual streams"
+_PARTS = "its decoder is one part of a model that also sees, and has a config within a config"
 _REFUSED = {
     **dict.fromkeys(("olmo2", "olmo3"), _RAW),
     **dict.fromkeys(("bert", "roberta", "openai-gpt", "xlm"), _POST),
+    **dict.fromkeys(("gemma3", "mistral3", "llama4"), _PARTS),
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _SEVERAL),
 }
 # What an attention or MLP layer is by its place, as lists with an entry a layer, or of indices.

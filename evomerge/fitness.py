@@ -5,6 +5,7 @@ returns one float per item.
 """
 
 import importlib.util
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,8 @@ from evomerge.costs import CostFitness
 from evomerge.errors import BadInput, Fault, one_line
 from evomerge.items import Fitness, file_hash, item_hash
 from evomerge.lm_eval import TaskFitness
+
+_DEFINE = "define items() and score(model, tokenizer, items)"
 
 
 def open_fitness(spec: Mapping[str, Any], file: str, key: str) -> Fitness:
@@ -72,6 +75,13 @@ def _import_file(path: Path, file: str, key: str) -> ModuleType:
         raise BadInput(Fault(file, key, wrong, "mend the module")) from error
     if missing := [n for n in ("items", "score") if not callable(getattr(module, n, None))]:
         wrong = f"{path} has no function {missing[0]}"
-        mend = "define items() and score(model, tokenizer, items)"
-        raise BadInput(Fault(file, key, wrong, mend))
+        raise BadInput(Fault(file, key, wrong, _DEFINE))
+    for name, count in (("items", 0), ("score", 3)):
+        try:
+            inspect.signature(getattr(module, name)).bind(*range(count))
+        except TypeError:
+            wrong = f"{path}: {name} does not take {count} arguments"
+            raise BadInput(Fault(file, key, wrong, _DEFINE)) from None
+        except ValueError:  # made in C: it says nothing of its arguments
+            continue
     return module

@@ -148,6 +148,19 @@ _SAID = {
 }
 
 
+_SEE = "see 'A campaign file' in the README"
+MENDS = {
+    "space": "write e.g. space: {kind: routing}",
+    "controller": "write e.g. controller: {kind: cmaes}",
+    "budget": "write e.g. budget: {evaluations: 300}",
+    "sources": "write e.g. sources: {base: MODEL, models: {ja: MODEL, maths: MODEL}}",
+    "sources.models": "write a label and a model each, e.g. {ja: MODEL, maths: MODEL}",
+    "fitness": "list what is scored, e.g. - {name: maths, task: gsm8k, metric: exact_match}",
+    "soups": f"list some of {', '.join(SOUPS)}",
+    "init": "list candidates of runs, e.g. [runs/NAME#front]",
+}
+
+
 def form_faults(error: ValidationError, data: Any, file: str) -> list[Fault]:
     """Return what pydantic found in a campaign's mapping, in our words."""
     faults = []
@@ -169,8 +182,15 @@ def form_faults(error: ValidationError, data: Any, file: str) -> list[Fault]:
                 if e["type"] in _SAID
                 else f"{_plain(e['input'])}: {wrong}"
             )
-        faults.append(Fault(file, key, wrong, "see the README's table of keys"))
+        faults.append(Fault(file, key, wrong, _mend(key, e["type"])))
     return faults
+
+
+def _mend(key: str, kind: str) -> str:
+    """Return what to write instead; pydantic's own words name what a literal may be."""
+    if kind == "literal_error":
+        return "write one of these"
+    return "leave it out" if kind == "none_required" else MENDS.get(key, _SEE)
 
 
 def _plain(value: Any) -> str:

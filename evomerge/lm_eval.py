@@ -41,7 +41,7 @@ class TaskFitness:
         Raises:
             BadInput: the task cannot be loaded or the metric cannot be an objective.
         """
-        self._spec = dict(spec)
+        self._spec, self._file = dict(spec), file
         self._fault = lambda sub, wrong, mend="": BadInput(Fault(file, f"{key}.{sub}", wrong, mend))
         self._task = self._load()
         path = Path(spec["task"])
@@ -85,6 +85,8 @@ class TaskFitness:
                 known = manager.all_subtasks
                 mend = nearest(name, known) if known else "write a path to a task YAML"
                 mend = mend if mend.startswith("did") else "`lm-eval ls tasks` lists them"
+                if "/" in name:
+                    mend = "the path of a task file ends in .yaml"
                 raise self._fault("task", f"there is no task '{name}'", mend)
             try:
                 (task,) = manager.load(name)["tasks"].values()
@@ -124,7 +126,7 @@ class TaskFitness:
         development = config.validation_split or config.training_split
         if not self._task.has_test_docs() or development is None:
             wrong = f"'{self._task.task_name}' has no validation and test split of its own"
-            raise self._fault("task", wrong, "write heldout: a share such as 0.5")
+            raise BadInput(Fault(self._file, "heldout", wrong, "write a share such as 0.5"))
         part = copy.copy(self._task)
         part._config = copy.copy(config)
         part._config.test_split = development

@@ -4,19 +4,19 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import yaml
-
-from evomerge import config, views
+from evomerge import views
 from evomerge.adoption import adopted, candidates_of
 from evomerge.archive import Archive, DatabaseError
 from evomerge.campaign import Campaign
 from evomerge.candidates import pinned
-from evomerge.check import hash_sources, prepare, read_plan
+from evomerge.check import prepare, read_plan
+from evomerge.earlier import before_of, begin, is_spent
 from evomerge.errors import BadInput, EvomergeError, Fault, one_line
+from evomerge.hashing import hash_sources
 from evomerge.lock import RunLock
 from evomerge.runner import Runner
 from evomerge.stages import searches, stage_plan
@@ -91,9 +91,9 @@ def run_campaign(
     """
     plan = read_plan(file, settings, moved or {})
     directory = directory or Path("runs") / plan["name"]
-    before = _before(directory)
+    before = before_of(directory)
     plan = pinned(plan, before.plan, str(file))
-    if _finished(before, plan, str(file)):
+    if is_spent(before, plan, str(file)):
         progress.say(_summary(directory))
         return True
     stages = len(searches(plan))
@@ -108,7 +108,7 @@ def run_campaign(
     try:
         with RunLock(directory):
             archive = Archive(directory / "archive.db", write=True)
-            _begin(archive, plan, campaign, directory, str(file))
+            begin(archive, plan, campaign, directory, str(file))
             for number in range(stages):
                 finished = _done(archive, number)
                 if finished:
@@ -176,106 +176,12 @@ def _next_stage(
     return campaign
 
 
-class _Before(NamedTuple):
-    """What a run's directory says of an earlier start; `plan` is None if there was none."""
-
-    directory: Path
-    plan: dict | None = None
-    state: str = ""
-    proposed: int = 0
-    seconds: float = 0.0
-    fresh: bool = True  # nothing was adopted or proposed yet
-
-
-def _before(directory: Path) -> _Before:
-    if not (directory / "archive.db").exists():
-        return _Before(directory)
-    with contextlib.closing(Archive(directory / "archive.db")) as archive:
-        begun = archive.campaign
-        if begun is None:
-            return _Before(directory)
-        proposed = archive.proposed()
-        fresh = not proposed and not archive.candidates("origin = 'adopted'")
-        return _Before(directory, begun["plan"], begun["state"], proposed, archive.seconds, fresh)
-
-
-def _finished(before: _Before, plan: dict, file: str) -> bool:
-    """Tell whether an earlier start has spent the budget.
-
-    Raises:
-        BadInput: it was made with another plan than this one.
-    """
-    if before.plan is None:
-        return False
-    if keys := config.differences(before.plan, plan):
-        place = f"({before.directory})"
-        mend = f"restore it, or give the new campaign a name or a --run of its own {place}"
-        raise BadInput(*(Fault(file, k, "differs from the campaign begun", mend) for k in keys))
-    hours = plan["budget"]["hours"]
-    spent = before.proposed >= plan["budget"]["evaluations"]
-    timed_out = hours is not None and before.seconds >= hours * 3600
-    same_finals = plan["finals"] == before.plan["finals"]
-    return before.state == "finished" and (spent or timed_out) and same_finals
-
-
 def _make_directory(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / ".lock").touch()
     except OSError as error:
         raise EvomergeError(f"{directory} cannot be written: {error.strerror}") from None
-
-
-def _begin(
-    archive: Archive, plan: Mapping[str, Any], campaign: Campaign, directory: Path, file: str
-) -> None:
-    """Write the plan into a new archive, or check that what it names is still the same."""
-    text = yaml.safe_dump(dict(plan), sort_keys=False, allow_unicode=True)
-    begun = archive.campaign
-    if begun is None:
-        (directory / "campaign.yaml").write_text(text, encoding="utf-8")
-        archive.begin(plan["name"], plan, campaign.provenance(), campaign.items())
-        return
-    faults = [
-        *_changed_sources(begun["provenance"], campaign, file),
-        *_changed_fitness(begun["provenance"], campaign, archive, file),
-    ]
-    if faults:
-        raise BadInput(*dict.fromkeys(faults))
-    (directory / "campaign.yaml").write_text(text, encoding="utf-8")
-    archive.set_plan(plan)
-    archive.set_state("running")
-
-
-def _changed_sources(provenance: Mapping, campaign: Campaign, file: str) -> Iterator[Fault]:
-    for label, source in provenance["sources"].items():
-        now = campaign.worker.hashes.get(source["name"])  # None: of a later stage
-        if now not in (None, source["sha256"]):
-            where = campaign.worker.sources[source["name"]]
-            wrong = f"{where} has changed: sha256 {now[:12]}, and {source['sha256'][:12]} before"
-            mend = "restore the model, or start a new campaign"
-            yield Fault(file, f"sources.{label}", wrong, mend)
-
-
-def _changed_fitness(
-    provenance: Mapping, campaign: Campaign, archive: Archive, file: str
-) -> Iterator[Fault]:
-    before = provenance.get("fitness", {})
-    for index, (name, fitness) in enumerate(campaign.fitness.items()):
-        if fitness.definition != before.get(name, fitness.definition):
-            spec = campaign.plan["fitness"][index]
-            key = "function" if spec["function"] else "task"
-            wrong = (
-                f"{spec[key]} has changed: sha256 {fitness.definition}, and {before[name]} before"
-            )
-            mend = "restore the file, or start a new campaign"
-            yield Fault(file, f"fitness.{index}.{key}", wrong, mend)
-        for side in ("search", "heldout"):
-            ordinals = getattr(campaign.splits[name], side)
-            if {o: fitness.hashes[o] for o in ordinals} != archive.item_hashes(name, side):
-                wrong = f"the {side} items of {name} are not those archived"
-                mend = "restore the task's data, or start a new campaign"
-                yield Fault(file, f"fitness.{index}", wrong, mend)
 
 
 def _drive(

@@ -7,6 +7,7 @@ adapter is written `model+adapter`, as mergekit does.
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -110,13 +111,23 @@ def locate(name: str, file: str = "evomerge", key: str = "source") -> Path:
         raise BadInput(Fault(file, key, f"there is no directory '{name}'", mend))
     from huggingface_hub import snapshot_download
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
     try:
         patterns = ["*.py", "*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt"]
         found = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
     except Exception as error:  # the hub's client raises many kinds; each means: not to be had
-        wrong = f"'{name}' is no directory, and the hub did not give it ({type(error).__name__})"
+        wrong = f"'{name}' is no directory, and the hub has it not or is out of reach"
+        wrong += f" ({type(error).__name__})"
         raise BadInput(Fault(file, key, wrong, "check the path or the id[@revision]")) from error
     return Path(found)
+
+
+def has_chat_template(path: Path) -> bool:
+    """Tell whether a model directory has a chat template, in a file of its own or with others."""
+    if any((path / f"chat_template.{ending}").exists() for ending in ("jinja", "json")):
+        return True
+    settings = path / "tokenizer_config.json"
+    return settings.exists() and bool(read_json(settings).get("chat_template"))
 
 
 def _adapter_of(name: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import Fault
+from evomerge.form import MENDS
 
 OWN = ("space", "controller", "budget")  # what each stage has for itself
 _FIRST_ONLY = {"init": [], "soups": [], "start_from_soup": False}
@@ -56,7 +57,7 @@ def stage_faults(data: Mapping[str, Any], file: str) -> list[Fault]:
             faults.append(Fault(file, key, wrong, "write it into each stage"))
         elif not staged and given is None and (key != "controller" or key in data):
             wrong = "null is not a mapping" if key in data else "is missing"
-            faults.append(Fault(file, key, wrong, "see the README's table of keys"))
+            faults.append(Fault(file, key, wrong, MENDS[key]))
     if not staged:
         return faults
     if not isinstance(entries, list) or not entries:

@@ -3,6 +3,7 @@
 import json
 import math
 import string
+from pathlib import Path
 
 from tabulate import tabulate
 
@@ -34,11 +35,14 @@ def front(rows: list[dict]) -> str:
     if not rows:
         return "no candidate has been scored yet"
     names = list(rows[0]["scores"])
-    header = ["id", "who"] + [f"{n} {side}" for n in names for side in ("search", "held-out")]
+    header = ["id", "who", "front", "value"]
+    header += [f"{n} {side}" for n in names for side in ("search", "held-out")]
     body = [
         [
             r["id"],
             (r["label"] or r["origin"]) + (" (misses a constraint)" if r.get("violation") else ""),
+            "*" if r["front"] else "",
+            "-" if r["value"] is None else f"{r['value']:.3f}",
         ]
         + [interval(r["scores"][n][side]) for n in names for side in ("search", "heldout")]
         for r in rows
@@ -76,7 +80,8 @@ def status(found: dict) -> str:
     ]
     if body:
         names = list(rows[0][1]["scores"])
-        lines += ["", tabulate(body, headers=["", "id", "value", *names])]
+        headers = ["", "id", "value", *(f"{name} search" for name in names)]
+        lines += ["", tabulate(body, headers=headers)]
     return "\n".join(lines)
 
 
@@ -93,7 +98,7 @@ def show(found: dict) -> str:
     ]
     if outcome:
         lines.append(
-            f"cost      {outcome['seconds_merge']:.3f} s merging, {outcome['seconds_score']:.3f} s"
+            f"time      {outcome['seconds_merge']:.3f} s merging, {outcome['seconds_score']:.3f} s"
             f" scoring, by {outcome['worker'] or '-'}"
         )
     for name, score in found["scores"].items():
@@ -126,7 +131,12 @@ def show(found: dict) -> str:
         + [_numbers(v) for k, v in g.items() if k not in ("layers", "modules")]
         for g in recipe["groups"]
     ]
-    axes = [k for k in recipe["groups"][0] if k not in ("layers", "modules")]
+    models = [Path(name).name for name in recipe["models"]]
+    axes = [
+        f"{k}: {' '.join(models)}" if isinstance(v, list) else k
+        for k, v in recipe["groups"][0].items()
+        if k not in ("layers", "modules")
+    ]
     return "\n".join([*lines, "", tabulate(body, headers=["layers", "modules", *axes])])
 
 

@@ -75,8 +75,11 @@ def snapshot(archive: Archive) -> dict:
 def front(directory: Path | str) -> list[dict]:
     """Return the non-dominated candidates and all baselines, as `front --json` prints them."""
     archive = open_run(directory)
-    baselines = [c.id for c in archive.baselines()]
-    rows = [row(archive, c) for c in dict.fromkeys([*archive.front(), *baselines])]
+    baselines, best = [c.id for c in archive.baselines()], archive.front()
+    rows = [
+        row(archive, c) | {"front": c in best, "value": _value(archive, c)}
+        for c in dict.fromkeys([*best, *baselines])
+    ]
     first = archive.objectives[0]
     return sorted(rows, key=lambda r: -first.sign * _search_mean(r, first.name))
 

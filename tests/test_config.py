@@ -11,6 +11,8 @@ import yaml
 from evomerge import config
 from evomerge.check import read_plan
 from evomerge.errors import BadInput
+from evomerge.estimate import estimate
+from evomerge.session import checked
 
 NAN, INF = float("nan"), float("inf")
 
@@ -106,6 +108,11 @@ MALFORMED = [
     (("heldout", {"split": "train"}), "heldout: {'split': 'train'} will not do"),
     (("racing", True), "racing: unknown key 'racing'"),
     (("workers", {"pool": "threads"}), "workers.pool: 'threads'"),
+    (("workers", {"pool": "rey"}), "workers.pool: 'rey': input should be 'inline' or 'ray'"),
+    (("controller", "cmaes"), "controller: 'cmaes' is not a mapping; write e.g. controller: {kin"),
+    (("budget", None), "budget: is missing; write e.g. budget: {evaluations: 300}"),
+    (("soups", "greedy"), "soups: 'greedy' is not a list; list some of"),
+    (("space__axes__weight__start", 3), "space.axes.weight.start: 3 is not within 0.0 to 1.0"),
     (("workers", {"count": 2}), "workers.count: the inline pool has one worker"),
     (("workers", {"timeout": 5}), "workers.timeout: the inline pool has one worker"),
     (("workers", {"gpus": 1}), "workers.gpus: unknown key 'gpus'; did you mean 'gpus_each'?"),
@@ -122,6 +129,25 @@ MISSING = [
     (("fitness__0__function", "fti.py"), "fitness.0.function: there is no file 'fti.py'"),
     (("fitness__0__items", 41), "fitness.0.items: 41 items are more than the 40 there are; write"),
     (("heldout", {"split": "test"}), "heldout: 'likely' has no validation and test split"),
+    (
+        ("space__module_groups", ["self_atn"]),
+        "space.module_groups: no tensor's name holds 'self_at",
+    ),
+    (
+        ("fitness__0", {"name": "x", "task": "choice", "metric": "acc"}),
+        "fitness.0.task: there is no task 'choice'; `lm-eval ls tasks` lists them",
+    ),
+    (
+        ("fitness__0", {"name": "x", "task": "./choice", "metric": "acc"}),
+        "fitness.0.task: there is no task './choice'; the path of a task file ends in .yaml",
+    ),
+    (
+        (
+            "fitness__0",
+            {"name": "x", "task": "choice.yaml", "metric": "acc", "chat_template": True},
+        ),
+        "fitness.0.chat_template: 'base', whose tokenizer merges get, has no chat template; put",
+    ),
     (
         ("fitness__0", {"name": "x", "task": "choice.yaml", "metric": "accuracy"}),
         "fitness.0.metric: 'tiny_choice' has no metric 'accuracy'",
@@ -155,6 +181,30 @@ def test_what_is_not_there_gets_one_clear_line(campaign_file, here, change, mess
     (line,) = str(error.value).splitlines()
     assert line.startswith(f"{file}: ") and message in line
     assert written(here) == before
+
+
+def test_a_text_that_yaml_would_fold_is_told_to_be_quoted(campaign_file):
+    file = campaign_file()
+    file.write_text(file.read_text() + "constraint: >= base - 0.1\n")
+    with pytest.raises(BadInput, match=r"line \d+: .*; quote a text that begins with >"):
+        config.load(file)
+
+
+def test_a_model_that_is_the_base_is_warned_of(campaign_file):
+    file = campaign_file(sources={"base": "base", "models": {"a": "a", "same": "base"}})
+    (campaign,) = checked(file, [], {})
+    assert "'same' is the base itself: its task vector is zero" in campaign.warnings
+
+
+def test_on_a_gpu_each_worker_has_the_sources_too(campaign_file):
+    found = []
+    for device in ("cpu", "cuda"):
+        workers = {"pool": "ray", "count": 3, "device": device}
+        (campaign,) = checked(campaign_file(workers=workers), [], {})
+        found.append(estimate(campaign))
+    sources = sum(source.bytes for source in campaign.sources.values())
+    assert found[1]["memory_bytes"] - found[0]["memory_bytes"] == 3 * sources
+    assert [any("share one GPU" in w for w in f["warnings"]) for f in found] == [False, True]
 
 
 def test_all_faults_come_together(campaign_file):

@@ -203,7 +203,9 @@ def test_faults_of_a_fitness_entry(here, spec, message):
         ("def items(:", "cannot be imported: SyntaxError"),
         ("import nothing_of_this_name", "cannot be imported: ModuleNotFoundError"),
         ("def items(): return [1]", "has no function score"),
-        ("score = len\ndef items(): return 1 / 0", "items() failed with ZeroDivisionError"),
+        ("score = max\ndef items(): return 1 / 0", "items() failed with ZeroDivisionError"),
+        ("def score(m, items): 0\ndef items(): return [1]", "score does not take 3 arguments"),
+        ("score = max\ndef items(split): return [1]", "items does not take 0 arguments"),
     ],
 )
 def test_faults_of_a_python_fitness(here, text, message):

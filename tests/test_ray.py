@@ -56,7 +56,8 @@ def troubled(here, campaign_file):
 def plan(troubled):
     """A worker plan over the tiny models, made as the commands make it."""
     from evomerge import config
-    from evomerge.check import hash_sources, prepare
+    from evomerge.check import prepare
+    from evomerge.hashing import hash_sources
 
     file = troubled()
     return hash_sources(prepare(config.load(file), str(file)), str(file)).worker

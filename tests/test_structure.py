@@ -49,7 +49,7 @@ FLOORS = [
     {"catalogue", "config", "mergekit", "mergekit_in", "passthrough", "tables", "views"},
     {"card", "estimate", "export", "progress"},
     {"candidates"},
-    {"adoption", "nesting"},
+    {"adoption", "earlier", "hashing", "nesting"},
     {"check"},
     {"session"},
     {"cli"},

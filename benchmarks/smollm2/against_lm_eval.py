@@ -23,7 +23,8 @@ from tabulate import tabulate
 from evomerge import config
 from evomerge.archive import Archive
 from evomerge.candidates import export_candidate
-from evomerge.check import hash_sources, prepare
+from evomerge.check import prepare
+from evomerge.hashing import hash_sources
 from evomerge.items import Split
 from evomerge.recipe import from_json
 from evomerge.worker import Job, Worker
