@@ -164,7 +164,10 @@ def front(directory: Path, as_json: bool) -> None:
     from evomerge import tables, views
 
     found = views.front(directory)
-    click.echo(json.dumps(found, indent=1) if as_json else tables.front(found))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo(tables.front(found, views.standing(directory)))
 
 
 @main.command()

@@ -56,8 +56,8 @@ def estimate(campaign: Campaign) -> dict:
         f" exported model{f'; {_size(prepared)} of prepared sources' if prepared else ''}",
         "time": "unknown"
         if seconds is None
-        else f"about {duration(seconds)} for the prompts' forward passes, as fast as this machine"
-        " multiplies now; generation, merges and other work come on top",
+        else f"about {duration(seconds)} for the prompts' forward passes alone, at this machine's"
+        " speed now",
     }
     numbers = {
         "parameters": parameters,

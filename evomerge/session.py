@@ -260,7 +260,7 @@ def _summary(directory: Path) -> str:
 
     status = views.status(directory)
     parts = [tables.status(status)]
-    rows = views.front(directory)
-    parts += ["", "Pareto front and baselines:", tables.front(rows)]
+    rows = tables.front(views.front(directory), views.standing(directory))
+    parts += ["", "Pareto front and baselines:", rows]
     parts += ["", f"Export the best: evomerge export {directory} OUT --pick best"]
     return "\n".join(parts)

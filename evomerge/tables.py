@@ -3,6 +3,7 @@
 import json
 import math
 import string
+from collections.abc import Mapping
 from pathlib import Path
 
 from tabulate import tabulate
@@ -30,8 +31,12 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def front(rows: list[dict]) -> str:
-    """Return the front and the baselines as a table, search beside held-out scores."""
+def front(rows: list[dict], standing: Mapping[int, tuple[bool, float | None]]) -> str:
+    """Return the front and the baselines as a table, search beside held-out scores.
+
+    Args:
+        rows, standing: of `views`.
+    """
     if not rows:
         return "no candidate has been scored yet"
     names = list(rows[0]["scores"])
@@ -41,13 +46,13 @@ def front(rows: list[dict]) -> str:
         [
             r["id"],
             (r["label"] or r["origin"]) + (" (misses a constraint)" if r.get("violation") else ""),
-            "*" if r["front"] else "",
-            "-" if r["value"] is None else f"{r['value']:.3f}",
+            "*" if standing[r["id"]][0] else "",
+            _value(standing[r["id"]][1]),
         ]
         + [interval(r["scores"][n][side]) for n in names for side in ("search", "heldout")]
         for r in rows
     ]
-    return tabulate(body, headers=header)
+    return tabulate(body, headers=header, floatfmt=".3f")
 
 
 def status(found: dict) -> str:
@@ -74,14 +79,13 @@ def status(found: dict) -> str:
     rows = [["best", found["best"]]] if found["best"] else []
     rows += [[b["label"], b] for b in found["baselines"]]
     body = [
-        [who, r["id"], "-" if r["value"] is None else f"{r['value']:.3f}"]
-        + [interval(s["search"]) for s in r["scores"].values()]
+        [who, r["id"], _value(r["value"])] + [interval(s["search"]) for s in r["scores"].values()]
         for who, r in rows
     ]
     if body:
         names = list(rows[0][1]["scores"])
         headers = ["", "id", "value", *(f"{name} search" for name in names)]
-        lines += ["", tabulate(body, headers=headers)]
+        lines += ["", tabulate(body, headers=headers, floatfmt=".3f")]
     return "\n".join(lines)
 
 
@@ -161,6 +165,10 @@ def route(recipe: dict) -> str:
             body.append([mark, index, index, *gains])
     lines += ["", tabulate(body, headers=["", "from hop", "to", "attention", "MLP"])]
     return "\n".join(lines)
+
+
+def _value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _where(layers: list | str | None) -> str:

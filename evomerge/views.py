@@ -75,13 +75,18 @@ def snapshot(archive: Archive) -> dict:
 def front(directory: Path | str) -> list[dict]:
     """Return the non-dominated candidates and all baselines, as `front --json` prints them."""
     archive = open_run(directory)
-    baselines, best = [c.id for c in archive.baselines()], archive.front()
-    rows = [
-        row(archive, c) | {"front": c in best, "value": _value(archive, c)}
-        for c in dict.fromkeys([*best, *baselines])
-    ]
+    baselines = [c.id for c in archive.baselines()]
+    rows = [row(archive, c) for c in dict.fromkeys([*archive.front(), *baselines])]
     first = archive.objectives[0]
     return sorted(rows, key=lambda r: -first.sign * _search_mean(r, first.name))
+
+
+def standing(directory: Path | str) -> dict[int, tuple[bool, float | None]]:
+    """Return, of each row of `front`, whether it is on the front, and its value."""
+    archive = open_run(directory)
+    best = set(archive.front())
+    listed = best | {c.id for c in archive.baselines()}
+    return {c: (c in best, _value(archive, c)) for c in listed}
 
 
 def show(directory: Path | str, which: int | str) -> dict:

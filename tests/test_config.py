@@ -349,3 +349,20 @@ def test_a_plan_of_an_earlier_version_is_the_same_plan(campaign_file, here):
     assert config.differences(old, plan) == ["fitness.0.weight"]
     plan["fitness"][0]["constraint"] = ">= 1"
     assert set(config.differences(old, plan)) == {"fitness.0.weight", "fitness.0.constraint"}
+
+
+def test_the_readme_s_campaigns_have_the_right_form(tmp_path):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    blocks = [b.split("```")[0] for b in text.split("```yaml\n")[1:]]
+    whole = [b for b in blocks if b.startswith("name:")]
+    assert len(whole) == 2 and len(blocks) > 4
+    for block in whole:
+        file = tmp_path / "campaign.yaml"
+        file.write_text(block)
+        config.load(file)
+    plan = yaml.safe_load(whole[0])
+    for part in (b for b in blocks if b.startswith(("space:", "stages:"))):
+        said = yaml.safe_load(part)
+        plan["sources"]["models"]["ja"] = "org/ja-7b"
+        staged = {k: v for k, v in plan.items() if k not in ("space", "controller", "budget")}
+        config.check_plan((staged if "stages" in said else plan) | said, "README.md")

@@ -2,12 +2,14 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import BadInput
 from evomerge.fitness import open_fitness
@@ -221,3 +223,24 @@ def test_a_broken_task_file_is_one_line(here):
         open_fitness({"name": "t", "task": "broken.yaml", "metric": "acc"}, "c.yaml", "f")
     assert "'broken.yaml' cannot be loaded" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_brevity_is_the_number_of_tokens_of_a_greedy_answer(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    folder = "search_spaces/tiny_models/base"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    fitness = open_fitness({"name": "brevity", "function": "fitness/brevity.py"}, "c.yaml", "f")
+    ordinals = [0, 3, 5]
+    fitness.prepare(model, tokenizer, ordinals)
+    with torch.inference_mode():
+        found = fitness.score(ordinals)
+        for count, prompt in zip(found, (fitness._items[i] for i in ordinals), strict=True):
+            ids, steps = tokenizer(prompt, return_tensors="pt")["input_ids"], 0
+            while steps < 32:
+                token = model(ids).logits[0, -1].argmax()
+                ids, steps = torch.cat([ids, token[None, None]], 1), steps + 1
+                if token == model.config.eos_token_id:
+                    break
+            assert count == steps
+    assert len(set(found)) > 1
