@@ -59,7 +59,7 @@ def _controllers() -> list[dict]:
 
 def _spaces() -> list[dict]:
     return [
-        {"name": name, "summary": _first_line(cls), "breeds": cls.breeds}
+        {"name": name, "summary": _first_line(cls), "keys": cls.keys[1:], "breeds": cls.breeds}
         for name, cls in SPACES.all().items()
     ]
 

@@ -189,6 +189,8 @@ def listing(found: dict[str, list[dict]]) -> str:
         lines.append(f"{what}:")
         for e in entries:
             lines.append(f"  {e['name']}: {e['summary']}")
+            if "keys" in e:
+                lines.append(f"      keys {', '.join(e['keys'])}; see the README")
             for name, axis in e.get("axes", {}).items():
                 low = "-inf" if axis["low"] is None else f"{axis['low']:g}"
                 high = "inf" if axis["high"] is None else f"{axis['high']:g}"
@@ -204,7 +206,13 @@ def listing(found: dict[str, list[dict]]) -> str:
                 lines.append(f"      option {name}: {said}")
             if "paper" in e:
                 needs = [f"{e['models']} models"] if e["models"] else []
-                base = "a base" if e["needs_base"] else "a base, or none" if e["takes_base"] else ""
+                base = (
+                    "a base"
+                    if e["needs_base"]
+                    else "a base for task vectors, or none"
+                    if e["takes_base"]
+                    else ""
+                )
                 needs += [base] if base else []
                 lines.append(f"      needs {' and '.join(needs) or 'no base'}; {e['paper']}")
         lines.append("")

@@ -11,8 +11,6 @@ from evomerge.errors import Fault, nearest
 from evomerge.recipe import Group, Recipe
 from evomerge.spaces import SPACES, Sources, space
 
-_KEYS = ("kind", "spaces", "each")
-
 
 @space("choice")
 class ChoiceSpace:
@@ -23,6 +21,8 @@ class ChoiceSpace:
     in all spaces. The genes of what is not chosen wait for their turn; `levels` tells controllers
     that choices are no scale.
     """
+
+    keys = ("kind", "spaces", "each")
 
     def __init__(self, spec: Mapping[str, Any], sources: Sources):
         self.spaces = [SPACES.get(s["kind"])(s, sources) for s in spec["spaces"]]
@@ -124,9 +124,9 @@ class ChoiceSpace:
     ) -> list[Fault]:
         """Return what is wrong with a campaign's `space` mapping of this kind."""
         faults = [
-            Fault(file, f"space.{k}", f"unknown key '{k}'", nearest(str(k), _KEYS))
+            Fault(file, f"space.{k}", f"unknown key '{k}'", nearest(str(k), cls.keys))
             for k in spec
-            if k not in _KEYS
+            if k not in cls.keys
         ]
         each = spec.get("each", "model")
         if each not in ("model", "group"):

@@ -15,8 +15,6 @@ from evomerge.recipe import Recipe, single
 from evomerge.registry import fits
 from evomerge.spaces import RESOLUTION, Sources, space
 
-_KEYS = ("kind", "sigma", "interpolation", "crossover", "split")
-
 
 @space("explicit", breeds=True)
 class ExplicitSpace:
@@ -25,6 +23,8 @@ class ExplicitSpace:
     A genome is (mix, split, noise), the last the seed of the noise. The authors' angle of slerp
     is that of the whole vectors, on both sides of the split.
     """
+
+    keys = ("kind", "sigma", "interpolation", "crossover", "split")
 
     carries = True  # weights travel with a job: the recipe tells only the last birth
 
@@ -85,7 +85,7 @@ class ExplicitSpace:
         cls, spec: Mapping[str, Any], labels: Sequence[str], base: bool, file: str
     ) -> list[Fault]:
         """Return what is wrong with a campaign's `space` mapping of this kind."""
-        checks = Checks(spec, _KEYS, file, "space.")
+        checks = Checks(spec, cls.keys, file, "space.")
         need, faults = checks.need, checks.faults
         sigma = spec.get("sigma", 0.01)
         need("sigma", fits(sigma, float) and sigma >= 0, "write a number of at least 0")

@@ -13,8 +13,6 @@ from evomerge.mixture import Chromosome, Layout, Mixture, interpolated, one_hot
 from evomerge.recipe import DTYPES, Recipe, single
 from evomerge.spaces import Sources, space
 
-_KEYS = ("kind", "chromosomes", "interpolation", "split", "dtype")
-
 
 @space("mixture", breeds=True)
 class MixtureSpace:
@@ -23,6 +21,8 @@ class MixtureSpace:
     A genome is (mix, split) per chromosome: left of the parameter at `split` of the whole, the
     child is f_mix(A, B), right of it f_(1 - mix)(A, B) (equation 2 of the paper).
     """
+
+    keys = ("kind", "chromosomes", "interpolation", "split", "dtype")
 
     def __init__(self, spec: Mapping[str, Any], sources: Sources):
         self.sources = sources
@@ -114,7 +114,7 @@ class MixtureSpace:
         cls, spec: Mapping[str, Any], labels: Sequence[str], base: bool, file: str
     ) -> list[Fault]:
         """Return what is wrong with a campaign's `space` mapping of this kind."""
-        checks = Checks(spec, _KEYS, file, "space.")
+        checks = Checks(spec, cls.keys, file, "space.")
         need, faults = checks.need, checks.faults
         listed = spec.get("chromosomes", [])
         texts = isinstance(listed, list) and all(isinstance(m, str) and m for m in listed)

@@ -13,8 +13,6 @@ from evomerge.recipe import DTYPES, Group, Recipe
 from evomerge.registry import fits
 from evomerge.spaces import Sources, space
 
-_KEYS = {"kind", "method", "options", "layer_groups", "module_groups", "smooth", "axes", "dtype"}
-
 
 @space("parameters")
 class ParametersSpace:
@@ -28,6 +26,8 @@ class ParametersSpace:
     depth scaling (arXiv:2410.17146): alpha at the first layer and outside, alpha + beta at
     the last.
     """
+
+    keys = ("kind", "method", "options", "layer_groups", "module_groups", "smooth", "axes", "dtype")
 
     def __init__(self, spec: Mapping[str, Any], sources: Sources):
         """
@@ -222,8 +222,8 @@ class ParametersSpace:
             faults.append(Fault(file, f"space.{key}", wrong, mend))
 
         for key in spec:
-            if key not in _KEYS:
-                fault(str(key), f"unknown key '{key}'", nearest(str(key), _KEYS))
+            if key not in cls.keys:
+                fault(str(key), f"unknown key '{key}'", nearest(str(key), cls.keys))
         groups = spec.get("layer_groups", 1)
         if not fits(groups, int) or groups < 1:
             fault("layer_groups", f"{groups!r} is not a whole number of at least 1", "write e.g. 4")

@@ -19,10 +19,6 @@ from evomerge.registry import fits
 from evomerge.routing import Hop, Routing, whole
 from evomerge.spaces import Sources, quantize, space
 
-_KEYS = (
-    "kind", "frame", "repeats", "order", "blocks", "gains", "gain", "longest", "prior",
-    "certainty", "dtype",
-)  # fmt: skip
 _GAINS = {"none": (), "shared": ("gain",), "separate": ("attention gain", "mlp gain")}
 _GAIN = {"low": 0.5, "high": 2.0}
 
@@ -34,6 +30,11 @@ class RoutingSpace:
     A genome has the genes of a path (`paths`), then the gains of each of its places, on a
     logarithmic scale. The first hop has none: to scale it is to scale all others.
     """
+
+    keys = (
+        "kind", "frame", "repeats", "order", "blocks", "gains", "gain", "longest", "prior",
+        "certainty", "dtype",
+    )  # fmt: skip
 
     def __init__(self, spec: Mapping[str, Any], sources: Sources):
         self.sources = sources
@@ -141,7 +142,7 @@ class RoutingSpace:
         cls, spec: Mapping[str, Any], labels: Sequence[str], base: bool, file: str
     ) -> list[Fault]:
         """Return what is wrong with a campaign's `space` mapping of this kind."""
-        checks = Checks(spec, _KEYS, file, "space.")
+        checks = Checks(spec, cls.keys, file, "space.")
         need, faults = checks.need, checks.faults
         for key in ("frame", "prior"):
             known = spec.get(key, labels[0]) in labels or (key == "prior" and spec[key] is None)
