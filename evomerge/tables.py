@@ -206,13 +206,8 @@ def listing(found: dict[str, list[dict]]) -> str:
                 lines.append(f"      option {name}: {said}")
             if "paper" in e:
                 needs = [f"{e['models']} models"] if e["models"] else []
-                base = (
-                    "a base"
-                    if e["needs_base"]
-                    else "a base for task vectors, or none"
-                    if e["takes_base"]
-                    else ""
-                )
+                optional = "a base for task vectors, or none" if e["takes_base"] else ""
+                base = "a base" if e["needs_base"] else optional
                 needs += [base] if base else []
                 lines.append(f"      needs {' and '.join(needs) or 'no base'}; {e['paper']}")
         lines.append("")

@@ -3,7 +3,8 @@
 A space is a class registered with `@space(kind)`. It is made from the campaign's `space`
 mapping and the sources' shape (`Sources`), and maps genomes, float64 vectors in [0, 1]^d,
 to recipes: `decode(genome) -> Recipe`, `encode(recipe) -> genome`, `start` (where a search
-may begin), `names` (one per gene). Its classmethod `faults` checks the mapping beforehand.
+may begin), `names` (one per gene). Its classmethod `faults` checks the mapping beforehand, whose
+`keys` it lists.
 
 A space that `breeds` has individuals instead of points: a genome says how two are crossed,
 `cross(genome, parents, ids) -> Recipe`, and `takes(candidate)` whether one may be a parent. If
