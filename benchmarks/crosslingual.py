@@ -9,8 +9,8 @@ crosslingual-routing.yaml, with gains, with slots instead of exchanges, without 
 search; `stages` is half of the candidates for parameters, then half for routing, both by cmaes
 (crosslingual-stages.yaml). One that was stopped goes on where it was. A row has the held-out scores
 of the best that was found, which is no baseline, and the hypervolume, above 0 in each language, of
-the finalists' held-out scores. Rows are appended to benchmarks/crosslingual.csv; a row that is there is not made
-again.
+the finalists' held-out scores. Rows are appended to crosslingual.csv; a row that is there
+is not made again.
 """
 
 import argparse

@@ -93,9 +93,6 @@ def axis_faults(name: str, entry: Any, operator: Operator, file: str) -> list[Fa
     if entry["low"] >= entry["high"]:
         wrong = f"low {entry['low']} is not below high {entry['high']}"
         faults.append(Fault(file, key, wrong, "swap them, or write one number to fix the axis"))
-    elif entry.get("start") is not None and not entry["low"] <= entry["start"] <= entry["high"]:
-        wrong = f"{entry['start']} is not within {entry['low']} to {entry['high']}"
-        faults.append(Fault(file, f"{key}.start", wrong, "widen the axis, or begin within it"))
     elif entry.get("integer") and (
         entry.get("log") or entry["low"] != int(entry["low"]) or entry["high"] != int(entry["high"])
     ):

@@ -58,13 +58,19 @@ def _strictest(data: Mapping[str, Any]) -> str | None:
     return min(known, key=lambda kind: kind == "routing", default=None)
 
 
-def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None = None) -> Campaign:
+def prepare(
+    plan: Mapping[str, Any],
+    file: str,
+    moved: Mapping[str, str] | None = None,
+    fresh: bool = True,
+) -> Campaign:
     """Open what a plan names and check that it fits together.
 
     Args:
         plan: of `config.load`.
         file: the name that faults carry.
         moved: label -> directory of sources that lie elsewhere than the plan says.
+        fresh: it is not begun yet, and may be held to what earlier versions did not ask.
 
     Returns:
         The campaign, its sources' hashes not yet filled in.
@@ -97,24 +103,33 @@ def prepare(plan: Mapping[str, Any], file: str, moved: Mapping[str, str] | None 
         names = [n for source in named.sources.values() for n in source.tensors]
         faults += [
             Fault(file, key, f"no tensor's name holds '{part}'", "mend or leave it out")
-            for key, part in _substrings(plan["space"])
+            for key, part in _substrings(plan["space"], fresh)
             if not any(part in name for name in names)
         ]
     if faults:
         raise BadInput(*dict.fromkeys(faults))
-    campaign = _campaign(plan, named, splits, [*warnings, *_idle_models(plan)])
+    campaign = _campaign(plan, named, splits, warnings)
+    campaign.warnings += [*_idle_models(campaign), *_clipped_starts(plan["space"])]
     if faults := list(_chat_faults(campaign, file)):
         raise BadInput(*faults)
     return campaign
 
 
-def _idle_models(plan: Mapping[str, Any]) -> list[str]:
+def _idle_models(campaign: Campaign) -> list[str]:
     """Return a warning for each model that is the base itself, where task vectors are weighed."""
-    if plan["space"]["kind"] not in ("parameters", "choice"):
-        return []
-    base, models = plan["sources"]["base"], plan["sources"]["models"]
+    base, models = getattr(campaign.space.first, "base", None), campaign.plan["sources"]["models"]
     same = [label for label, name in models.items() if name == base]
     return [f"'{label}' is the base itself: its task vector is zero" for label in same]
+
+
+def _clipped_starts(space: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a warning for each axis that is to begin outside its bounds."""
+    for name, axis in (space.get("axes") or {}).items():
+        start = axis.get("start") if isinstance(axis, Mapping) else None
+        if start is not None and not axis["low"] <= start <= axis["high"]:
+            yield f"axis {name}: start {start} is not within {axis['low']} to {axis['high']}"
+    for inner in space.get("spaces") or ():
+        yield from _clipped_starts(inner)
 
 
 def _chat_faults(campaign: Campaign, file: str) -> Iterator[Fault]:
@@ -127,12 +142,14 @@ def _chat_faults(campaign: Campaign, file: str) -> Iterator[Fault]:
             yield Fault(file, f"fitness.{index}.chat_template", wrong, mend)
 
 
-def _substrings(space: Mapping[str, Any], prefix: str = "space.") -> Iterator[tuple[str, str]]:
+def _substrings(
+    space: Mapping[str, Any], fresh: bool, prefix: str = "space."
+) -> Iterator[tuple[str, str]]:
     """Yield the parts of tensors' names that a space, or those it chooses among, has, by key."""
-    for key in ("chromosomes", "module_groups"):
+    for key in ("chromosomes", "module_groups") if fresh else ("chromosomes",):
         yield from ((prefix + key, part) for part in space.get(key) or ())
     for index, inner in enumerate(space.get("spaces") or ()):
-        yield from _substrings(inner, f"{prefix}spaces.{index}.")
+        yield from _substrings(inner, fresh, f"{prefix}spaces.{index}.")
 
 
 def _uneven_faults(plan: Mapping[str, Any], named: _Named, file: str) -> list[Fault]:

@@ -88,7 +88,8 @@ def _search_faults(data: Mapping[str, Any], file: str, formed: bool) -> list[Fau
     models = _get(data, "sources", "models")
     if isinstance(models, Mapping) and models:
         faults += _space_faults(data.get("space"), models, _get(data, "sources", "base"), file)
-    controller = data.get("controller") or {"kind": "cmaes"}  # null beside stages
+    controller = data.get("controller")
+    controller = {"kind": "cmaes"} if controller is None else controller  # null beside stages
     faults += _controller_faults(controller, file)
     if formed and not faults:
         faults += _breeding_faults(data, data["space"]["kind"], controller["kind"], file)

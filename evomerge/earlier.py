@@ -62,7 +62,7 @@ def begin(
     """Write the plan into a new archive, or check that what it names is still the same.
 
     Raises:
-        BadInput: a source, a task or an item has changed.
+        BadInput: a source, a task or an item has changed, or the space's genes.
     """
     text = yaml.safe_dump(dict(plan), sort_keys=False, allow_unicode=True)
     begun = archive.campaign
@@ -70,6 +70,10 @@ def begin(
         (directory / "campaign.yaml").write_text(text, encoding="utf-8")
         archive.begin(plan["name"], plan, campaign.provenance(), campaign.items())
         return
+    genes = begun["provenance"].get("genes", campaign.space.names)
+    if len(genes) != campaign.space.dimension:
+        wrong = f"has {campaign.space.dimension} genes in this version, and {len(genes)} before"
+        raise BadInput(Fault(file, "space", wrong, "export from it, and start a new campaign"))
     faults = [
         *_changed_sources(begun["provenance"], campaign, file),
         *_changed_fitness(begun["provenance"], campaign, archive, file),

@@ -95,8 +95,9 @@ def _forward_seconds(campaign: Campaign, parameters: int, candidates: int) -> fl
             return None
         tokens += len(campaign.splits[name].search) * characters() / _CHARACTERS_PER_TOKEN
     worker, workers = campaign.worker, campaign.plan["workers"]
-    together = workers["count"] if on_gpu(worker.device, workers) else 1  # cores are shared
-    rate = together * _multiply_rate(worker.compute_dtype)
+    there = on_gpu(worker.device, workers)
+    together = max(1.0, workers["count"] * min(1.0, workers["gpus_each"]))  # else they share one
+    rate = (together if there else 1.0) * _multiply_rate(worker.compute_dtype, there)
     return 2.0 * parameters * tokens * candidates / rate
 
 
@@ -109,11 +110,11 @@ def on_gpu(device: str, workers: Mapping[str, Any]) -> bool:
     return bool(workers["gpus_each"]) or torch.cuda.is_available()
 
 
-def _multiply_rate(dtype: str) -> float:
-    """Return this machine's matrix multiplications, in operations per second."""
+def _multiply_rate(dtype: str, there: bool) -> float:
+    """Return the matrix multiplications, in operations per second, of this machine or its GPU."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if there and torch.cuda.is_available() else "cpu"
     size = 8192 if device == "cuda" else 512
     a = torch.ones(size, size, dtype=getattr(torch, dtype if dtype in DTYPES else "float32"))
     a = a.to(device)

@@ -184,14 +184,14 @@ def _form_faults(data: Any, file: str) -> Iterator[Fault]:
 
 def _unreadable(data: Mapping[str, Any], module: Any) -> Iterator[str]:
     """Yield where parameters are no mapping."""
-    scopes = {"parameters": data.get("parameters"), "modules.default.parameters": module}
+    scopes = [("parameters", data), ("modules.default.parameters", {"parameters": module})]
     for key in ("models", "slices"):
         for index, entry in enumerate(data[key] if isinstance(data.get(key), list) else ()):
-            for s in [entry, *_sources_of(entry)]:
-                at = f"{key}.{index}.parameters"
-                found = s.get("parameters") if isinstance(s, Mapping) else None
-                scopes[at] = scopes.get(at) or found
-    yield from (k for k, v in scopes.items() if v is not None and not isinstance(v, Mapping))
+            parts = [p for p in (entry, *_sources_of(entry)) if isinstance(p, Mapping)]
+            scopes += [(f"{key}.{index}.parameters", part) for part in parts]
+    for at, scope in scopes:
+        if not isinstance(scope.get("parameters"), Mapping | None):
+            yield at
 
 
 def _unwrapped(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -278,8 +278,11 @@ class Runner:
 
     def _watch_failures(self, outcome: Outcome) -> None:
         """Stop when one reason fails candidate after candidate: that is no candidate's fault."""
-        same = outcome.status == "failed" and outcome.reason == self._last_failure[0]
-        self._last_failure = (outcome.reason, self._last_failure[1] + 1 if same else 1)
+        reason = outcome.reason
+        if reason.startswith("OutOfMemoryError"):  # tells how much is free, each time another
+            reason = "OutOfMemoryError"
+        same = outcome.status == "failed" and reason == self._last_failure[0]
+        self._last_failure = (reason, self._last_failure[1] + 1 if same else 1)
         if outcome.status == "failed" and self._last_failure[1] >= _SAME_FAILURES:
             raise EvomergeError(
                 f"{_SAME_FAILURES} candidates in a row failed with: {outcome.reason}; mend that and"

@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,19 @@ def _prepared(
     Raises:
         BadInput: with `faults`, those of all stages, and of what a fresh campaign begins with.
     """
-    found, faults = [], list(faults)
+    found, faults, kind = [], list(faults), None
     for number in range(len(searches(plan))):
+        prefix = f"stages.{number}." if plan["stages"] else ""
         try:
-            found.append(prepare(stage_plan(plan, number), file, moved))
+            found.append(prepare(stage_plan(plan, number), file, moved, fresh))
+            kind = found[0].space.first.kind if number == 0 else kind
         except BadInput as error:
-            faults += error.faults
+            own = [f.key.startswith("space.") for f in error.faults]
+            pairs = zip(error.faults, own, strict=True)
+            faults += [replace(f, key=prefix + f.key) if mine else f for f, mine in pairs]
     if fresh:
         try:
-            candidates_of(plan["init"], found[0].space.first.kind if found else None, file)
+            candidates_of(plan["init"], kind, file)
         except BadInput as error:
             faults += error.faults
     if faults:
@@ -160,7 +165,7 @@ def _next_stage(
                 raise EvomergeError(f"{wrong}; mend its space")
             there[stage["name"]] = f"{directory}#{best}"  # wherever it was when it was named
             names.append(known.get(stage["name"], {"name": f"{directory}#{best}"})["name"])
-        campaign = prepare(stage_plan(plan, number, names), file, there)
+        campaign = prepare(stage_plan(plan, number, names), file, there, fresh=False)
         campaign = hash_sources(campaign, file, moved)
         own = campaign.provenance()["sources"]
         for label, source in own.items():

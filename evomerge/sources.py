@@ -123,11 +123,11 @@ def locate(name: str, file: str = "evomerge", key: str = "source") -> Path:
 
 
 def has_chat_template(path: Path) -> bool:
-    """Tell whether a model directory has a chat template, in a file of its own or with others."""
-    if any((path / f"chat_template.{ending}").exists() for ending in ("jinja", "json")):
-        return True
+    """Tell whether a model directory's tokenizer has a chat template."""
     settings = path / "tokenizer_config.json"
-    return settings.exists() and bool(read_json(settings).get("chat_template"))
+    said = read_json(settings) if settings.exists() else None
+    own = isinstance(said, dict) and bool(said.get("chat_template"))
+    return own or (path / "chat_template.jinja").exists()
 
 
 def _adapter_of(name: str) -> tuple[str, str]:

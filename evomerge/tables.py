@@ -40,14 +40,15 @@ def front(rows: list[dict], standing: Mapping[int, tuple[bool, float | None]]) -
     if not rows:
         return "no candidate has been scored yet"
     names = list(rows[0]["scores"])
+    unknown = False, None  # it has been dominated since the rows were read
     header = ["id", "who", "front", "value"]
     header += [f"{n} {side}" for n in names for side in ("search", "held-out")]
     body = [
         [
             r["id"],
             (r["label"] or r["origin"]) + (" (misses a constraint)" if r.get("violation") else ""),
-            "*" if standing[r["id"]][0] else "",
-            _value(standing[r["id"]][1]),
+            "*" if standing.get(r["id"], unknown)[0] else "",
+            _value(standing.get(r["id"], unknown)[1]),
         ]
         + [interval(r["scores"][n][side]) for n in names for side in ("search", "heldout")]
         for r in rows

@@ -82,6 +82,31 @@ def score(model, tokenizer, items):
     assert found in archive.finals_done() and found not in archive.front()
 
 
+MEMORY = "raise torch.OutOfMemoryError(f'tried to allocate {next(count)} MiB')"
+
+
+@pytest.mark.parametrize("trouble", ["raise OSError('no such share')", MEMORY])
+def test_one_trouble_of_candidate_after_candidate_stops_the_campaign(
+    trouble, campaign_file, silent, here
+):
+    text = (here / "fit.py").read_text()
+    head = "import itertools\nfrom pathlib import Path\nimport torch\ncount = itertools.count()\n"
+    body = f"    if Path('trouble').exists() and next(count) > 4:\n        {trouble}\n    ids ="
+    (here / "troubled.py").write_text(head + text.replace("    ids =", body, 1))
+    (here / "trouble").touch()
+    fitness = [{"name": "likely", "function": "troubled.py"}]
+    file = campaign_file(fitness=fitness, budget__evaluations=30)
+    with pytest.raises(EvomergeError, match=r"20 candidates in a row failed with: O.*Error: "):
+        run_campaign(file, progress=silent)
+    archive = Archive(here / "runs" / "tiny" / "archive.db")
+    assert archive.counts()["ok"] == 5 and archive.counts()["failed"] == 20
+    archive.close()
+    (here / "trouble").unlink()
+    assert run_campaign(file, progress=silent)
+    counts = Archive(here / "runs" / "tiny" / "archive.db").counts()
+    assert (counts["ok"], counts["failed"]) == (15, 20)
+
+
 def test_baselines_score_what_the_models_themselves_score(campaign_file, silent, here):
     """The archive's numbers against the fitness called on plain transformers models."""
     import runpy

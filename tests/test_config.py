@@ -112,7 +112,7 @@ MALFORMED = [
     (("controller", "cmaes"), "controller: 'cmaes' is not a mapping; write e.g. controller: {kin"),
     (("budget", None), "budget: is missing; write e.g. budget: {evaluations: 300}"),
     (("soups", "greedy"), "soups: 'greedy' is not a list; list some of"),
-    (("space__axes__weight__start", 3), "space.axes.weight.start: 3 is not within 0.0 to 1.0"),
+    (("controller", {}), "controller.kind: is missing"),
     (("workers", {"count": 2}), "workers.count: the inline pool has one worker"),
     (("workers", {"timeout": 5}), "workers.timeout: the inline pool has one worker"),
     (("workers", {"gpus": 1}), "workers.gpus: unknown key 'gpus'; did you mean 'gpus_each'?"),
@@ -193,7 +193,11 @@ def test_a_text_that_yaml_would_fold_is_told_to_be_quoted(campaign_file):
 def test_a_model_that_is_the_base_is_warned_of(campaign_file):
     file = campaign_file(sources={"base": "base", "models": {"a": "a", "same": "base"}})
     (campaign,) = checked(file, [], {})
-    assert "'same' is the base itself: its task vector is zero" in campaign.warnings
+    assert campaign.warnings == ["'same' is the base itself: its task vector is zero"]
+    axes = {"weight": {"low": 0.0, "high": 1.0, "start": 3}}
+    linear = {"kind": "parameters", "method": "linear", "axes": axes}
+    (campaign,) = checked(campaign_file(space=linear), [], {})
+    assert campaign.warnings == ["axis weight: start 3 is not within 0.0 to 1.0"]
 
 
 def test_on_a_gpu_each_worker_has_the_sources_too(campaign_file):

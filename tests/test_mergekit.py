@@ -197,6 +197,10 @@ REFUSED = {
     "models.0: is not {model: NAME}; see": {"models": [{"model": {"model": "DIR/x"}}]},
     "models.0.parameters: is not a mapping": {"models": [{"model": "x", "parameters": [1.0]}]},
     "parameters: is not a mapping": {"parameters": [1.0]},
+    "slices.0.parameters: is not a mapping": {
+        "models": None,
+        "slices": [{"sources": [{"model": "x", "parameters": 3}], "parameters": {"scale": 1}}],
+    },
     "parameters.filter_wise: is not supported; write false": {"parameters": {"filter_wise": True}},
     "parameters: could not convert string to float": {
         "models": [{"model": "DIR/x", "parameters": {"weight": "much"}}]

@@ -524,6 +524,16 @@ def test_another_model_s_path_is_between_the_frame_s_ends():
     assert {h[:2] for h in shallow.first.path} == {(0, 0), (1, 0), (1, 1), (0, 3)}
 
 
+def test_a_frame_of_one_layer_is_a_path():
+    for kind in ({"order": "exchange"}, {"order": "models"}, {"blocks": 1}):
+        space = make(depths=(1, 4), longest=9, **kind)
+        genome = quantize(np.random.default_rng(0).random(space.dimension))
+        recipe = space.decode(genome)
+        assert recipe.path[0][:2] == recipe.path[-1][:2] == (0, 0)
+        assert space.decode(space.settled(genome)) == recipe
+        space.encode(recipe)
+
+
 def test_a_single_block_has_a_gain_too():
     space = make(blocks=1)
     genome = space.start

@@ -95,7 +95,7 @@ class RoutingSpace:
         genes, gains = self._parts(genome)
         hops, before = [], 1.0
         for model, layer, place in self.path.hops(genes):
-            units = gains[place - self.path.free] if hops else ()
+            units = gains[place - self.path.free] if hops and place >= self.path.free else ()
             own = [self._gene.value(float(u)) for u in units]
             if len(own) == 2:
                 hops.append(Hop(model, layer, 1.0, (own[0], own[1])))
@@ -113,7 +113,8 @@ class RoutingSpace:
         settled = self.start
         genes, gains = self._parts(settled)
         given, own = self._parts(genome)
-        on_path = [place - self.path.free for _, _, place in self.path.hops(given)[1:]]
+        places = [place for _, _, place in self.path.hops(given)[1:]]
+        on_path = [place - self.path.free for place in places if place >= self.path.free]
         genes[:] = self.path.settled(given)
         gains[on_path] = own[on_path]
         return quantize(settled)
@@ -126,7 +127,7 @@ class RoutingSpace:
         path = [(hop.model, hop.layer) for hop in recipe.path]
         genes[:], places = self.path.encoded(path)
         for place, (attention, mlp, _) in zip(places[1:], fold.hops[1:], strict=True):
-            if place is not None and self._each:
+            if place is not None and place >= self.path.free and self._each:
                 both = np.abs([attention, mlp]) / abs(fold.embed)
                 own = both if len(self._each) == 2 else [np.sqrt(both.prod())]
                 gains[place - self.path.free] = [self._gene.unit(float(g)) for g in own]
