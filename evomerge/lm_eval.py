@@ -77,6 +77,8 @@ class TaskFitness:
         is_file = name.endswith((".yaml", ".yml"))
         if is_file and not Path(name).is_file():
             raise self._fault("task", f"there is no file '{name}'", "write a path to a task YAML")
+        if not is_file and "/" in name:
+            raise self._fault("task", f"there is no task '{name}'", "a task's path ends in .yaml")
         with _quietly():
             from lm_eval.tasks import TaskManager
 
@@ -85,8 +87,6 @@ class TaskFitness:
                 known = manager.all_subtasks
                 mend = nearest(name, known) if known else "write a path to a task YAML"
                 mend = mend if mend.startswith("did") else "`lm-eval ls tasks` lists them"
-                if "/" in name:
-                    mend = "the path of a task file ends in .yaml"
                 raise self._fault("task", f"there is no task '{name}'", mend)
             try:
                 (task,) = manager.load(name)["tasks"].values()
