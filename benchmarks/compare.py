@@ -7,15 +7,15 @@ same items were put to both models, so the interval of the difference is much na
 the two intervals would suggest.
 """
 
-import sys
-from pathlib import Path
+import argparse
 
 import numpy as np
 from tabulate import tabulate
 
 from evomerge.archive import Archive
+from evomerge.errors import BadInput
 from evomerge.tables import Z95, interval
-from evomerge.views import mean_score, row
+from evomerge.views import mean_score, open_run, row
 
 
 def paired(archive: Archive, candidate: int, other: Archive, best: int) -> str:
@@ -30,8 +30,13 @@ def paired(archive: Archive, candidate: int, other: Archive, best: int) -> str:
     return f"{np.mean(differences):+.3f} ± {Z95 * np.sqrt(variance) / count:.3f}"
 
 
-def main(directories: list[str]) -> None:
-    archives = [Archive(Path(d) / "archive.db") for d in directories]
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="+", help="directories of runs that are finished")
+    try:
+        archives = [open_run(directory) for directory in parser.parse_args().run]
+    except BadInput as error:
+        parser.error(str(error))
     first = archives[0]
     names = [o.name for o in first.objectives]
     rows = [(c.label, first, c.id) for c in first.candidates("origin = 'baseline'")]
@@ -60,4 +65,4 @@ def main(directories: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -99,7 +99,7 @@ def prepare(
     costs = {s["name"]: Split((0,), (0,) if held else ()) for s in entries.values() if s["cost"]}
     splits = {s["name"]: (splits | costs).get(s["name"]) for s in entries.values()}
     faults += _uneven_faults(plan, named, file)
-    if not faults:
+    if named.sources:
         names = [n for source in named.sources.values() for n in source.tensors]
         faults += [
             Fault(file, key, f"no tensor's name holds '{part}'", "mend or leave it out")

@@ -25,10 +25,11 @@ def estimate(campaign: Campaign) -> dict:
     frame = campaign.sources[worker.frame]
     parameters = sum(t.elements for t in frame.tensors.values())
     listed = len(plan["sources"]["models"]) + (plan["sources"]["base"] is not None)
-    live = 1 + listed if plan["space"]["kind"] == "routing" else 1
+    routed = plan["space"]["kind"] == "routing"
+    live = 1 + listed if routed else 1
     model = live * parameters * _BYTES[worker.compute_dtype]
     sources = sum(s.bytes for s in campaign.sources.values())
-    if on_gpu(worker.device, plan["workers"]) and live == 1:
+    if on_gpu(worker.device, plan["workers"]) and not routed:
         model += sources  # each worker has them there; a path's are among the live models
     searched = {n: len(s.search) for n, s in campaign.splits.items()}
     heldout = {n: len(s.heldout) for n, s in campaign.splits.items()}

@@ -29,7 +29,7 @@ def baselines_scale(archive: Archive) -> Scale:
     return Scale(archive.objectives, [m for m in means if m])
 
 
-def finalists(archive: Archive, scale: Scale, most: int, stage: int = 0) -> list[int]:
+def finalists(archive: Archive, scale: Scale, most: int, stage: int) -> list[int]:
     """Return the baselines that were scored, the best, and up to `most` of the front.
 
     The best of all, and the best that a stage found, which a baseline may surpass.

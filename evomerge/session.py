@@ -58,9 +58,10 @@ def _prepared(
             found.append(prepare(stage_plan(plan, number), file, moved, fresh))
             kind = found[0].space.first.kind if number == 0 else kind
         except BadInput as error:
-            own = [f.key.startswith("space.") for f in error.faults]
-            pairs = zip(error.faults, own, strict=True)
-            faults += [replace(f, key=prefix + f.key) if mine else f for f, mine in pairs]
+            faults += [
+                replace(f, key=prefix + f.key) if f.key.startswith("space.") else f
+                for f in error.faults
+            ]
     if fresh:
         try:
             candidates_of(plan["init"], kind, file)

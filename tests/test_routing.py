@@ -237,6 +237,7 @@ def test_stacks_that_are_no_path_are_told(pairs, slices, said):
         ({"model_type": "olmo2"}, "norms are on what the branches put out"),
         ({"model_type": "bert"}, "residual stream itself"),
         ({"model_type": "gemma3n"}, "several residual streams"),
+        ({"model_type": "gemma3"}, "one part of a model"),
         ({"model_type": "lama"}, "did you mean 'llama'"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "layer's number"),
         ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "so-manieth"),

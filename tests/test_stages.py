@@ -19,9 +19,11 @@ from evomerge.candidates import export_candidate
 from evomerge.cli import main
 from evomerge.controllers import CONTROLLERS, Told
 from evomerge.errors import BadInput, EvomergeError
+from evomerge.hashing import hash_sources
 from evomerge.pareto import Objective, Scale
 from evomerge.session import checked, run_campaign
 from evomerge.stages import stage_plan
+from evomerge.worker import Job, Worker
 
 FITNESS = [
     {"name": "likely", "function": "fit.py"},
@@ -358,6 +360,18 @@ def test_code_of_its_own_is_trusted_in_every_stage_or_in_none(campaign_file, sil
     keys = [f.key for f in caught.value.faults]
     assert keys == ["sources.models.found", "sources.models.b"]
     assert all("code of its own" in str(f) for f in caught.value.faults)
+
+
+def test_a_worker_of_paths_has_its_sources_as_models_and_keeps_no_tensors_beside(campaign_file):
+    for space in (ROUTING, STAGES[0]["space"]):
+        (campaign,) = checked(campaign_file(space=space), [], {})
+        worker = Worker(hash_sources(campaign, "f").worker)
+        routed = space is ROUTING
+        assert not routed or worker._router._models.keys() == campaign.sources.keys()
+        (average,) = [recipe for label, recipe in campaign.baselines() if label == "uniform"]
+        outcome = worker.evaluate(Job(1, average.to_json(), "search"))
+        assert outcome.status == "ok" and outcome.weights_checksum
+        assert bool(worker._merger._weights._there) != routed
 
 
 def test_a_soup_is_no_path(campaign_file):
