@@ -25,12 +25,13 @@ from materialize import SHAPES, best_of, make_expert, make_model
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 
-from evomerge.export import merge_to
-from evomerge.merge import Merger
-from evomerge.mergekit_in import from_mergekit
-from evomerge.routing import Hop, Routing
-from evomerge.sources import digest, open_source
-from evomerge.weights import Weights
+from evomerge.export.model_directory import merge_to
+from evomerge.mergekit.reader import from_mergekit
+from evomerge.merging.merger import Merger
+from evomerge.merging.source_weights import Weights
+from evomerge.recipes.routing import Hop, Routing
+from evomerge.sources.digest import digest
+from evomerge.sources.source import open_source
 
 HERE = Path(__file__).parent
 PACKAGES = ["torch==2.13.0", "mergekit==0.1.5"]

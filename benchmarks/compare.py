@@ -12,10 +12,10 @@ import argparse
 import numpy as np
 from tabulate import tabulate
 
-from evomerge.archive import Archive
+from evomerge.archive.archive import Archive
+from evomerge.archive.summary import mean_score, open_run, row
 from evomerge.errors import BadInput
-from evomerge.tables import Z95, interval
-from evomerge.views import mean_score, open_run, row
+from evomerge.text import Z95, interval
 
 
 def paired(archive: Archive, candidate: int, other: Archive, best: int) -> str:

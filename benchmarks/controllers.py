@@ -13,7 +13,7 @@ import time
 import numpy as np
 from tabulate import tabulate
 
-from evomerge.controllers import CONTROLLERS, Told
+from evomerge.search.controllers import CONTROLLERS, Told
 from evomerge.testing import spheres
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import rows
 
-from evomerge.controllers import CONTROLLERS
+from evomerge.search.controllers import CONTROLLERS
 
 TASKS = ("maths_ja", "maths_fr")
 CMAES = "{kind: cmaes, population: 12, sigma: 0.15}"

@@ -15,10 +15,11 @@ import torch
 from materialize import best_of, live_tensors
 from tabulate import tabulate
 
-from evomerge.merge import Merger
-from evomerge.reading import Reading
-from evomerge.recipe import from_json
-from evomerge.sources import digest, open_source
+from evomerge.archive.reader import Reading
+from evomerge.merging.merger import Merger
+from evomerge.recipes.parse import from_json
+from evomerge.sources.digest import digest
+from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import rows
 from tabulate import tabulate
 
-from evomerge.archive import Archive
-from evomerge.session import run_campaign
+from evomerge.archive.archive import Archive
+from evomerge.campaign.run import run_campaign
 
 ROWS = Path(__file__).with_suffix(".csv")
 STAGES = (1000, 2000, 3000, 10_000, 20_000, 50_000)

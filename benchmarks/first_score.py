@@ -15,14 +15,14 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from evomerge.archive import Archive
+from evomerge.archive.archive import Archive
 
 POOLS = {"inline": "{pool: inline}", "ray": "{pool: ray, count: 2}"}
 
 
 def seconds_to_first_score(file: Path, workers: str, run: Path) -> float:
     settings = [f"workers={workers}", "budget.evaluations=1", "finals=0"]
-    words = [sys.executable, "-m", "evomerge.cli", "run", str(file), "--run", str(run)]
+    words = [sys.executable, "-m", "evomerge", "run", str(file), "--run", str(run)]
     words += [word for setting in settings for word in ("--set", setting)]
     started = time.time()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from evomerge import views
-from evomerge.candidates import export_candidate
-from evomerge.session import run_campaign
+from evomerge.archive import summary
+from evomerge.campaign.run import run_campaign
+from evomerge.export.candidates import export_candidate
 
 
 class Said:
@@ -45,7 +45,7 @@ def main() -> None:
         started = time.perf_counter()
         run_campaign(options.file, directory=run, settings=[*settings, "finals=0"], progress=Said())
         wall = time.perf_counter() - started
-        status = views.status(run)
+        status = summary.status(run)
         scored = status["candidates"]["ok"]
         worked = status["seconds"]["merge"] + status["seconds"]["score"]
         rate = 60 * scored / worked

@@ -25,10 +25,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 
-from evomerge import native
-from evomerge.merge import Merger
-from evomerge.operators import OPERATORS
-from evomerge.sources import Source, digest, open_source
+from evomerge.kernels import native
+from evomerge.merging.merger import Merger
+from evomerge.merging.methods import OPERATORS
+from evomerge.sources.digest import digest
+from evomerge.sources.source import Source, open_source
 from evomerge.testing import recipe_of
 
 SHAPES = {  # hidden size, layers, heads, key-value heads, width of the MLP, vocabulary

@@ -90,7 +90,7 @@ def main() -> None:
             recipe = replace(recipe_of(method, names[1:], names[0]), dtype="bfloat16")
             file = folder / f"{method}.json"
             file.write_text(json.dumps(recipe.to_json()))
-            command = [sys.executable, "-m", "evomerge.cli", "merge", str(file)]
+            command = [sys.executable, "-m", "evomerge", "merge", str(file)]
             peak, seconds = peak_of([*command, str(folder / f"{method}-out")])
             rows.append([method, len(recipe.sources), size / 1e9, peak / 1e9, seconds])
     headers = ["method", "models", "GB each", "peak anonymous GB", "seconds, hashing included"]

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from evomerge import config, pool
-from evomerge.archive import Archive
-from evomerge.check import prepare
-from evomerge.hashing import hash_sources
-from evomerge.runner import Runner
+from evomerge.archive.archive import Archive
+from evomerge.campaign.build import prepare
+from evomerge.campaign.runner import Runner
+from evomerge.campaign.source_hashes import hash_sources
+from evomerge.config import validate
+from evomerge.workers import pool
 
 
 class Clock:
@@ -57,7 +58,7 @@ def main() -> None:
         "heldout=0.5",
     ]
     file = str(options.file)
-    campaign = hash_sources(prepare(config.load(file, settings), file), file)
+    campaign = hash_sources(prepare(validate.load(file, settings), file), file)
     started = time.perf_counter()
     inline = pool.InlinePool(campaign.worker)
     warm = time.perf_counter() - started

@@ -13,9 +13,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evomerge.recipe import from_json
-from evomerge.routing import Routing
-from evomerge.views import show
+from evomerge.archive.summary import show
+from evomerge.recipes.parse import from_json
+from evomerge.recipes.routing import Routing
 
 # The same file for the same path, its letters as text.
 mpl.rcParams.update({"svg.hashsalt": "evomerge", "svg.fonttype": "none"})

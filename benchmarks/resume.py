@@ -16,17 +16,16 @@ from types import SimpleNamespace
 import numpy as np
 from tabulate import tabulate
 
-from evomerge import views
-from evomerge.archive import Archive
-from evomerge.campaign import Campaign
-from evomerge.config import check_plan
-from evomerge.items import Split
-from evomerge.pareto import Objective
-from evomerge.pool import Finished
-from evomerge.recipe import Outcome
-from evomerge.runner import Runner
-from evomerge.spaces import SPACES, Sources
-from evomerge.worker import WorkerPlan
+from evomerge.archive import summary
+from evomerge.archive.archive import Archive
+from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.runner import Runner
+from evomerge.config.validate import check_plan
+from evomerge.scoring.items import Split
+from evomerge.scoring.outcome import Outcome
+from evomerge.search.objectives import Objective
+from evomerge.search.spaces import SPACES, Sources
+from evomerge.workers.protocol import Finished, WorkerPlan
 
 
 class SyntheticPool:
@@ -114,8 +113,8 @@ def measure(candidates: int, items: int) -> dict:
             "candidates": candidates,
             "ask, archive, tell (ms each)": f"{1000 * append / candidates:.2f}",
             "resume (s)": f"{resume:.2f}",
-            "status (s)": f"{timed(lambda: views.status(folder)):.3f}",
-            "front (s)": f"{timed(lambda: views.front(folder)):.3f}",
+            "status (s)": f"{timed(lambda: summary.status(folder)):.3f}",
+            "front (s)": f"{timed(lambda: summary.front(folder)):.3f}",
             "on it": len(again.front()),
             "MB": f"{size / 1e6:.1f}",
             "bytes each": size // candidates,

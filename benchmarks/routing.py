@@ -27,13 +27,13 @@ from tabulate import tabulate
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from evomerge.export import merge_to
-from evomerge.merge import Merger
-from evomerge.recipe import single
-from evomerge.rerouted import Router
-from evomerge.resident import ResidentModel
-from evomerge.routing import Hop, Routing
-from evomerge.sources import open_source
+from evomerge.export.model_directory import merge_to
+from evomerge.merging.live_model import ResidentModel
+from evomerge.merging.live_routing import Router
+from evomerge.merging.merger import Merger
+from evomerge.recipes.parameters import single
+from evomerge.recipes.routing import Hop, Routing
+from evomerge.sources.source import open_source
 from evomerge.testing.decoders import (
     DECODERS,
     HOPS,

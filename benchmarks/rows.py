@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from evomerge.archive import Archive
-from evomerge.pareto import hypervolume
-from evomerge.session import run_campaign
+from evomerge.archive.archive import Archive
+from evomerge.campaign.run import run_campaign
+from evomerge.search.pareto import hypervolume
 
 
 class Quiet:

@@ -17,10 +17,10 @@ import numpy as np
 from resume import make_campaign
 from tabulate import tabulate
 
-from evomerge.archive import Archive
-from evomerge.pool import Finished
-from evomerge.recipe import Outcome
-from evomerge.runner import Runner
+from evomerge.archive.archive import Archive
+from evomerge.campaign.runner import Runner
+from evomerge.scoring.outcome import Outcome
+from evomerge.workers.protocol import Finished
 
 ITEMS = 20
 

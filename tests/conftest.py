@@ -16,7 +16,7 @@ import torch
 import yaml
 from hypothesis import settings
 
-from evomerge.archive import Archive
+from evomerge.archive.archive import Archive
 from evomerge.testing import tiny_llama
 
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
@@ -189,6 +189,9 @@ class Silent:
 
     def say(self, text: str) -> None:
         self.said.append(text)
+
+    def finished(self, directory) -> None:
+        pass
 
     def __call__(self, archive) -> None:
         pass

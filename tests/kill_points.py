@@ -20,9 +20,10 @@ from transformers import AutoTokenizer  # noqa: F401
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.llama import modeling_llama  # noqa: F401
 
-from evomerge import merge, resident, session  # noqa: F401
-from evomerge.archive import Archive
-from evomerge.pool import InlinePool
+from evomerge.archive.archive import Archive
+from evomerge.campaign import run as session
+from evomerge.merging import live_model, merger  # noqa: F401
+from evomerge.workers.pool import InlinePool
 
 get_checkpoint_conversion_mapping("llama")
 
@@ -40,6 +41,9 @@ PLACES = {
 
 class Quiet:
     def say(self, text):
+        pass
+
+    def finished(self, directory):
         pass
 
     def __call__(self, archive):

@@ -10,15 +10,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from evomerge import config, views
-from evomerge.candidates import export_candidate
+from evomerge.archive import summary
+from evomerge.campaign.run import run_campaign
+from evomerge.config import validate
 from evomerge.errors import BadInput
-from evomerge.merge import Merger
-from evomerge.operators import OPERATORS
-from evomerge.session import run_campaign
-from evomerge.sources import digest, open_source
+from evomerge.export.candidates import export_candidate
+from evomerge.merging.merger import Merger
+from evomerge.merging.methods import OPERATORS
+from evomerge.merging.source_weights import Weights
+from evomerge.sources.digest import digest
+from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
-from evomerge.weights import Weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT talks of tied weights
 VARIANTS = {
@@ -127,16 +129,16 @@ def test_a_campaign_over_an_adapter(campaign_file, lora, here, silent):
     """Its baseline is the model that PEFT merges, rounded once; the best exports and loads."""
     sources = {"base": "base", "models": {"a": "a", "l": {"model": "base", "adapter": "lora"}}}
     file = campaign_file(sources=sources, budget__evaluations=3)
-    assert config.load(file)["sources"]["models"]["l"] == "base+lora"
+    assert validate.load(file)["sources"]["models"]["l"] == "base+lora"
     run_campaign(file, progress=silent)
     run = here / "runs" / "tiny"
-    by_label = {r["label"]: r["id"] for r in views.front(run)}
+    by_label = {r["label"]: r["id"] for r in summary.front(run)}
     export_candidate(run, here / "out", str(by_label["l"]), {}, True)
     model = AutoModelForCausalLM.from_pretrained(here / "base", dtype=torch.float32)
     wanted = PeftModel.from_pretrained(model, lora).merge_and_unload().state_dict()
     for name, ours in load_file(here / "out" / "model.safetensors").items():
         torch.testing.assert_close(ours.float(), wanted[name], rtol=2**-8, atol=1e-6)
-    for candidate in views.open_run(run).candidates("origin = 'search'"):
+    for candidate in summary.open_run(run).candidates("origin = 'search'"):
         export_candidate(run, here / f"out{candidate.id}", str(candidate.id), {}, True)  # as scored
     export_candidate(run, here / "best", "best", {}, True)
     assert AutoModelForCausalLM.from_pretrained(here / "best").config.num_hidden_layers == 2

@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from evomerge.archive import Archive
-from evomerge.controllers import Proposal
+from evomerge.archive.archive import Archive
+from evomerge.archive.schema import MIGRATIONS
 from evomerge.errors import EvomergeError
-from evomerge.pareto import dominates
-from evomerge.recipe import Outcome
-from evomerge.schema import MIGRATIONS
-from evomerge.scores import decode_scores, encode_scores, summary
+from evomerge.scoring.outcome import Outcome, decode_scores, encode_scores, summary
+from evomerge.search.controllers import Proposal
+from evomerge.search.pareto import dominates
 
 OBJECTIVES = [
     {"name": "x", "direction": "maximize", "weight": 1.0},

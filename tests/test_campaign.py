@@ -8,11 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from evomerge import config, runner, tables, views
-from evomerge.archive import Archive
+from evomerge.archive import summary
+from evomerge.archive.archive import Archive
+from evomerge.archive.run_lock import RunLock
+from evomerge.campaign import runner
+from evomerge.campaign.run import run_campaign
+from evomerge.cli import tables
+from evomerge.config import validate
 from evomerge.errors import BadInput, EvomergeError
-from evomerge.lock import RunLock
-from evomerge.session import run_campaign
 
 
 def events(directory):
@@ -158,7 +161,9 @@ def test_only_budget_workers_and_finals_may_change(campaign_file, silent):
         budget__evaluations=3, finals=1, workers={"pool": "inline", "threads": 1}
     )
     assert run_campaign(changed, progress=silent)
-    assert config.load(changed.parent / "runs" / "tiny" / "campaign.yaml") == config.load(changed)
+    assert validate.load(changed.parent / "runs" / "tiny" / "campaign.yaml") == validate.load(
+        changed
+    )
 
 
 def test_a_changed_source_is_refused_by_name_and_hash(campaign_file, silent, here, world):
@@ -208,10 +213,10 @@ def test_what_the_finalists_said_is_kept(campaign_file, silent, here):
     answers = archive.answers(1)["said"]
     assert [a["ordinal"] for a in answers] == sorted(heldout)
     assert all(isinstance(a["answer"], str) for a in answers)
-    shown = views.show(here / "runs" / "tiny", 1)["answers"]["said"]
+    shown = summary.show(here / "runs" / "tiny", 1)["answers"]["said"]
     assert shown == answers[:5]
     assert f"{shown[0]['ordinal']}: {shown[0]['answer']}" in tables.show(
-        views.show(here / "runs" / "tiny", 1)
+        summary.show(here / "runs" / "tiny", 1)
     )
 
 
@@ -252,7 +257,7 @@ def test_sources_that_cannot_be_scored_stop_the_campaign_in_one_line(campaign_fi
     file = campaign_file(fitness=[{"name": "f", "function": "broken.py"}])
     with pytest.raises(EvomergeError, match="no source could be scored: ValueError: no such luck"):
         run_campaign(file, progress=silent)
-    status = views.status(here / "runs" / "tiny")
+    status = summary.status(here / "runs" / "tiny")
     assert status["state"] == "failed" and "no such luck" in status["reason"]
 
 
@@ -299,31 +304,31 @@ def test_two_campaigns_do_not_share_a_directory(campaign_file, silent, here):
 def test_hours_are_a_budget_too(campaign_file, silent, here):
     file = campaign_file(budget={"evaluations": 10_000, "hours": 1e-4})
     assert run_campaign(file, progress=silent)
-    assert views.status(here / "runs" / "tiny")["budget"]["proposed"] < 10_000
+    assert summary.status(here / "runs" / "tiny")["budget"]["proposed"] < 10_000
 
 
 def test_status_front_and_show_have_the_contracts_shapes(campaign_file, silent, here):
     run_campaign(campaign_file(), progress=silent)
     run = here / "runs" / "tiny"
-    status = json.loads(json.dumps(views.status(run)))
+    status = json.loads(json.dumps(summary.status(run)))
     assert status["state"] == "finished" and status["name"] == "tiny"
     assert set(status["candidates"]) == {"ok", "stopped", "failed", "running"}
     assert {"budget", "best", "seconds", "baselines"} <= set(status)
-    front = json.loads(json.dumps(views.front(run)))
+    front = json.loads(json.dumps(summary.front(run)))
     assert {r["label"] for r in front} >= {"base", "a", "b", "c", "uniform"}
     for row in front:
         assert set(row) == {"id", "recipe_id", "origin", "label", "scores"}
         assert set(row["scores"]["likely"]["search"]) == {"mean", "stderr", "items"}
         assert set(row["scores"]["likely"]["heldout"]) == {"mean", "stderr", "items"}
-    shown = json.loads(json.dumps(views.show(run, 6)))
+    shown = json.loads(json.dumps(summary.show(run, 6)))
     assert {"recipe", "parents", "scores", "outcome", "genome"} <= set(shown)
     with pytest.raises(BadInput, match="there is no candidate 999; write a number from 1 to 19"):
-        views.show(run, 999)
-    assert views.show(run, "best")["id"] == views.status(run)["best"]["id"]
+        summary.show(run, 999)
+    assert summary.show(run, "best")["id"] == summary.status(run)["best"]["id"]
     with pytest.raises(BadInput, match="CANDIDATE: there is no 'bst'; write best, knee, "):
-        views.show(run, "bst")
+        summary.show(run, "bst")
     with pytest.raises(BadInput, match="is no run's directory"):
-        views.status(here)
+        summary.status(here)
 
 
 def test_a_ledger_that_the_controller_does_not_reproduce_names_the_event(

@@ -9,13 +9,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from evomerge import views
-from evomerge.archive import Archive
-from evomerge.candidates import export_candidate, materialize
-from evomerge.cli import main
+from evomerge.archive import summary
+from evomerge.archive.archive import Archive
+from evomerge.campaign.run import checked, run_campaign
+from evomerge.cli.main import main
+from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, EvomergeError
-from evomerge.machine import cache_folder
-from evomerge.session import checked, run_campaign
+from evomerge.export.candidates import export_candidate, materialize
 
 # The nearer the embeddings are to a mixture of sources, the better.
 NEAR = """
@@ -61,7 +61,7 @@ def scores(run, candidate):
 
 
 def best(run):
-    return views.status(run)["best"]["id"]
+    return summary.status(run)["best"]["id"]
 
 
 SECOND = {"base": "base", "models": {"a": "a", "merged": "runs/first#best"}}
@@ -110,7 +110,7 @@ def test_a_candidate_of_a_candidate(first, campaign_file, here, silent):
     file = campaign_file(fitness=NEAR_TWO, name="third", sources=third, budget__evaluations=2)
     run_campaign(file, progress=silent)
     run = here / "runs" / "third"
-    assert views.status(run)["candidates"]["failed"] == 0
+    assert summary.status(run)["candidates"]["failed"] == 0
     shutil.rmtree(cache_folder("candidates"))
     assert export_candidate(run, here / "out", "best")[0] == best(run)
 
@@ -178,7 +178,7 @@ def test_a_campaign_begins_with_the_front_of_another(first, campaign_file, here,
         start = max(adopted, key=lambda c: archive.outcome(c.id)["value"]).genome
         spread = np.abs(np.array(proposals(whole)) - start).mean()
         assert spread < 0.25 < np.abs(np.random.default_rng(0).random((99, 9)) - start).mean()
-    assert views.show(whole, adopted[0].id)["label"] == f"runs/first#{front[0]}"
+    assert summary.show(whole, adopted[0].id)["label"] == f"runs/first#{front[0]}"
 
 
 def test_beginnings_are_known_by_their_models_not_by_names(first, campaign_file, here, silent):

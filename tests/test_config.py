@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evomerge import config
-from evomerge.check import read_plan
+from evomerge.campaign import resume
+from evomerge.campaign.build import read_plan
+from evomerge.campaign.estimate import estimate
+from evomerge.campaign.run import checked
+from evomerge.config import validate
 from evomerge.errors import BadInput
-from evomerge.estimate import estimate
-from evomerge.session import checked
 
 NAN, INF = float("nan"), float("inf")
 
@@ -159,7 +160,7 @@ def written(folder: Path) -> set[str]:
 def test_malformed_files_get_one_clear_line(campaign_file, change, message):
     file = campaign_file(**dict([change]))
     with pytest.raises(BadInput) as error:
-        config.load(file)
+        validate.load(file)
     lines = str(error.value).splitlines()
     assert all(line.startswith(f"{file}: ") for line in lines)
     assert sum(message in line for line in lines) == 1
@@ -168,12 +169,12 @@ def test_malformed_files_get_one_clear_line(campaign_file, change, message):
 
 @pytest.mark.parametrize("change, message", MISSING, ids=lambda v: str(v[0])[:40])
 def test_what_is_not_there_gets_one_clear_line(campaign_file, here, change, message):
-    from evomerge.check import prepare
+    from evomerge.campaign.build import prepare
 
     file = campaign_file(**dict([change]))
     before = written(here)
     with pytest.raises(BadInput) as error:
-        prepare(config.load(file), str(file))
+        prepare(validate.load(file), str(file))
     (line,) = str(error.value).splitlines()
     assert line.startswith(f"{file}: ") and message in line
     assert written(here) == before
@@ -183,7 +184,7 @@ def test_a_text_that_yaml_would_fold_is_told_to_be_quoted(campaign_file):
     file = campaign_file()
     file.write_text(file.read_text() + "constraint: >= base - 0.1\n")
     with pytest.raises(BadInput, match=r"line \d+: .*; quote a text that begins with >"):
-        config.load(file)
+        validate.load(file)
 
 
 def test_a_model_that_is_the_base_is_warned_of(campaign_file):
@@ -216,7 +217,7 @@ def test_all_faults_come_together(campaign_file):
         extra=1,
     )
     with pytest.raises(BadInput) as error:
-        config.load(file)
+        validate.load(file)
     assert len(str(error.value).splitlines()) == 5
 
 
@@ -247,10 +248,10 @@ def test_yaml_faults_name_the_line(here):
     ]:
         (here / "bad.yaml").write_text(text)
         with pytest.raises(BadInput) as error:
-            config.load(here / "bad.yaml")
+            validate.load(here / "bad.yaml")
         assert message in str(error.value)
     with pytest.raises(BadInput, match="cannot be read"):
-        config.load(here / "absent.yaml")
+        validate.load(here / "absent.yaml")
 
 
 def test_bad_input_exits_2_without_traceback_and_writes_nothing(campaign_file, here):
@@ -258,7 +259,7 @@ def test_bad_input_exits_2_without_traceback_and_writes_nothing(campaign_file, h
     before = written(here)
     for command in ("check", "run"):
         run = subprocess.run(
-            [sys.executable, "-m", "evomerge.cli", command, str(file)],
+            [sys.executable, "-m", "evomerge", command, str(file)],
             capture_output=True,
             text=True,
         )
@@ -271,7 +272,7 @@ def test_bad_input_exits_2_without_traceback_and_writes_nothing(campaign_file, h
 def test_settings_override_by_dotted_key(campaign_file):
     file = campaign_file()
     settings = ["budget.evaluations=3", "fitness.0.weight=2", "workers={pool: ray, count: 2}"]
-    plan = config.load(file, settings)
+    plan = validate.load(file, settings)
     assert plan["budget"]["evaluations"] == 3
     assert plan["fitness"][0]["weight"] == 2.0
     assert plan["workers"]["count"] == 2
@@ -288,7 +289,7 @@ def test_settings_override_by_dotted_key(campaign_file):
 )
 def test_settings_that_will_not_do(campaign_file, setting, message):
     with pytest.raises(BadInput, match="--set") as error:
-        config.load(campaign_file(), [setting])
+        validate.load(campaign_file(), [setting])
     assert message in str(error.value)
 
 
@@ -296,35 +297,36 @@ def test_exponents_are_numbers(here, campaign_file):
     file = campaign_file()
     text = file.read_text().replace("low: 0.0", "low: 1e-3")
     file.write_text(text)
-    assert config.load(file)["space"]["axes"]["weight"]["low"] == 0.001
+    assert validate.load(file)["space"]["axes"]["weight"]["low"] == 0.001
 
 
 def test_a_plan_survives_its_own_yaml(campaign_file, here):
-    plan = config.load(campaign_file())
+    plan = validate.load(campaign_file())
     (here / "again.yaml").write_text(yaml.safe_dump(plan))
-    assert config.load(here / "again.yaml") == plan
+    assert validate.load(here / "again.yaml") == plan
 
 
 def test_differences_name_dotted_keys_and_spare_what_may_change(campaign_file):
-    old = config.load(campaign_file())
-    new = config.load(campaign_file(seed=8, space__layer_groups=1, budget__evaluations=99))
-    assert config.differences(old, new) == ["seed", "space.layer_groups"]
+    old = validate.load(campaign_file())
+    new = validate.load(campaign_file(seed=8, space__layer_groups=1, budget__evaluations=99))
+    assert resume.differences(old, new) == ["seed", "space.layer_groups"]
 
 
 def test_public_test_splits_are_refused_without_the_flag(here, campaign_file, monkeypatch):
-    from evomerge import check, lm_eval
+    from evomerge.campaign import build as check
+    from evomerge.scoring import lm_eval_task as lm_eval
 
     monkeypatch.setattr(lm_eval.TaskFitness, "searches_public_test_split", True)
     entry = {"name": "x", "task": "choice.yaml", "metric": "acc"}
     file = campaign_file(fitness=[entry])
     with pytest.raises(BadInput, match="test split of a public benchmark; write heldout"):
-        check.prepare(config.load(file), str(file))
+        check.prepare(validate.load(file), str(file))
     allowed = campaign_file(fitness=[entry], allow_benchmarks=True)
-    assert check.prepare(config.load(allowed), str(allowed)).splits["x"].search
+    assert check.prepare(validate.load(allowed), str(allowed)).splits["x"].search
 
 
 def test_a_public_test_split_is_recognized(here):
-    from evomerge.fitness import open_fitness
+    from evomerge.scoring.fitness import open_fitness
 
     fitness = open_fitness({"name": "x", "task": "choice.yaml", "metric": "acc"}, "c", "f")
     assert not fitness.searches_public_test_split  # local data
@@ -339,16 +341,16 @@ def test_a_public_test_split_is_recognized(here):
 
 def test_a_plan_of_an_earlier_version_is_the_same_plan(campaign_file, here):
     """Keys that came later, and say nothing, are no difference, however deep they are."""
-    plan = config.load(campaign_file())
+    plan = validate.load(campaign_file())
     old = json.loads(json.dumps(plan))
     for entry in old["fitness"]:
         del entry["constraint"]
     del old["soups"], old["workers"]
-    assert config.differences(old, plan) == []
+    assert resume.differences(old, plan) == []
     old["fitness"][0]["weight"] = 2.0
-    assert config.differences(old, plan) == ["fitness.0.weight"]
+    assert resume.differences(old, plan) == ["fitness.0.weight"]
     plan["fitness"][0]["constraint"] = ">= 1"
-    assert set(config.differences(old, plan)) == {"fitness.0.weight", "fitness.0.constraint"}
+    assert set(resume.differences(old, plan)) == {"fitness.0.weight", "fitness.0.constraint"}
 
 
 def test_the_readme_s_campaigns_have_the_right_form(tmp_path):
@@ -359,10 +361,10 @@ def test_the_readme_s_campaigns_have_the_right_form(tmp_path):
     for block in whole:
         file = tmp_path / "campaign.yaml"
         file.write_text(block)
-        config.load(file)
+        validate.load(file)
     plan = yaml.safe_load(whole[0])
     for part in (b for b in blocks if b.startswith(("space:", "stages:"))):
         said = yaml.safe_load(part)
         plan["sources"]["models"]["ja"] = "org/ja-7b"
         staged = {k: v for k, v in plan.items() if k not in ("space", "controller", "budget")}
-        config.check_plan((staged if "stages" in said else plan) | said, "README.md")
+        validate.check_plan((staged if "stages" in said else plan) | said, "README.md")

@@ -10,23 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 
-from evomerge import views
-from evomerge.archive import Archive
-from evomerge.cli import main
+from evomerge.archive import summary
+from evomerge.archive.archive import Archive
+from evomerge.archive.selection import baselines_scale, front_points, pick
+from evomerge.campaign.run import run_campaign
+from evomerge.cli.main import main
 from evomerge.errors import BadInput, EvomergeError
-from evomerge.pareto import (
-    Constraints,
-    ItemScale,
-    Objective,
-    Scale,
-    beats,
-    dominates,
-    hypervolume,
-    knee,
-    parse_bound,
-)
-from evomerge.picking import baselines_scale, front_points, pick
-from evomerge.session import run_campaign
+from evomerge.search.objectives import Constraints, ItemScale, Objective, Scale, parse_bound
+from evomerge.search.pareto import beats, dominates, hypervolume, knee
 
 BASELINES = {
     "base": {"x": 0.2, "y": 8.0},
@@ -185,7 +176,7 @@ def test_picks_are_of_the_front(two, here, silent):
             pick(archive, which, "run")
     done = CliRunner().invoke(main, ["export", "runs/tiny", "out", "--pick", "knee"])
     assert done.exit_code == 0, done.output
-    volume = views.status("runs/tiny")["hypervolume"]
+    volume = summary.status("runs/tiny")["hypervolume"]
     everything = [
         baselines_scale(archive).vector(archive.means(c.id)) for c in archive.candidates()
     ]

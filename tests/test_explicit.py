@@ -13,13 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from evomerge.archive import Archive
-from evomerge.cli import main
+from evomerge.archive.archive import Archive
+from evomerge.campaign.run import run_campaign
+from evomerge.cli.main import main
 from evomerge.errors import BadInput
-from evomerge.lineage import Birth, Explicit, Pedigree, ancestry, born, expanded, weights_of
-from evomerge.recipe import from_json, single
-from evomerge.session import run_campaign
-from evomerge.sources import digest, open_source
+from evomerge.merging.lineage_weights import Pedigree, ancestry, born, expanded, weights_of
+from evomerge.recipes.lineage import Birth, Explicit
+from evomerge.recipes.parameters import single
+from evomerge.recipes.parse import from_json
+from evomerge.sources.digest import digest
+from evomerge.sources.source import open_source
 
 NET = """
 import torch

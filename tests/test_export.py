@@ -13,15 +13,17 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from evomerge.archive import Archive
-from evomerge.candidates import export_candidate
-from evomerge.checksum import Checksum
-from evomerge.cli import main
+from evomerge.archive.archive import Archive
+from evomerge.campaign.run import run_campaign
+from evomerge.cli.main import main
 from evomerge.errors import BadInput, EvomergeError
-from evomerge.export import merge_to
-from evomerge.recipe import Group, Recipe, from_json
-from evomerge.session import run_campaign
-from evomerge.sources import digest, open_source
+from evomerge.export.candidates import export_candidate
+from evomerge.export.model_directory import merge_to
+from evomerge.kernels.checksum import Checksum
+from evomerge.recipes.parameters import Group, Recipe
+from evomerge.recipes.parse import from_json
+from evomerge.sources.digest import digest
+from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
 
 
@@ -58,7 +60,7 @@ def test_export_is_bit_for_bit_what_was_scored(run, here):
 def test_plain_transformers_loads_it_and_scores_the_same(run, here):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from evomerge.fitness import open_fitness
+    from evomerge.scoring.fitness import open_fitness
 
     export_candidate(run, here / "out", "7", {}, True)
     model = AutoModelForCausalLM.from_pretrained(here / "out", dtype="auto").eval()
@@ -181,7 +183,7 @@ def test_shards_are_indexed_and_load(here, recipe):
 
 
 def test_a_failure_half_way_leaves_no_directory(here, recipe, monkeypatch):
-    from evomerge import export
+    from evomerge.export import model_directory as export
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
@@ -201,7 +203,7 @@ def test_mergekit_config_says_the_recipe(here):
             ("head", None, 0.8, 0.8),
         ]
     )  # fmt: skip
-    from evomerge.mergekit import to_mergekit
+    from evomerge.mergekit.writer import to_mergekit
 
     recipe = Recipe("ties", ("a", "b"), groups, "base")
     said = yaml.safe_load(to_mergekit(recipe, open_source("base")))

@@ -14,12 +14,12 @@ import time
 
 import pytest
 
-from evomerge import archive as archive_module
-from evomerge import views
-from evomerge.archive import Archive
-from evomerge.candidates import export_candidate
+from evomerge.archive import archive as archive_module
+from evomerge.archive import summary
+from evomerge.archive.archive import Archive
+from evomerge.campaign.run import run_campaign
 from evomerge.errors import BadInput, EvomergeError
-from evomerge.session import run_campaign
+from evomerge.export.candidates import export_candidate
 
 # The n-th score of the whole campaign, over all workers, has the trouble that TROUBLES names.
 # Numbers are taken by making files, which no two processes can do at once.
@@ -147,7 +147,7 @@ def test_a_campaign_outlives_everything_that_its_workers_do(troubled, here, sile
 
 
 def start(file, *words, **options):
-    command = [sys.executable, "-m", "evomerge.cli", "run", str(file), *words]
+    command = [sys.executable, "-m", "evomerge", "run", str(file), *words]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
@@ -196,7 +196,7 @@ def test_a_source_that_changes_stops_the_campaign_until_it_is_back(
     _, error = process.communicate(timeout=120)
     if process.returncode == 1:  # the file was looked at before it was read again
         assert error.strip().endswith(f"{here / 'a'} has changed while the campaign ran")
-        assert views.status(run)["state"] == "failed"
+        assert summary.status(run)["state"] == "failed"
     else:  # the mapped file was cut off under a read: nothing can be said any more
         assert change == "cut off" and process.returncode == -signal.SIGBUS
     before = ledger(run)
@@ -232,7 +232,7 @@ def test_a_full_disk_stops_the_campaign_and_loses_nothing(troubled, here, silent
     assert ledger(here / "runs" / "whole") == after
 
     export_candidate(run, here / "whole", "best")
-    command = [sys.executable, "-m", "evomerge.cli", "merge", "whole/recipe.json", "out"]
+    command = [sys.executable, "-m", "evomerge", "merge", "whole/recipe.json", "out"]
     full = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited(4000))
     assert full.returncode == 1 and "evomerge: out cannot be written: " in full.stderr
     assert not [p.name for p in here.iterdir() if "out" in p.name]
@@ -260,13 +260,13 @@ def test_a_clock_that_is_set_back_changes_nothing(troubled, here, silent, monkey
     assert run_campaign(troubled({}, budget__evaluations=12), progress=silent)
     monkeypatch.undo()
     assert ledger(here / "runs" / "tiny") == ledger(here / "runs" / "true")
-    status = views.status(here / "runs" / "tiny")
+    status = summary.status(here / "runs" / "tiny")
     assert status["seconds"]["total"] > 0 and json.dumps(status)
 
 
 def test_a_failing_pool_says_how_to_go_on(troubled, here, silent, monkeypatch):
     """Whatever else goes wrong is one line, a traceback in the log, and a resumable run."""
-    from evomerge import pool
+    from evomerge.workers import pool
 
     plain = pool.InlinePool.next_finished
     calls = []
@@ -283,7 +283,7 @@ def test_a_failing_pool_says_how_to_go_on(troubled, here, silent, monkeypatch):
         run_campaign(file, progress=silent)
     run = here / "runs" / "tiny"
     assert "Traceback" in (run / "log.txt").read_text()
-    assert views.status(run)["state"] == "failed"
+    assert summary.status(run)["state"] == "failed"
     assert run_campaign(file, progress=silent) and len(ledger(run)) == 12
 
 
@@ -301,7 +301,7 @@ def test_a_batch_systems_sigterm_to_every_process(troubled, here, silent):
     out, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert f"To continue: evomerge run {file}" in out
-    assert views.status(run)["state"] == "interrupted"
+    assert summary.status(run)["state"] == "interrupted"
     before = [row for row in ledger(run) if row[2]]
     file = troubled({"all": "slow"}, workers={"pool": "inline"}, budget__evaluations=20)
     assert run_campaign(file, progress=silent)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import BadInput
-from evomerge.fitness import open_fitness
-from evomerge.items import split_items
+from evomerge.scoring.fitness import open_fitness
+from evomerge.scoring.items import split_items
 
 TASKS = {
     "generation.yaml": "exact_match",

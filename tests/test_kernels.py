@@ -6,10 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge import kernels
-from evomerge.magnitudes import MagnitudeTable
-from evomerge.operators import OPERATORS, Masked
-from evomerge.philox import philox, philox_rounds
+from evomerge.kernels import eager
+from evomerge.kernels.magnitude_histogram import MagnitudeTable
+from evomerge.kernels.masked import Masked
+from evomerge.kernels.philox import philox, philox_rounds
+from evomerge.merging.methods import OPERATORS
 from evomerge.testing import merge_arrays
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,7 +85,7 @@ def test_tiles_change_no_bit(method, monkeypatch):
     models = [base + rng.normal(size=base.shape).astype(np.float32) * 0.1 for _ in range(count)]
     whole = merge_arrays(method, base, models, density=0.6)
     for tile in (1, 7, 64):
-        monkeypatch.setattr(kernels, "TILE", tile)
+        monkeypatch.setattr(eager, "TILE", tile)
         assert np.array_equal(merge_arrays(method, base, models, density=0.6), whole)
 
 
@@ -137,14 +138,14 @@ def test_weighted_sum_is_the_float64_sum_within_rounding(count, shape, dtype, se
     tensors = [torch.tensor(rng.normal(size=shape)).to(FLOATS[dtype]) for _ in range(count)]
     weights = rng.normal(size=count) * 2
     exact = sum(w * t.double().numpy() for w, t in zip(weights, tensors, strict=True))
-    got = kernels.weighted_sum(tensors, weights)
+    got = eager.weighted_sum(tensors, weights)
     assert got.dtype == torch.float32 and got.shape == torch.Size(shape)
     assert np.allclose(got.numpy(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_weighted_sum_leaves_out_zero_terms():
     broken = torch.tensor([float("nan")])
-    assert kernels.weighted_sum([torch.tensor([2.0]), broken], np.array([0.5, 0.0])).item() == 1.0
+    assert eager.weighted_sum([torch.tensor([2.0]), broken], np.array([0.5, 0.0])).item() == 1.0
 
 
 def test_gram_matrix_is_numpys_in_float64():
@@ -152,7 +153,7 @@ def test_gram_matrix_is_numpys_in_float64():
     arrays = [rng.normal(size=(50, 40)) for _ in range(3)]
     tensors = [torch.tensor(a, dtype=torch.float32) for a in arrays]
     flat = np.stack([t.double().numpy().ravel() for t in tensors])
-    assert np.allclose(kernels.gram_matrix(tensors, chunk=77), flat @ flat.T, rtol=1e-12)
+    assert np.allclose(eager.gram_matrix(tensors, chunk=77), flat @ flat.T, rtol=1e-12)
 
 
 def transcribed_ties(base, models, weight, density, scale, normalize):
@@ -197,7 +198,7 @@ def test_dare_keeps_the_expected_task_vector():
     """The mean over many seeds is the undropped sum, as the paper's rescaling promises."""
     base, tau = torch.zeros(4000), torch.linspace(0.5, 1.5, 4000)
     how = Masked(np.array([1.0]), np.array([0.25]), "random", rescale=True)
-    merged = [kernels.masked_sum(base, [tau], how, [kernels.Kept(key=(s, 0))]) for s in range(200)]
+    merged = [eager.masked_sum(base, [tau], how, [eager.Kept(key=(s, 0))]) for s in range(200)]
     mean = torch.stack(merged).mean(0)
     # standard error of one element: tau sqrt((1 - p) / p / 200) = 0.12 tau; of the mean ratio, less
     assert abs((mean / tau).mean().item() - 1.0) < 0.01

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from evomerge.controllers import CONTROLLERS, Told
-from evomerge.operators import OPERATORS
+from evomerge.merging.methods import OPERATORS
+from evomerge.search.controllers import CONTROLLERS, Told
 from evomerge.testing import controller_laws, drive, operator_laws
 
 

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from evomerge.cli import main
+from evomerge.cli.main import main
 from evomerge.errors import BadInput
-from evomerge.mergeable import mismatches
-from evomerge.mixture import Layout
-from evomerge.sources import open_source
+from evomerge.recipes.mixture import Layout
+from evomerge.sources.compatibility import mismatches
+from evomerge.sources.source import open_source
 from evomerge.testing import tiny_llama
 
 CAMPAIGN = {
@@ -278,7 +278,7 @@ def no_weights(monkeypatch):
     def read(*arguments, **options):
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("evomerge.weights.safe_open", read)
+    monkeypatch.setattr("evomerge.merging.source_weights.safe_open", read)
 
 
 def listing(folder):

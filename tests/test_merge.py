@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.checksum import Checksum
 from evomerge.errors import BadInput, CandidateFailure
-from evomerge.merge import Merger
-from evomerge.methods import method_of
-from evomerge.recipe import Group, Recipe, single, uniform
-from evomerge.resident import ResidentModel
-from evomerge.sources import digest, open_source
+from evomerge.kernels.checksum import Checksum
+from evomerge.merging.live_model import ResidentModel
+from evomerge.merging.merger import Merger
+from evomerge.merging.validation import method_of
+from evomerge.recipes.parameters import Group, Recipe, single, uniform
+from evomerge.sources.digest import digest
+from evomerge.sources.source import open_source
 from evomerge.testing import tiny_llama
 
 

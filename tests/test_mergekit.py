@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from evomerge.cli import main
+from evomerge.cli.main import main
 from evomerge.errors import BadInput
-from evomerge.merge import group_of
-from evomerge.mergekit import to_mergekit
-from evomerge.mergekit_in import from_mergekit
-from evomerge.operators import OPERATORS
-from evomerge.recipe import Group, Recipe
-from evomerge.sources import open_source
+from evomerge.mergekit.reader import from_mergekit
+from evomerge.mergekit.writer import to_mergekit
+from evomerge.merging.merger import group_of
+from evomerge.merging.methods import OPERATORS
+from evomerge.recipes.parameters import Group, Recipe
+from evomerge.sources.source import open_source
 from evomerge.testing import tiny_llama
 
 METHODS = ["linear", "task_arithmetic", "ties", "slerp", "nuslerp", "multislerp", "breadcrumbs"]

@@ -9,11 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from evomerge import kernels
-from evomerge.merge import Merger
-from evomerge.operators import Masked
-from evomerge.recipe import Group, Recipe
-from evomerge.sources import open_source
+from evomerge.kernels import eager
+from evomerge.kernels.masked import Masked
+from evomerge.merging.merger import Merger
+from evomerge.recipes.parameters import Group, Recipe
+from evomerge.sources.source import open_source
 from evomerge.testing import merge_arrays
 
 SHAPES = st.sampled_from([(1,), (17,), (6, 5), (2, 3, 4)])
@@ -196,8 +196,8 @@ def test_della_chances_rise_with_the_rank_in_the_row(seed, shape, density):
     """Within a step of the 256 levels; what is kept is divided by its own chance."""
     tau = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     how = Masked(np.ones(1), np.full(1, density), "ranked", rescale=True, epsilon=0.15)
-    thresholds, inverses = kernels.keep_by_rank(density, how)
-    levels, n = kernels.rank_levels(tau).reshape(-1, shape[-1]), shape[-1]
+    thresholds, inverses = eager.keep_by_rank(density, how)
+    levels, n = eager.rank_levels(tau).reshape(-1, shape[-1]), shape[-1]
     for row, level in zip(tau.abs().reshape(-1, n), levels, strict=True):
         chances = thresholds[level.numpy()] / 2**16
         order = np.argsort(row.numpy(), kind="stable")

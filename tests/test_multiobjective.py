@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.controllers import CONTROLLERS, Told
-from evomerge.controllers.como import local_bounds, uncrowded_improvement
-from evomerge.pareto import hypervolume
+from evomerge.search.controllers import CONTROLLERS, Told
+from evomerge.search.controllers.como import local_bounds, uncrowded_improvement
+from evomerge.search.pareto import hypervolume
 from evomerge.testing import drive
 
 SETUPS = {  # name, options, and how much of the front's area may be missing

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge import kernels, native
-from evomerge.checksum import tile_digests
-from evomerge.kernels import Kept
-from evomerge.magnitudes import MagnitudeTable
-from evomerge.merge import Merger
-from evomerge.operators import OPERATORS, Masked
-from evomerge.sources import open_source
+from evomerge.kernels import eager, native
+from evomerge.kernels.checksum import tile_digests
+from evomerge.kernels.eager import Kept
+from evomerge.kernels.magnitude_histogram import MagnitudeTable
+from evomerge.kernels.masked import Masked
+from evomerge.merging.merger import Merger
+from evomerge.merging.methods import OPERATORS
+from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
 
 SHAPES = [(), (1,), (0,), (17,), (33, 65), (3, 5, 7), (129, 1), (40_001,)]
@@ -52,7 +53,7 @@ def assert_same(batch, out, wanted):
 def test_weighted_sums(count, shape, dtypes, dtype, live, weights, seed):
     some, weights = tensors(count, shape, dtypes, seed)[1:], np.array(weights[:count])
     assert native.takes(some, dtype)
-    wanted = kernels.weighted_sum(some, weights, dtype)
+    wanted = eager.weighted_sum(some, weights, dtype)
     out = torch.empty(shape, dtype=live)
     batch = native.Batch(None, [some], [out], dtype)
     batch.weigh(slice(None), weights)
@@ -91,11 +92,11 @@ def test_masked_sums(
     )
     assert native.does(how)
     kept = []
-    taus = [kernels.task_vector(base, model) for model in models]
-    spread = kernels.variance([tau.float() for tau in taus])
+    taus = [eager.task_vector(base, model) for model in models]
+    spread = eager.variance([tau.float() for tau in taus])
     for i, tau in enumerate(taus):
         if thin in ("random", "ranked"):
-            kept.append(Kept(key=(seed, 7 + i), levels=kernels.rank_levels(tau)))
+            kept.append(Kept(key=(seed, 7 + i), levels=eager.rank_levels(tau)))
         elif thin == "votes":
             kept.append(Kept())
         elif thin == "variance":
@@ -116,7 +117,7 @@ def test_masked_sums(
     batch.keep(0, kept)
     if how.energy:
         batch.share([0], how)
-    assert_same(batch, out, kernels.masked_sum(base, models, how, kept, dtype))
+    assert_same(batch, out, eager.masked_sum(base, models, how, kept, dtype))
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,19 @@ from conftest import PLAN, assert_killed_and_resumed_alike
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge import views
-from evomerge.archive import Archive
-from evomerge.checksum import tile_digests
-from evomerge.cli import main
-from evomerge.controllers import CONTROLLERS, Told
+from evomerge.archive import summary
+from evomerge.archive.archive import Archive
+from evomerge.campaign.run import checked, run_campaign
+from evomerge.cli.main import main
 from evomerge.errors import BadInput, CandidateFailure, EvomergeError
-from evomerge.merge import Merger
-from evomerge.mixture import Layout
-from evomerge.recipe import from_json, single
-from evomerge.session import checked, run_campaign
-from evomerge.sources import open_source
-from evomerge.spaces import SPACES, Sources
+from evomerge.kernels.checksum import tile_digests
+from evomerge.merging.merger import Merger
+from evomerge.recipes.mixture import Layout
+from evomerge.recipes.parameters import single
+from evomerge.recipes.parse import from_json
+from evomerge.search.controllers import CONTROLLERS, Told
+from evomerge.search.spaces import SPACES, Sources
+from evomerge.sources.source import open_source
 
 MODELS = ("a", "b", "c")
 NICHES = {
@@ -137,7 +138,7 @@ def test_slerp_turns_by_the_angle_of_the_whole_vectors(models):
 @pytest.mark.parametrize("native", [True, False])
 def test_every_way_out_gives_the_same_bits(models, dtype, native, monkeypatch):
     if not native:
-        monkeypatch.setattr("evomerge.mixing.native.takes", lambda *_: False)
+        monkeypatch.setattr("evomerge.merging.mixture_merge.native.takes", lambda *_: False)
     space = make_space(models, dtype=dtype)
     a, b, c = (single(m, dtype) for m in MODELS)
     child = space.cross(np.array([0.3, 0.123]), [space.cross(np.array([0.6, 0.77]), [a, b]), c])
@@ -239,9 +240,9 @@ def test_all_alike_still_mate_and_nobody_is_an_error():
 
 
 def test_parents_that_were_forgotten_are_read_again(campaign_file, here, silent, monkeypatch):
-    monkeypatch.setattr("evomerge.runner._PARENTS_KEPT", 1)
+    monkeypatch.setattr("evomerge.campaign.runner._PARENTS_KEPT", 1)
     assert run_campaign(campaign_file(**NICHES, name="forgetful"), progress=silent)
-    monkeypatch.setattr("evomerge.runner._PARENTS_KEPT", 256)
+    monkeypatch.setattr("evomerge.campaign.runner._PARENTS_KEPT", 256)
     assert run_campaign(campaign_file(**NICHES, name="mindful"), progress=silent)
     runs = [Archive(here / "runs" / name / "archive.db") for name in ("forgetful", "mindful")]
     ids = [[c.recipe_id for c in archive.candidates()] for archive in runs]
@@ -269,7 +270,7 @@ def test_a_campaign_breeds_and_its_best_is_exported(campaign_file, here, silent)
     )
     shown = CliRunner().invoke(main, ["show", "runs/bred", str(children[-1].id)])
     assert shown.exit_code == 0 and "from parameter" in shown.output
-    assert views.front("runs/bred")
+    assert summary.front("runs/bred")
 
 
 def test_killed_and_resumed_breeds_the_same(here, tmp_path):

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.pareto import Objective, Scale, dominates, hypervolume_contributions
+from evomerge.search.objectives import Objective, Scale
+from evomerge.search.pareto import dominates, hypervolume_contributions
 
 vectors = st.lists(st.integers(0, 3), min_size=3, max_size=3)
 

@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge import prepare
+from evomerge.environment import cache_folder
 from evomerge.errors import BadInput
-from evomerge.machine import cache_folder
-from evomerge.magnitudes import kth_largest
-from evomerge.merge import Merger
-from evomerge.methods import method_of
-from evomerge.operators import OPERATORS
-from evomerge.sources import open_source
+from evomerge.kernels.magnitude_histogram import kth_largest
+from evomerge.merging import task_vectors as prepare
+from evomerge.merging.merger import Merger
+from evomerge.merging.methods import OPERATORS
+from evomerge.merging.validation import method_of
+from evomerge.sources.source import open_source
 from evomerge.testing import merge_arrays, recipe_of
 
 PREPARED = sorted(name for name, o in OPERATORS.all().items() if o.prepare)

@@ -7,11 +7,11 @@ import time
 import numpy as np
 import pytest
 
-from evomerge.archive import Archive
-from evomerge.pool import Finished, Lost, RayPool
-from evomerge.recipe import single
-from evomerge.session import run_campaign
-from evomerge.worker import Job
+from evomerge.archive.archive import Archive
+from evomerge.campaign.run import run_campaign
+from evomerge.recipes.parameters import single
+from evomerge.workers.protocol import Finished, Job, Lost
+from evomerge.workers.ray_pool import RayPool
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -55,12 +55,12 @@ def troubled(here, campaign_file):
 @pytest.fixture
 def plan(troubled):
     """A worker plan over the tiny models, made as the commands make it."""
-    from evomerge import config
-    from evomerge.check import prepare
-    from evomerge.hashing import hash_sources
+    from evomerge.campaign.build import prepare
+    from evomerge.campaign.source_hashes import hash_sources
+    from evomerge.config import validate
 
     file = troubled()
-    return hash_sources(prepare(config.load(file), str(file)), str(file)).worker
+    return hash_sources(prepare(validate.load(file), str(file)), str(file)).worker
 
 
 def job(name, candidate=1):

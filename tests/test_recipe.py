@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evomerge.canonical import canonical_json
 from evomerge.errors import BadInput
-from evomerge.recipe import Group, Recipe, canonical_json, from_json, single, uniform
+from evomerge.recipes.parameters import Group, Recipe, single, uniform
+from evomerge.recipes.parse import from_json
 
 floats = st.floats(allow_nan=False, allow_infinity=False, width=64)
 groups = st.builds(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.archive import Archive
+from evomerge.archive.archive import Archive
 
 pytestmark = pytest.mark.xdist_group("resume")  # one process kills and resumes for all tests
 POINTS = [
@@ -129,7 +129,7 @@ def test_interrupt_waits_for_what_is_in_flight_and_says_how_to_go_on(campaign_fi
     )
     (here / "slow.py").write_text(slow)
     file = campaign_file(fitness=[{"name": "f", "function": "slow.py"}], budget__evaluations=500)
-    command = [sys.executable, "-m", "evomerge.cli", "run", str(file)]
+    command = [sys.executable, "-m", "evomerge", "run", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     path = here / "runs" / "tiny" / "archive.db"
     deadline = time.monotonic() + 120

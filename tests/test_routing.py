@@ -13,17 +13,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from evomerge.errors import BadInput
-from evomerge.export import merge_to
-from evomerge.families import FAMILIES, family_of
-from evomerge.merge import Merger
-from evomerge.mergeable import stream_mismatches
-from evomerge.mergekit_in import from_mergekit
-from evomerge.recipe import from_json, single
-from evomerge.rerouted import Router
-from evomerge.resident import ResidentModel
-from evomerge.routing import Hop, Routing, whole
-from evomerge.sources import open_source
-from evomerge.spaces import SPACES, Sources, quantize
+from evomerge.export.model_directory import merge_to
+from evomerge.mergekit.reader import from_mergekit
+from evomerge.merging.live_model import ResidentModel
+from evomerge.merging.live_routing import Router
+from evomerge.merging.merger import Merger
+from evomerge.recipes.parameters import single
+from evomerge.recipes.parse import from_json
+from evomerge.recipes.routing import Hop, Routing, whole
+from evomerge.search.spaces import SPACES, Sources, quantize
+from evomerge.sources.architectures import FAMILIES, family_of
+from evomerge.sources.compatibility import stream_mismatches
+from evomerge.sources.source import open_source
 from evomerge.testing.decoders import (
     DECODERS,
     HOPS,

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from evomerge import soups
-from evomerge.archive import Archive
-from evomerge.config import check_plan
+from evomerge.archive.archive import Archive
+from evomerge.campaign.run import run_campaign
+from evomerge.config.validate import check_plan
 from evomerge.errors import BadInput
-from evomerge.session import run_campaign
+from evomerge.recipes import soups
 
 
 def test_greedy_soup_keeps_what_does_no_harm():

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import BadInput
-from evomerge.mergeable import differing_settings, mismatches
-from evomerge.sources import digest, open_source
+from evomerge.sources.compatibility import differing_settings, mismatches
+from evomerge.sources.digest import digest
+from evomerge.sources.source import open_source
 from evomerge.testing import tiny_llama, tiny_tokenizer
 
 
@@ -164,7 +165,7 @@ def test_digest_is_of_the_content_not_of_the_files(world, model):
 
 
 def test_digest_is_cached_by_path_size_and_time(world, model, monkeypatch):
-    from evomerge import sources
+    from evomerge.sources import digest as sources
 
     first = digest(open_source(str(model)))
     monkeypatch.setattr(sources, "_digest", lambda source: pytest.fail("hashed again"))

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from evomerge.layout import place
-from evomerge.merge import group_of
-from evomerge.methods import check_methods, method_of
-from evomerge.operators import OPERATORS
-from evomerge.recipe import from_json
-from evomerge.spaces import SPACES, Sources, quantize
+from evomerge.merging.merger import group_of
+from evomerge.merging.methods import OPERATORS
+from evomerge.merging.validation import check_methods, method_of
+from evomerge.recipes.parse import from_json
+from evomerge.search.spaces import SPACES, Sources, quantize
+from evomerge.tensor_names import place
 
 NAMES = [
     "model.embed_tokens.weight",

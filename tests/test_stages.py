@@ -13,17 +13,20 @@ from conftest import assert_killed_and_resumed_alike
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from evomerge import config, tables, views
-from evomerge.archive import Archive
-from evomerge.candidates import export_candidate
-from evomerge.cli import main
-from evomerge.controllers import CONTROLLERS, Told
+from evomerge.archive import summary
+from evomerge.archive.archive import Archive
+from evomerge.campaign.run import checked, run_campaign
+from evomerge.campaign.source_hashes import hash_sources
+from evomerge.cli import tables
+from evomerge.cli.main import main
+from evomerge.config import validate
+from evomerge.config.stages import stage_plan
 from evomerge.errors import BadInput, EvomergeError
-from evomerge.hashing import hash_sources
-from evomerge.pareto import Objective, Scale
-from evomerge.session import checked, run_campaign
-from evomerge.stages import stage_plan
-from evomerge.worker import Job, Worker
+from evomerge.export.candidates import export_candidate
+from evomerge.search.controllers import CONTROLLERS, Told
+from evomerge.search.objectives import Objective, Scale
+from evomerge.workers.protocol import Job
+from evomerge.workers.worker import Worker
 
 FITNESS = [
     {"name": "likely", "function": "fit.py"},
@@ -78,7 +81,7 @@ def test_a_stage_goes_on_from_the_best_of_the_one_before(staged, here):
         assert candidate.recipe["frame"] == 3
         assert means[candidate.id]["depth"] == len(candidate.recipe["path"])
     assert archive.campaign["state"] == "finished"
-    status = views.status(staged)
+    status = summary.status(staged)
     assert status["budget"] == {"evaluations": 14, "hours": None, "proposed": 14}
     assert [s["proposed"] for s in status["stages"]] == [6, 8]
     assert "  routed: 8 of 8" in tables.status(status)
@@ -122,7 +125,7 @@ def test_a_path_is_shown_as_a_picture(staged):
     routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
     for candidate in routed:
         path = candidate.recipe["path"]
-        text = tables.show(views.show(staged, candidate.id))
+        text = tables.show(summary.show(staged, candidate.id))
         rows = {int(line[:3]): line[4:] for line in text.split("\n") if line[:3].strip().isdigit()}
         drawn = [
             ("abcd".index(row[hop]), layer)
@@ -486,7 +489,7 @@ def test_cma_es_learns_from_the_genome_that_was_scored():
 
 def test_a_plan_of_stages_survives_its_own_yaml(staged):
     file = staged / "campaign.yaml"
-    again = config.load(file)
+    again = validate.load(file)
     assert again == yaml.safe_load(file.read_text())
     assert again["budget"] == {"evaluations": 14, "hours": None}
 

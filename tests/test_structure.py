@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import evomerge
-from evomerge.cli import main
+from evomerge.cli.main import main
 
 PACKAGE = Path(evomerge.__file__).parent
 ROOT = PACKAGE.parent

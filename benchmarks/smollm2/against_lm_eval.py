@@ -20,14 +20,15 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from evomerge import config
-from evomerge.archive import Archive
-from evomerge.candidates import export_candidate
-from evomerge.check import prepare
-from evomerge.hashing import hash_sources
-from evomerge.items import Split
-from evomerge.recipe import from_json
-from evomerge.worker import Job, Worker
+from evomerge.archive.archive import Archive
+from evomerge.campaign.build import prepare
+from evomerge.campaign.source_hashes import hash_sources
+from evomerge.config import validate
+from evomerge.export.candidates import export_candidate
+from evomerge.recipes.parse import from_json
+from evomerge.scoring.items import Split
+from evomerge.workers.protocol import Job
+from evomerge.workers.worker import Worker
 
 HERE = Path(__file__).resolve().parent
 BATCH = 20
@@ -73,7 +74,7 @@ def theirs(model: Path, task: str, metric: str, words: list[str], items: int) ->
 
 def ours(run: Path, items: int) -> dict[str, list[float]]:
     file = run / "campaign.yaml"
-    campaign = hash_sources(prepare(config.load(file), str(file)), str(file))
+    campaign = hash_sources(prepare(validate.load(file), str(file)), str(file))
     entries, splits = {}, {}
     for name, (task, metric, entry, _) in CASES.items():
         path = str(HERE / f"{task}.yaml")

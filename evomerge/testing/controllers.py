@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.controllers import CONTROLLERS, Told
-from evomerge.pareto import hypervolume
+from evomerge.search.controllers import CONTROLLERS, Told
+from evomerge.search.pareto import hypervolume
 
 
 def sphere(genome: np.ndarray) -> float:

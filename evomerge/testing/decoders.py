@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.families import family_of
-from evomerge.routing import Hop, Routing
+from evomerge.recipes.routing import Hop, Routing
+from evomerge.sources.architectures import family_of
 
 _SHAPE = {
     "vocab_size": 32,
@@ -20,7 +20,9 @@ _SHAPE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
 _EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+
 _SLIDING = {"sliding_window": 4}
 # name -> (model type, what its config says beyond the shape)
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -1,0 +1,131 @@
+"""Natural niches (M2N2, arXiv:2508.16204): an archive of individuals that share resources.
+
+Every item is a resource that the individuals which solve it share, so those that solve what
+few others do live on; a mate is sought among those that solve what one does not.
+"""
+
+import numpy as np
+
+from evomerge.errors import EvomergeError
+from evomerge.search.controllers import Proposal, Told, controller
+
+
+@controller("niches", breeds=True, items=True)
+class NaturalNiches:
+    """Steady state: every child that is told competes for a place, with any number in flight.
+
+    Where the authors' code differs from their paper, or stops: a resource that nobody uses
+    counts as used once (the code's rule; the paper adds an epsilon); its size is the best score
+    on it (paper); where nobody solves what the first parent does not, its mate is drawn evenly
+    (the code divides 0 by 0); equals are displaced at random (the code: the first).
+    """
+
+    def __init__(
+        self,
+        *,
+        dimension: int,
+        seed: int,
+        start: np.ndarray,
+        objectives: int = 1,
+        population: int = 15,
+        alpha: float = 1.0,
+        attraction: bool = True,
+        warmup: int = 50,
+        subtract_worst: bool = False,
+    ):
+        """
+        Args:
+            dimension: genes that say how two are crossed, each drawn evenly from [0, 1].
+            seed: of everything drawn here.
+            start: not used; the archive begins with the sources.
+            objectives: not used; the items of all of them are resources.
+            population: individuals in the archive, at least 2.
+            alpha: competition; 0 for none, which is a genetic algorithm.
+            attraction: choose the second parent by what the first does not solve, not by fitness.
+            warmup: at most so many first children of evenly drawn parents, until the archive
+                is full.
+            subtract_worst: take each item's worst score from all before sharing, which sharpens
+                the competition on scores between 0 and 1.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        if population < 2:
+            raise ValueError(f"population: {population} is below 2; write 2 or more")
+        if alpha < 0.0:
+            raise ValueError(f"alpha: {alpha} is negative; write 0 or more")
+        if warmup < 0:
+            raise ValueError(f"warmup: {warmup} is negative; write 0 or more")
+        self._rng = np.random.default_rng(seed)
+        self._dimension, self._population = dimension, population
+        self._alpha, self._attraction, self._warmup = alpha, attraction, warmup
+        self._subtract_worst = subtract_worst
+        self._asked = 0
+        self._members: list[int] = []
+        self._violations: list[float] = []
+        self._scores = np.zeros((0, 0), np.float32)  # (members, items)
+
+    def ask(self, n: int) -> list[Proposal]:
+        return [self._child() for _ in range(n)]
+
+    def _child(self) -> Proposal:
+        if not self._members:
+            raise EvomergeError("no source that could be a parent was scored; mend the sources")
+        filling = len(self._members) < self._population and self._asked < self._warmup
+        first, second = self._pair() if filling else self._mates()
+        self._asked += 1
+        parents = (self._members[first], self._members[second])
+        return Proposal(self._rng.random(self._dimension), parents)
+
+    def _pair(self) -> tuple[int, int]:
+        if len(self._members) == 1:
+            return 0, 0
+        first, second = self._rng.choice(len(self._members), 2, replace=False)
+        return int(first), int(second)
+
+    def _mates(self) -> tuple[int, int]:
+        shared = self._shared(self._scores)
+        fitness = shared.sum(axis=1)
+        first = self._roulette(fitness)
+        if self._attraction:
+            fitness = np.maximum(shared - shared[first], 0.0).sum(axis=1)
+        fitness[first] = 0.0
+        return first, self._roulette(fitness, without=first)
+
+    def _roulette(self, weights: np.ndarray, without: int | None = None) -> int:
+        """Draw a member in proportion to its weight; evenly, but for one, where all are 0."""
+        total = weights.sum()
+        if total <= 0.0:
+            weights = np.ones(len(self._members))
+            if without is not None and len(weights) > 1:
+                weights[without] = 0.0
+            total = weights.sum()
+        return int(self._rng.choice(len(weights), p=weights / total))
+
+    def _shared(self, scores: np.ndarray) -> np.ndarray:
+        """Return each member's share of every resource, (members, items) float64 (equation 5)."""
+        scores = scores.astype(np.float64)
+        if self._subtract_worst:
+            scores = scores - scores.min(axis=0)
+        used = scores.sum(axis=0)
+        size = scores.max(axis=0, initial=0.0)
+        return scores * (size / np.where(used > 0.0, used, 1.0) ** self._alpha)
+
+    def tell(self, told: Told) -> None:
+        if told.value is None or not told.breeds or told.candidate in self._members:
+            return
+        self._members.append(told.candidate)
+        self._violations.append(told.violation)
+        row = told.items[None]
+        self._scores = np.concatenate([self._scores, row]) if self._scores.size else row
+        if len(self._members) > self._population:
+            worst = self._worst()
+            del self._members[worst], self._violations[worst]
+            self._scores = np.delete(self._scores, worst, axis=0)
+
+    def _worst(self) -> int:
+        """Return who has no place: the one that misses constraints most, or of least fitness."""
+        fitness = self._shared(self._scores).sum(axis=1)
+        violations = np.array(self._violations)
+        order = np.lexsort((self._rng.random(len(fitness)), fitness, -violations))
+        return int(order[0])

@@ -1,0 +1,137 @@
+"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685) in PEFT's format, by their headers.
+
+A low-rank update stays two factors: W + scale * B A is made when a tensor is asked for.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evomerge.dtypes import STORED_DTYPES
+from evomerge.sources.safetensors_file import Tensor, read_header, read_json
+
+_PREFIX = "base_model.model."
+
+_FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
+# What changes the update's formula in a way that is not built here: key -> values that do not.
+_PLAIN = {
+    "use_dora": (False, None),
+    "use_qalora": (False, None),
+    "lora_bias": (False, None),
+    "bias": ("none", None),
+    "alora_invocation_tokens": (None,),
+    "layer_replication": (None,),
+    "use_bdlora": (False, None),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+}
+
+
+class LowRank(NamedTuple):
+    """scale * B A, (out, rank) times (rank, in); transposed where the weight is (in, out)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An opened adapter: what it adds to some tensors, and those it replaces."""
+
+    path: Path
+    factors: dict[str, LowRank]
+    replaced: dict[str, Tensor]
+
+    @property
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """Every stored tensor with a label that says what it is for."""
+        found = [(f"{name} replaced", t) for name, t in sorted(self.replaced.items())]
+        for name, pair in sorted(self.factors.items()):
+            how = f"{name} {pair.scale!r} {pair.transposed}"
+            found += [(f"{how} A", pair.a), (f"{how} B", pair.b)]
+        return found
+
+
+def open_adapter(path: Path, model: Mapping[str, Tensor]) -> Adapter:
+    """Open a PEFT directory that holds a LoRA adapter of `model`.
+
+    Args:
+        path: with adapter_config.json and adapter_model.safetensors.
+        model: the tensors of the model that it was trained on.
+
+    Raises:
+        ValueError: it is no such directory, or does not fit the model; the message says why.
+        OSError: it cannot be read.
+    """
+    config = read_json(path / "adapter_config.json")
+    if not isinstance(config, dict):
+        raise ValueError("adapter_config.json is missing or not JSON")
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"is an adapter of type {config.get('peft_type')!r}, not LORA")
+    for key, values in _PLAIN.items():
+        if config.get(key) not in values:
+            raise ValueError(f"{key} = {config[key]!r} in adapter_config.json is not supported")
+    weights = path / "adapter_model.safetensors"
+    if not weights.exists():
+        pickled = (path / "adapter_model.bin").exists()
+        raise ValueError("holds pickled weights only" if pickled else "holds no weights")
+    pairs: dict[str, dict[str, Tensor]] = {}
+    replaced: dict[str, Tensor] = {}
+    for key, tensor in read_header(weights).items():
+        if tensor.dtype not in STORED_DTYPES:
+            raise ValueError(f"tensor {key} has dtype {tensor.dtype}, which is not merged")
+        if not key.startswith(_PREFIX):
+            raise ValueError(f"tensor {key} does not begin with {_PREFIX}")
+        name = key.removeprefix(_PREFIX)
+        end = next((e for e in _FACTORS if name.endswith(e)), None)
+        if end is None:
+            name = name.replace(".modules_to_save.default", "").replace(".base_layer", "")
+            if name not in model or model[name].shape != tensor.shape:
+                raise ValueError(_misfit(name, tensor.shape, model))
+            replaced[name] = tensor
+        else:
+            pairs.setdefault(name.removesuffix(end) + ".weight", {})[end] = tensor
+    if not pairs and not replaced:
+        raise ValueError("holds no tensors")
+    return Adapter(path, {n: _factor(n, p, config, model) for n, p in pairs.items()}, replaced)
+
+
+def _factor(
+    name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], model: Mapping[str, Tensor]
+) -> LowRank:
+    embedding = ".lora_embedding_A" in pair or ".lora_embedding_B" in pair
+    ends = _FACTORS[2:] if embedding else _FACTORS[:2]
+    if set(pair) != set(ends):
+        raise ValueError(f"has one factor of {name} only")
+    a, b = (pair[end] for end in ends)
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+        raise ValueError(f"the factors of {name} are {a.shape} and {b.shape}: no matrices")
+    transposed = embedding or bool(config.get("fan_in_fan_out"))
+    shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
+    if name not in model or model[name].shape != shape:
+        raise ValueError(_misfit(name, shape, model))
+    return LowRank(a, b, _scale(name, a.shape[0], config), transposed)
+
+
+def _scale(name: str, rank: int, config: Mapping[str, Any]) -> float:
+    """Return alpha / rank, or alpha / sqrt(rank) (rank-stabilized LoRA, arXiv:2312.03732)."""
+    module = name.removesuffix(".weight")
+    alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}
+    for pattern, value in patterns.items() if isinstance(patterns, Mapping) else ():
+        if re.match(rf"(.*\.)?({pattern})$", module):  # regular expressions, as PEFT reads them
+            alpha = value
+            break
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ValueError(f"lora_alpha = {alpha!r} in adapter_config.json is no number")
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _misfit(name: str, shape: tuple[int, ...], model: Mapping[str, Tensor]) -> str:
+    there = model[name].shape if name in model else "missing"
+    return f"does not fit the model: {name} is {shape}, and {there} in the model"
