@@ -3,41 +3,53 @@
     python benchmarks/against_mergekit.py --size 25M
 
 mergekit 0.1.5 gets an environment of its own under benchmarks/.mergekit, made at the first run
-(its packages are fetched then). Both merge in memory into a live bfloat16 model, on all cores,
-from the same YAML: mergekit as its in-memory evaluator does, evomerge as a worker does. Weights
-are compared where no random mask is drawn, over sources in float32, whose magnitudes do not tie,
-computed in float32 by both and rounded to bfloat16; `one rounding` is the share of elements that
-are neighbours in bfloat16, or no farther apart than float32 rounds numbers of the sources' size.
+(its packages are fetched then; a short run fetches nothing). Both merge in memory into a live
+bfloat16 model, on all cores, from the same YAML: mergekit as its in-memory evaluator does, evomerge
+as a worker does. Weights are compared where no random mask is drawn, over sources in float32, whose
+magnitudes do not tie, computed in float32 by both and rounded to bfloat16; `one rounding` is the
+share of elements that are neighbours in bfloat16, or no farther apart than float32 rounds numbers
+of the sources' size.
+
+Prints a row a method, and how many elements of a routed model differ from mergekit's passthrough of
+its exported configuration.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import common
 import torch
 import yaml
-from materialize import SHAPES, best_of, make_expert, make_model
-from safetensors.torch import load_file, save_file
-from tabulate import tabulate
+from models import (
+    SHAPES,
+    live_tensors,
+    make_expert,
+    make_model,
+    merger_of,
+    seconds_of,
+    write_like,
+)
+from safetensors.torch import load_file
 
 from evomerge.export.model_directory import merge_to
 from evomerge.mergekit.reader import from_mergekit
-from evomerge.merging.merger import Merger
-from evomerge.merging.source_weights import Weights
-from evomerge.recipes.routing import Hop, Routing
-from evomerge.sources.digest import digest
-from evomerge.sources.source import open_source
+from evomerge.merging.source_weights import SourceWeights
+from evomerge.recipes.routing import Hop, RoutingRecipe
 
 HERE = Path(__file__).parent
-PACKAGES = ["torch==2.13.0", "mergekit==0.1.5"]
-WEIGHTS = [0.5, 0.3, 0.4]
+ENVIRONMENT = HERE / ".mergekit"
+PACKAGES = ("torch==2.13.0", "mergekit==0.1.5")
+WEIGHTS = (0.5, 0.3, 0.4)
+DENSITIES = (0.5, 0.6, 0.4)
 # method: (models, parameters of each model, parameters of all)
-METHODS = {
+METHODS: dict[str, tuple[int, tuple[str, ...], dict[str, float]]] = {
     "linear": (3, ("weight",), {}),
     "task_arithmetic": (3, ("weight",), {}),
     "slerp": (2, (), {"t": 0.3}),
@@ -57,50 +69,54 @@ RANDOM = ("dare_linear", "dare_ties", "della")
 BASELESS = ("linear", "nuslerp", "multislerp", "karcher")
 
 
-def configuration(method: str, base: Path, experts: list[Path], dtype: str) -> dict:
+def configuration(method: str, paths: Sequence[Path], dtype: str) -> dict[str, Any]:
+    """Return mergekit's YAML of a method over experts of the first path, as data."""
+    base, *experts = map(str, paths)
     count, each, shared = METHODS[method]
-    values = {"weight": WEIGHTS, "density": [0.5, 0.6, 0.4]}
-    entries = []
+    values = {"weight": WEIGHTS, "density": DENSITIES}
+    entries: list[dict[str, Any]] = []
     for i, expert in enumerate(experts[:count]):
-        own = {name: values[name][i] for name in each}
-        entries.append({"model": str(expert)} | ({"parameters": own} if own else {}))
-    config: dict = {"merge_method": method, "models": entries}
+        entry: dict[str, Any] = {"model": expert}
+        if each:
+            entry["parameters"] = {name: values[name][i] for name in each}
+        entries.append(entry)
+    config: dict[str, Any] = {"merge_method": method, "models": entries}
     if method == "slerp":
-        config["base_model"] = str(experts[0])
+        config["base_model"] = experts[0]
     elif method not in BASELESS:
-        config["base_model"] = str(base)
+        config["base_model"] = base
     if shared:
         config["parameters"] = shared
     return config | {"dtype": dtype, "out_dtype": "bfloat16"}
 
 
-def environment() -> Path:
-    """Return the python that has mergekit, installing it at the first time."""
-    folder = HERE / ".mergekit"
-    python = folder / "bin" / "python"
-    if not (folder / "installed").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        for package in PACKAGES:
-            subprocess.run([str(python), "-m", "pip", "install", "-q", package], check=True)
-        (folder / "installed").touch()
+def environment(install: bool) -> Path | None:
+    """Return the python that has mergekit, installing it at the first time if so."""
+    python = ENVIRONMENT / "bin" / "python"
+    installed = ENVIRONMENT / "installed"
+    if installed.exists():
+        return python
+    if not install:
+        return None
+    subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
+    for package in PACKAGES:
+        subprocess.run([str(python), "-m", "pip", "install", "-q", package], check=True)
+    installed.touch()
     return python
 
 
-def make_float32(base: Path, folder: Path, seeds: list[int]) -> Path:
+def make_float32(base: Path, folder: Path, seeds: Sequence[int]) -> Path:
     """Write `base` in float32 plus noise of each seed, so that no two magnitudes are equal."""
-    folder.mkdir()
-    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
-    tensors = {n: t.float() for n, t in load_file(base / "model.safetensors").items()}
+    tensors = {name: t.float() for name, t in load_file(base / "model.safetensors").items()}
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         for name, tensor in tensors.items():
             tensors[name] = tensor + 0.01 * torch.randn(tensor.shape, generator=generator)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return write_like(base, folder, tensors)
 
 
-def ulps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Distance of bfloat16 numbers, in steps between neighbours."""
+def steps_between(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return how many steps between neighbouring bfloat16 numbers two tensors are apart."""
 
     def ordered(x: torch.Tensor) -> torch.Tensor:
         bits = x.reshape(-1).view(torch.int16).int()
@@ -112,100 +128,114 @@ def ulps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 class Side:
     """evomerge's half: sources opened once, one live model."""
 
-    def __init__(self, paths: list[Path]):
-        opened = {str(p): open_source(str(p)) for p in paths}
-        self.merger = Merger(opened, {n: digest(s).sha256 for n, s in opened.items()})
-        self._weights = Weights(opened, torch.device("cpu"))
-        self.live = {
-            name: torch.zeros(t.shape, dtype=torch.bfloat16)
-            for name, t in opened[str(paths[0])].tensors.items()
-        }
+    def __init__(self, paths: Sequence[Path]):
+        names = list(map(str, paths))
+        self._merger = merger_of(names)
+        self._weights = SourceWeights(self._merger.sources, torch.device("cpu"))
+        self._live = live_tensors(self._merger.sources[names[0]])
 
-    def compared(self, other: dict[str, torch.Tensor]) -> list[float]:
+    def merge(self, config: Mapping[str, Any]) -> None:
+        """Merge what a configuration says into the live model."""
+        self._merger.fill(from_mergekit(config), self._live)
+
+    def seconds(self, config: Mapping[str, Any], times: int) -> tuple[float, float]:
+        """Return the seconds of the first merge, and of the quickest of so many after it."""
+        first = seconds_of(partial(self.merge, config))
+        recipe = from_mergekit(config)
+        return first, seconds_of(lambda: self._merger.fill(recipe, self._live), times)
+
+    def compared(self, other: Mapping[str, torch.Tensor]) -> list[float]:
         """Return the shares of elements that are equal, and that are one rounding apart."""
         equal = near = size = 0
-        for name, ours in self.live.items():
-            steps, apart = ulps(ours, other[name]), (ours.double() - other[name].double()).abs()
-            largest = max(
-                float(self._weights.tensor(s, name).abs().max()) for s in self.merger.sources
-            )
+        for name, ours in self._live.items():
+            steps = steps_between(ours, other[name])
+            apart = (ours.double() - other[name].double()).abs().reshape(-1)
+            tensors = [self._weights.tensor(source, name) for source in self._merger.sources]
+            largest = max(float(tensor.abs().max()) for tensor in tensors)
             equal += int((steps == 0).sum())
-            near += int(((steps <= 1) | (apart.reshape(-1) <= 2.0**-20 * largest)).sum())
+            near += int(((steps <= 1) | (apart <= 2.0**-20 * largest)).sum())
             size += ours.numel()
         return [equal / size, near / size]
 
 
-def routed(paths: list[Path], layers: int, out: Path) -> Path:
+def routed(paths: Sequence[Path], layers: int, out: Path) -> Path:
     """Export a path through two models, every third layer twice; return its YAML for mergekit."""
-    hops = [(layer % 2, layer) for layer in range(layers) for _ in range(1 + (layer % 3 == 1))]
-    ends = [(0, 0), *hops[1:-1], (0, layers - 1)]
-    path = tuple(Hop(*slot, 0.9 + 0.02 * (i % 10)) for i, slot in enumerate(ends))
-    merge_to(Routing(tuple(map(str, paths)), path, 0, "bfloat16"), out)
+    slots = [(layer % 2, layer) for layer in range(layers) for _ in range(1 + (layer % 3 == 1))]
+    slots = [(0, 0), *slots[1:-1], (0, layers - 1)]
+    path = tuple(Hop(*slot, 0.9 + 0.02 * (i % 10)) for i, slot in enumerate(slots))
+    merge_to(RoutingRecipe(tuple(map(str, paths)), path, 0, "bfloat16"), out)
     return out / "mergekit_config.yml"
 
 
-def _split(paths: list[Path]) -> tuple[Path, list[Path]]:
-    return paths[0], paths[1:]
+def by_mergekit(python: Path, folder: Path, asked: Mapping[str, Any]) -> dict[str, float]:
+    """Let mergekit merge, in its own environment; return its seconds by name.
+
+    Args:
+        python: that has mergekit.
+        folder: for what the two processes write to each other.
+        asked: name -> `file` of its YAML, how many `times` it is timed, and `out`, where its
+            tensors are kept (or None).
+    """
+    file, results = folder / "plan.json", folder / "seconds.json"
+    plan = {"threads": torch.get_num_threads(), "results": str(results), "configurations": asked}
+    file.write_text(json.dumps(plan))
+    side = [str(python), str(HERE / "mergekit_side.py"), str(file)]
+    subprocess.run(side, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(results.read_text())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.command_line(__doc__)
     parser.add_argument("--size", default="25M", choices=SHAPES)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--times", type=int, default=3)
-    options = parser.parse_args()
-    python, threads = environment(), os.cpu_count()
-    torch.set_num_threads(threads)
+    options = common.parsed(parser, size="0.2M", times=1)
+    python = environment(install=not options.short)
+    torch.set_num_threads(os.cpu_count() or 1)
+    layers = SHAPES[options.size][1]
+    rows: list[list[Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         base = make_model(options.size, folder / "base")
-        experts = [make_expert(base, folder / f"expert{i}", i) for i in range(3)]
-        plan = {"threads": threads, "found": str(folder / "found.json"), "configurations": {}}
-        exact = [make_float32(base, folder / "exact", [50])]  # experts share a direction
+        timed = [base, *(make_expert(base, folder / f"expert{i}", i) for i in range(3))]
+        # The experts in float32 have a direction in common, as fine-tunes have.
+        exact = [make_float32(base, folder / "exact", [50])]
         exact += [make_float32(base, folder / f"exact{i}", [50, 90, i]) for i in range(3)]
+        asked: dict[str, Any] = {}
         for method in options.methods:
-            for kind, paths in (("timed", [base, *experts]), ("exact", exact)):
-                if kind == "exact" and method in RANDOM:
-                    continue
-                dtype = "bfloat16" if kind == "timed" else "float32"
-                file = folder / f"{method}-{kind}.yml"
-                file.write_text(yaml.safe_dump(configuration(method, *_split(paths), dtype)))
-                out = str(file.with_suffix(".safetensors")) if kind == "exact" else None
-                times = options.times if kind == "timed" else 0
-                plan["configurations"][file.stem] = {"file": str(file), "times": times, "out": out}
-        file = routed(exact[1:3], SHAPES[options.size][1], folder / "routed")
-        out = folder / "routing.safetensors"
-        plan["configurations"]["routing"] = {"file": str(file), "times": 0, "out": str(out)}
-        (folder / "plan.json").write_text(json.dumps(plan))
-        side = [str(python), str(HERE / "mergekit_side.py"), str(folder / "plan.json")]
-        subprocess.run(side, check=True, stdout=subprocess.DEVNULL)
-        theirs = json.loads((folder / "found.json").read_text())
-        timed, close = Side([base, *experts]), Side(exact)
-        rows = []
-        for method in options.methods:
-            config = yaml.safe_load((folder / f"{method}-timed.yml").read_text())
-            started = time.perf_counter()
-            recipe = from_mergekit(config, method)
-            timed.merger.fill(recipe, timed.live)
-            first = time.perf_counter() - started
-            ours = best_of(options.times, lambda r=recipe: timed.merger.fill(r, timed.live))
-            seconds = theirs[f"{method}-timed"]
-            row = [method, seconds, ours, seconds / ours, first]
+            kinds = [("timed", timed, "bfloat16", options.times)]
             if method not in RANDOM:
-                config = yaml.safe_load((folder / f"{method}-exact.yml").read_text())
-                close.merger.fill(from_mergekit(config, method), close.live)
+                kinds.append(("exact", exact, "float32", 0))
+            for kind, paths, dtype, times in kinds:
+                file = folder / f"{method}-{kind}.yml"
+                file.write_text(yaml.safe_dump(configuration(method, paths, dtype)))
+                out = str(file.with_suffix(".safetensors")) if kind == "exact" else None
+                asked[file.stem] = {"file": str(file), "times": times, "out": out}
+        file, out = routed(exact[1:3], layers, folder / "routed"), folder / "routing.safetensors"
+        asked["routing"] = {"file": str(file), "times": 0, "out": str(out)}
+        theirs = by_mergekit(python, folder, asked) if python else {}
+        fast, close = Side(timed), Side(exact)
+        for method in options.methods:
+            first, ours = fast.seconds(configuration(method, timed, "bfloat16"), options.times)
+            seconds = theirs.get(f"{method}-timed")
+            row = [method, seconds, ours, seconds / ours if seconds else None, first]
+            if python and method not in RANDOM:
+                close.merge(configuration(method, exact, "float32"))
                 row += close.compared(load_file(folder / f"{method}-exact.safetensors"))
             rows.append(row)
-        ours, other = load_file(folder / "routed" / "model.safetensors"), load_file(out)
-        assert ours.keys() == other.keys(), "a routed model has other tensors than mergekit's"
-        differ = sum(int((ulps(tensor, other[name]) > 0).sum()) for name, tensor in ours.items())
-        stacked = f"{differ} of {sum(t.numel() for t in ours.values())} elements differ"
+        verdict = f"mergekit is not in {ENVIRONMENT}: run this without --short to compare with it"
+        if python:
+            model, other = load_file(folder / "routed" / "model.safetensors"), load_file(out)
+            assert model.keys() == other.keys(), "a routed model has other tensors than mergekit's"
+            differ = sum(int((steps_between(t, other[n]) > 0).sum()) for n, t in model.items())
+            verdict = "a routed model and mergekit's passthrough of its mergekit_config.yml: "
+            verdict += f"{differ} of {sum(t.numel() for t in model.values())} elements differ"
     headers = ["method", "mergekit (s)", "evomerge (s)", "ratio", "first (s)"]
     headers += ["equal", "one rounding"]
     formats = ("", ".3f", ".4f", ".0f", ".2f", ".6f", ".8f")
-    print(f"{options.size}, 3 experts, {threads} threads")
-    print(tabulate(rows, headers=headers, floatfmt=formats))
-    print(f"a routed model and mergekit's passthrough of its mergekit_config.yml: {stacked}")
+    print(f"{options.size}, 3 experts, {common.hardware()}")
+    print(common.table(headers, rows, formats))
+    print(verdict)
 
 
 if __name__ == "__main__":

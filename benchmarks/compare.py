@@ -1,67 +1,88 @@
-"""Held-out scores of campaigns side by side: sources, uniform average, and each run's best.
+"""Held-out scores of campaigns side by side: sources, uniform average, and what each run found.
 
     python benchmarks/compare.py runs/crosslingual-maths runs/crosslingual-maths-random
 
-Intervals are 95 %. The paired column compares item by item with the first run's best: the
-same items were put to both models, so the interval of the difference is much narrower than
-the two intervals would suggest.
+Prints a row for each baseline of the first run and for the best candidate of each run, which is no
+baseline, even where one has a higher value. Intervals are 95 %. The last column compares with the
+first run's best item by item: the same items were put to both models, so that the interval of the
+difference is much narrower than the two intervals would suggest.
 """
 
-import argparse
+from pathlib import Path
+from typing import NamedTuple
 
+import common
 import numpy as np
-from tabulate import tabulate
 
-from evomerge.archive.archive import Archive
-from evomerge.archive.summary import mean_score, open_run, row
-from evomerge.errors import BadInput
+from evomerge.archive.reader import ArchiveReader
+from evomerge.archive.summary import mean_score, open_run, searches
+from evomerge.errors import BadInput, Fault
 from evomerge.text import Z95, interval
 
 
-def paired(archive: Archive, candidate: int, other: Archive, best: int) -> str:
-    """Return best minus candidate on the held-out items, averaged over objectives."""
-    differences, variance, count = [], 0.0, len(archive.objectives)
-    for objective in archive.objectives:
-        a = other.item_scores(best, objective.name, "heldout")
-        b = archive.item_scores(candidate, objective.name, "heldout")
-        d = objective.sign * (a.astype(float) - b)
-        differences.append(d.mean())
-        variance += d.var(ddof=1) / len(d)
-    return f"{np.mean(differences):+.3f} ± {Z95 * np.sqrt(variance) / count:.3f}"
+class Entry(NamedTuple):
+    """One row of the table."""
+
+    who: str
+    archive: ArchiveReader
+    candidate: int
+
+
+def best_of(archive: ArchiveReader) -> Entry:
+    """Return the best candidate that a run has found.
+
+    Raises:
+        BadInput: it has found none yet.
+    """
+    found = archive.best_found()
+    if found is None:
+        raise BadInput(Fault("", "the search has found no candidate yet", "let it run on"))
+    parts = searches(archive.campaign["plan"])
+    kinds = ", then ".join(part["controller"]["kind"] for part in parts)
+    return Entry(f"best of {archive.proposed()} by {kinds}", archive, found)
+
+
+def cells(entry: Entry) -> list[str]:
+    """Return a candidate's held-out scores and their mean, each with its 95 % interval."""
+    scores = entry.archive.scores(entry.candidate, "heldout")
+    listed = [scores.get(objective.name) for objective in entry.archive.objectives]
+    listed.append(mean_score(entry.archive, entry.candidate, "heldout"))
+    return [interval(score._asdict() if score else None) for score in listed]
+
+
+def paired(entry: Entry, best: Entry) -> str:
+    """Return the best minus an entry on the held-out items, averaged over the objectives."""
+    differences, variance = [], 0.0
+    for objective in entry.archive.objectives:
+        scores = best.archive.item_scores(best.candidate, objective.name, "heldout")
+        other = entry.archive.item_scores(entry.candidate, objective.name, "heldout")
+        if scores is None or other is None:
+            return "-"
+        difference = objective.sign * (scores.astype(float) - other)
+        differences.append(difference.mean())
+        variance += difference.var(ddof=1) / len(difference)
+    error = np.sqrt(variance) / len(differences)
+    return f"{np.mean(differences):+.3f} ± {Z95 * error:.3f}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", nargs="+", help="directories of runs that are finished")
-    try:
-        archives = [open_run(directory) for directory in parser.parse_args().run]
-    except BadInput as error:
-        parser.error(str(error))
-    first = archives[0]
-    names = [o.name for o in first.objectives]
-    rows = [(c.label, first, c.id) for c in first.candidates("origin = 'baseline'")]
-    for a in archives:
-        kind = a.campaign["plan"]["controller"]["kind"]
-        rows.append((f"best of {a.proposed()} by {kind}", a, a.best()))
+    parser = common.command_line(__doc__)
+    parser.add_argument("run", type=Path, nargs="+", help="directories of runs that are finished")
+    options = common.parsed(parser)
+    found = []
+    for directory in options.run:
+        with common.errors_as_lines(directory):
+            found.append(best_of(open_run(directory)))
+    best = found[0]
+    first = best.archive
+    baselines = [Entry(str(c.label), first, c.id) for c in first.baselines()]
     body = []
-    for who, archive, candidate in rows:
-        scores = row(archive, candidate)["scores"]
-        mean = mean_score(archive, candidate, "heldout")
-        against = (
-            ""
-            if (archive, candidate) == (first, first.best())
-            else paired(archive, candidate, first, first.best())
-        )
-        body.append(
-            [
-                who,
-                *(interval(scores[n]["heldout"]) for n in names),
-                interval(mean._asdict()) if mean else "-",
-                against,
-            ]
-        )
+    for entry in (*baselines, *found):
+        against = "" if entry is best else paired(entry, best)
+        body.append([entry.who, *cells(entry), against])
+    names = [objective.name for objective in first.objectives]
     headers = ["held-out", *names, "mean", "best of first run minus this"]
-    print(tabulate(body, headers=headers, tablefmt="github"))
+    print(common.table(headers, body))
 
 
 if __name__ == "__main__":

@@ -4,72 +4,96 @@
 
 Two objectives that pull apart; niches cross individuals and hear 500 item scores a candidate, and
 their genes are two, whatever is asked for. A replay makes the same calls on a fresh controller.
+
+Prints milliseconds of an ask with its tell, and seconds of the whole replay.
 """
 
-import argparse
-import os
 import time
 
+import common
 import numpy as np
-from tabulate import tabulate
 
-from evomerge.search.controllers import CONTROLLERS, Told
+from evomerge.search.controllers import CONTROLLERS, Feedback, Problem, make_controller
 from evomerge.testing import spheres
 
+BASELINES = 3  # told before the first ask
+ITEMS = 500
 
-def timed(name: str, genes: int, candidates: int) -> tuple[float, float]:
-    """Return the seconds of a search and of its replay."""
-    cls = CONTROLLERS.get(name)
-    genes = 2 if cls.breeds else genes
-    rng = np.random.default_rng(0)
-    items = (rng.random((256, 500)) < rng.random(500)).astype(np.float32)
 
-    def search(tells: list[Told] | None) -> tuple[list[Told], float]:
-        controller = cls(dimension=genes, seed=1, start=np.full(genes, 0.5), objectives=2)
-        for candidate in (1, 2, 3):
-            row = items[candidate] if cls.reads_items else None
-            controller.tell(Told(None, None, 0.0, (0.0, 0.0), 0.0, candidate, row, cls.breeds))
-        said, seconds = [], 0.0
+class Search:
+    """Drives one controller, and remembers what it was told."""
+
+    def __init__(self, name: str, genes: int):
+        """
+        Args:
+            name: of the controller.
+            genes: of the box; a controller that crosses individuals has two.
+        """
+        self._class = CONTROLLERS.get(name)
+        self._genes = 2 if self._class.breeds else genes
+        rng = np.random.default_rng(0)
+        self._items = (rng.random((256, ITEMS)) < rng.random(ITEMS)).astype(np.float32)
+        self._told: list[Feedback] = []
+
+    def run(self, candidates: int) -> float:
+        """Ask and tell so often; return the seconds. A second call replays the first."""
+        start = np.full(self._genes, 0.5)
+        problem = Problem(dimension=self._genes, seed=1, start=start, objectives=2)
+        controller = make_controller(problem, self._class.section())
+        for candidate in range(1, 1 + BASELINES):
+            controller.tell(self._feedback(candidate, None, None, (0.0, 0.0)))
+        seconds = 0.0
         for ordinal in range(candidates):
             started = time.perf_counter()
-            ((genome, _),) = controller.ask(1)
+            proposal = controller.ask(1)[0]
             seconds += time.perf_counter() - started
-            if tells is None:
-                vector = spheres(genome)
-                row = items[ordinal % 256] if cls.reads_items else None
-                value = float(np.mean(vector))
-                told = Told(ordinal, genome, value, vector, 0.0, ordinal + 4, row, cls.breeds)
-            else:
-                told = tells[ordinal]
-                assert np.array_equal(genome, told.genome), "a replay proposes otherwise"
-            said.append(told)
+            if ordinal == len(self._told):
+                vector = spheres(proposal.genome)
+                candidate = ordinal + 1 + BASELINES
+                self._told.append(self._feedback(candidate, ordinal, proposal.genome, vector))
+            feedback = self._told[ordinal]
+            assert np.array_equal(proposal.genome, feedback.genome), "a replay proposes otherwise"
             started = time.perf_counter()
-            controller.tell(told)
+            controller.tell(feedback)
             seconds += time.perf_counter() - started
-        return said, seconds
+        return seconds
 
-    tells, first = search(None)
-    _, again = search(tells)
-    return first, again
+    def _feedback(
+        self,
+        candidate: int,
+        ordinal: int | None,
+        genome: np.ndarray | None,
+        vector: tuple[float, float],
+    ) -> Feedback:
+        return Feedback(
+            ordinal,
+            genome,
+            value=float(np.mean(vector)),
+            objectives=vector,
+            candidate=candidate,
+            items=self._items[candidate % 256] if self._class.reads_items else None,
+            breeds=self._class.breeds,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.command_line(__doc__)
     parser.add_argument("--candidates", type=int, default=10_000)
     parser.add_argument("--genes", type=int, nargs="+", default=[30, 300])
     parser.add_argument("--controllers", nargs="+", default=sorted(CONTROLLERS.all()))
-    options = parser.parse_args()
+    options = common.parsed(parser, candidates=40, genes=[5])
     body = []
     for name in options.controllers:
         breeds = CONTROLLERS.get(name).breeds
-        for genes in options.genes[: 1 if breeds else None]:
-            first, again = timed(name, genes, options.candidates)
+        for genes in options.genes[:1] if breeds else options.genes:
+            search = Search(name, genes)
+            first, replay = search.run(options.candidates), search.run(options.candidates)
             each = 1000 * first / options.candidates
-            body.append([name, "crossings" if breeds else genes, each, again])
+            body.append([name, "crossings" if breeds else genes, each, replay])
             print(*body[-1], flush=True)  # some take hours
-    print(f"{os.cpu_count()} cores, {options.candidates} candidates, two objectives")
+    print(f"{common.hardware()}; {options.candidates} candidates, two objectives")
     headers = ["controller", "genes", "ask and tell (ms each)", "replay (s)"]
-    print(tabulate(body, headers=headers, floatfmt=("", "", ".2f", ".1f")))
+    print(common.table(headers, body, ("", "", ".2f", ".1f")))
 
 
 if __name__ == "__main__":

@@ -4,41 +4,51 @@
 
 Starts the command in a process of its own, in a folder of its own, and reads the moment of
 the first outcome from the archive. Sources are hashed beforehand (and cached) as in a rerun.
+
+Prints seconds for each pool.
 """
 
-import argparse
-import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from evomerge.archive.archive import Archive
+import common
 
 POOLS = {"inline": "{pool: inline}", "ray": "{pool: ray, count: 2}"}
 
 
-def seconds_to_first_score(file: Path, workers: str, run: Path) -> float:
-    settings = [f"workers={workers}", "budget.evaluations=1", "finals=0"]
+def seconds_to_first_score(file: Path, settings: Sequence[str], run: Path) -> float:
+    """Run a campaign of one candidate; return the seconds until its first outcome."""
     words = [sys.executable, "-m", "evomerge", "run", str(file), "--run", str(run)]
-    words += [word for setting in settings for word in ("--set", setting)]
+    for setting in (*settings, "budget.evaluations=1", "finals=0"):
+        words += ["--set", setting]
     started = time.time()
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with closing(Archive(run / "archive.db")) as archive:
-        sql = "SELECT MIN(at) AS at FROM events WHERE kind = 'tell'"
-        return next(iter(archive.db.query(sql)))["at"] - started
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr.strip() or f"{' '.join(words)} failed")
+    with closing(sqlite3.connect(run / "archive.db")) as database:
+        first = database.execute("SELECT MIN(at) FROM events WHERE kind = 'tell'")
+        return float(first.fetchone()[0]) - started
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.command_line(__doc__)
     parser.add_argument("file", type=Path)
-    options = parser.parse_args()
-    print(f"{os.cpu_count()} cores")
+    parser.add_argument("--pools", nargs="+", default=[*POOLS], choices=POOLS)
+    parser.add_argument("--items", type=int, help="of an objective, held-out ones included; all")
+    options = common.parsed(parser, pools=["inline"], items=20)
+    settings = common.fewer_items(options.file, options.items) if options.items else []
+    print(common.hardware())
     with tempfile.TemporaryDirectory() as folder:
-        for name, workers in POOLS.items():
-            seconds = seconds_to_first_score(options.file, workers, Path(folder) / name)
+        for name in options.pools:
+            workers = f"workers={POOLS[name]}"
+            run = Path(folder) / name
+            seconds = seconds_to_first_score(options.file, [*settings, workers], run)
             print(f"{name:8} {seconds:.1f} s")
 
 

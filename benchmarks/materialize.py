@@ -11,182 +11,131 @@ bandwidth of a copy on as many threads, measured in this run. `first` is the fir
 tables included; `kept` is what is kept in memory from then on, the sources not counted. The last
 rows are a weighted sum of LoRA adapters of rank 8, kept as factors, and of the same made dense
 models beforehand. On a GPU sources and result live there, and so does the copy.
+
+Prints a table for each size and number of threads.
 """
 
-import argparse
 import json
 import os
 import tempfile
-import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import common
 import torch
+from models import (
+    SHAPES,
+    live_tensors,
+    make_expert,
+    make_model,
+    merger_of,
+    seconds_of,
+    write_like,
+)
 from safetensors.torch import load_file, save_file
-from tabulate import tabulate
 
 from evomerge.kernels import native
-from evomerge.merging.merger import Merger
-from evomerge.merging.methods import OPERATORS
-from evomerge.sources.digest import digest
-from evomerge.sources.source import Source, open_source
+from evomerge.merging.methods import METHODS
+from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
 
-SHAPES = {  # hidden size, layers, heads, key-value heads, width of the MLP, vocabulary
-    "25M": (384, 12, 6, 2, 1024, 16384),
-    "135M": (576, 30, 9, 3, 1536, 49152),
-    "7B": (4096, 32, 32, 8, 14336, 32000),
-}
 RANK = 8
-
-
-def make_model(size: str, folder: Path) -> Path:
-    """Write a Llama of random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    hidden, layers, heads, shared, width, vocabulary = SHAPES[size]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=shared,
-        intermediate_size=width,
-        vocab_size=vocabulary,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    return folder
-
-
-def make_expert(base: Path, folder: Path, seed: int) -> Path:
-    """Write `base` plus noise of a twentieth of each tensor's deviation."""
-    folder.mkdir()
-    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
-    generator = torch.Generator().manual_seed(seed)
-    tensors = load_file(base / "model.safetensors")
-    for name, tensor in tensors.items():
-        wide = tensor.float()
-        noise = torch.randn(wide.shape, generator=generator) * (0.05 * float(wide.std()) + 1e-4)
-        tensors[name] = (wide + noise).to(tensor.dtype)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+HEADERS = ("method", "merge (s)", "GB/s", "of copy's", "first (s)", "kept (MB)")
+FORMATS = ("", ".4f", ".1f", ".2f", ".2f", ".1f")
 
 
 def make_adapter(base: Path, folder: Path, seed: int) -> tuple[Path, Path]:
     """Write an adapter of all projections in PEFT's format, and the model that it means."""
-    adapter, dense = folder / f"adapter{seed}", folder / f"adapted{seed}"
+    adapter = folder / f"adapter{seed}"
     adapter.mkdir(parents=True)
-    dense.mkdir()
-    (dense / "config.json").write_bytes((base / "config.json").read_bytes())
-    generator, factors = torch.Generator().manual_seed(seed), {}
-    tensors = load_file(base / "model.safetensors")
-    modules = [n.removesuffix(".weight") for n in tensors if "_proj." in n]
+    generator = torch.Generator().manual_seed(seed)
+    tensors, factors = load_file(base / "model.safetensors"), {}
+    modules = [name.removesuffix(".weight") for name in tensors if "_proj." in name]
     for name in modules:
         weight = tensors[f"{name}.weight"]
-        shapes = {"A": (RANK, weight.shape[1]), "B": (weight.shape[0], RANK)}
-        a, b = (0.02 * torch.randn(s, generator=generator) for s in shapes.values())
+        a = 0.02 * torch.randn((RANK, weight.shape[1]), generator=generator)
+        b = 0.02 * torch.randn((weight.shape[0], RANK), generator=generator)
         tensors[f"{name}.weight"] = (weight.float() + b @ a).to(weight.dtype)
-        for letter, factor in (("A", a), ("B", b)):
-            factors[f"base_model.model.{name}.lora_{letter}.weight"] = factor.bfloat16()
+        factors[f"base_model.model.{name}.lora_A.weight"] = a.bfloat16()
+        factors[f"base_model.model.{name}.lora_B.weight"] = b.bfloat16()
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}
     config["target_modules"] = sorted({name.rpartition(".")[2] for name in modules})
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     save_file(factors, adapter / "adapter_model.safetensors")
-    save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
-    return adapter, dense
-
-
-def best_of(times: int, work) -> float:
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        work()
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return adapter, write_like(base, folder / f"adapted{seed}", tensors)
 
 
 def bandwidth(device: str = "cpu") -> float:
-    """Bytes a second of a large copy, read and written."""
+    """Return the bytes a second of a large copy, read and written."""
     size = 1 << (29 if device == "cpu" else 32)
     source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
-    return 2 * source.numel() / best_of(5, lambda: target.copy_(source))
+    return 2 * size / seconds_of(lambda: target.copy_(source), 5)
 
 
-def adapted(base: Path, count: int, folder: Path, times: int, device: str) -> list[list]:
+def adapter_rows(base: Path, count: int, folder: Path, times: int, device: str) -> list[list]:
     """Return the rows of a weighted sum of adapters, and of the models that they mean."""
     pairs = [make_adapter(base, folder, seed) for seed in range(count)]
+    sums = {
+        f"linear, {count} adapters": [f"{base}+{adapter}" for adapter, _ in pairs],
+        "linear, made dense": [str(dense) for _, dense in pairs],
+    }
     rows = []
-    named = [f"{base}+{adapter}" for adapter, _ in pairs], [str(dense) for _, dense in pairs]
-    for said, names in zip((f"linear, {count} adapters", "linear, made dense"), named, strict=True):
-        opened = {name: open_source(name) for name in names}
-        merger = Merger(opened, {n: digest(s).sha256 for n, s in opened.items()}, device)
-        live = live_tensors(opened[names[0]], device)
+    for who, names in sums.items():
+        merger = merger_of(names, device)
+        live = live_tensors(merger.sources[names[0]], device)
         recipe = replace(recipe_of("linear", names, None), dtype="bfloat16")
-        first = best_of(1, lambda m=merger, r=recipe, t=live: m.fill(r, t))
-        merge = best_of(times, lambda m=merger, r=recipe, t=live: m.fill(r, t))
-        rows.append([said, merge, None, None, first, merger.bytes_kept() / 1e6])
+        merge = partial(merger.fill, recipe, live)
+        first, seconds = seconds_of(merge), seconds_of(merge, times)
+        rows.append([who, seconds, None, None, first, merger.bytes_kept() / 1e6])
     return rows
 
 
-def live_tensors(source: Source, device: str) -> dict[str, torch.Tensor]:
-    """Return what a live model has: a bfloat16 tensor for each of a source's."""
-    return {
-        name: torch.zeros(t.shape, dtype=torch.bfloat16, device=device)
-        for name, t in source.tensors.items()
-    }
-
-
-def rows_of(paths: list[Path], methods: list[str], times: int, device: str) -> list[list]:
-    opened = {p.name: open_source(str(p)) for p in paths}
-    hashes = {n: digest(s).sha256 for n, s in opened.items()}
-    live = live_tensors(opened[paths[0].name], device)
-    size, speed, rows = sum(t.nbytes for t in live.values()), bandwidth(device), []
-    native.library()
+def method_rows(paths: Sequence[Path], methods: list[str], times: int, device: str) -> list[list]:
+    """Return a row a method, merging experts of the first path; print the copy's bandwidth."""
+    base, *experts = map(str, paths)
+    live = live_tensors(open_source(base), device)
+    size, speed = sum(t.nbytes for t in live.values()), bandwidth(device)
+    native.library()  # compiled beforehand, if it was not yet
+    rows = []
     for method in methods:
-        merger = Merger(opened, hashes, device)
-        count = OPERATORS.get(method).models or len(paths) - 1
-        models = [p.name for p in paths[1 : count + 1]]
-        recipe = recipe_of(method, models, paths[0].name, density=0.5)
-        recipe = replace(recipe, dtype="bfloat16")
-        first = best_of(1, lambda m=merger, r=recipe: m.fill(r, live))
-        merge = best_of(times, lambda m=merger, r=recipe: m.fill(r, live))
-        moved = (len(recipe.models) + (recipe.base is not None) + 1) * size
-        limit, kept = moved / speed, merger.bytes_kept()
-        rows.append([method, merge, moved / merge / 1e9, limit / merge, first, kept / 1e6])
+        merger = merger_of([base, *experts], device)
+        models = experts[: METHODS.get(method).models or len(experts)]
+        recipe = replace(recipe_of(method, models, base, density=0.5), dtype="bfloat16")
+        merge = partial(merger.fill, recipe, live)
+        first, seconds = seconds_of(merge), seconds_of(merge, times)
+        moved = (len(recipe.sources) + 1) * size  # each source read once, the result written once
+        rate, kept = moved / seconds, merger.bytes_kept()
+        rows.append([method, seconds, rate / 1e9, rate / speed, first, kept / 1e6])
     print(f"{torch.get_num_threads()} threads, copy {speed / 1e9:.1f} GB/s, {size / 1e6:.0f} MB")
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.command_line(__doc__)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--sizes", nargs="+", default=["25M", "135M"], choices=SHAPES)
     parser.add_argument("--experts", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", default=sorted(OPERATORS.all()))
+    parser.add_argument("--methods", nargs="+", default=sorted(METHODS.all()))
     parser.add_argument("--times", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count()])
-    options = parser.parse_args()
-    headers = ["method", "merge (s)", "GB/s", "of copy's", "first (s)", "kept (MB)"]
-    formats = ("", ".4f", ".1f", ".2f", ".2f", ".1f")
+    options = common.parsed(parser, model=None, sizes=["0.2M"], times=1, threads=[1])
     for size in [None] if options.model else options.sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            base = options.model or make_model(size, Path(folder) / "base")
-            paths = [base] + [
-                make_expert(base, Path(folder) / f"expert{i}", i) for i in range(options.experts)
-            ]
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            base = options.model or make_model(size, folder / "base")
+            experts = [make_expert(base, folder / f"expert{i}", i) for i in range(options.experts)]
             for threads in options.threads:
                 torch.set_num_threads(threads)
                 print(f"\n{size or base}: base and {options.experts} experts, ", end="")
-                rows = rows_of(paths, options.methods, options.times, options.device)
+                rows = method_rows([base, *experts], options.methods, options.times, options.device)
                 with tempfile.TemporaryDirectory() as beside:
-                    rows += adapted(
+                    rows += adapter_rows(
                         base, options.experts, Path(beside), options.times, options.device
                     )
-                print(tabulate(rows, headers=headers, floatfmt=formats))
+                print(common.table(HEADERS, rows, FORMATS))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python benchmarks/memory.py --gigabytes 3 --methods linear ties
 
-Four models of random bfloat16 weights in the shape of a Llama are written (and taken away at the
+Four models of random bfloat16 weights in the shape of a Llama are written (and deleted at the
 end), then merged by `evomerge merge` in a process of its own, whose anonymous resident memory
 (RssAnon: what the page cache does not hold) is read every 20 ms.
+
+Prints the peak of it for each method, and the seconds of the command.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,37 +17,44 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import common
 import torch
 from safetensors.torch import save_file
-from tabulate import tabulate
 
 from evomerge.testing import recipe_of
 
-HIDDEN, WIDTH, VOCABULARY = 2048, 8192, 32768
-LAYER = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (HIDDEN // 4, HIDDEN),
-    "self_attn.v_proj": (HIDDEN // 4, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (WIDTH, HIDDEN),
-    "mlp.up_proj": (WIDTH, HIDDEN),
-    "mlp.down_proj": (HIDDEN, WIDTH),
-}
+POLL = 0.02  # seconds between looks at the process
 
 
-def make_model(folder: Path, layers: int, seed: int) -> str:
-    """Write a model, a shard a layer; layers of one model share their noise."""
+def layer_shapes(hidden: int) -> dict[str, tuple[int, int]]:
+    """Return the tensors of a layer: a quarter of the heads are key-value heads."""
+    width = 4 * hidden
+    return {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden // 4, hidden),
+        "self_attn.v_proj": (hidden // 4, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (width, hidden),
+        "mlp.up_proj": (width, hidden),
+        "mlp.down_proj": (hidden, width),
+    }
+
+
+def make_model(folder: Path, hidden: int, gigabytes: float, seed: int) -> str:
+    """Write a model of about so many gigabytes, a shard a layer; its layers share their noise."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(seed)
 
-    def noise(shape: tuple[int, ...]) -> torch.Tensor:
+    def noise(shape: tuple[int, int]) -> torch.Tensor:
         return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
 
-    layer = {name: noise(shape) for name, shape in LAYER.items()}
-    shards = [{"model.embed_tokens.weight": noise((VOCABULARY, HIDDEN))}]
+    layer = {name: noise(shape) for name, shape in layer_shapes(hidden).items()}
+    embeddings = noise((16 * hidden, hidden))
+    layers = round((gigabytes * 1e9 - embeddings.nbytes) / sum(t.nbytes for t in layer.values()))
+    shards = [{"model.embed_tokens.weight": embeddings}]
     for i in range(layers):
         shards.append({f"model.layers.{i}.{name}.weight": t for name, t in layer.items()})
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
         file = f"model-{i:05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
@@ -64,37 +72,39 @@ def peak_of(command: list[str]) -> tuple[float, float]:
     while process.poll() is None:
         try:
             status = Path(f"/proc/{process.pid}/status").read_text()
-        except OSError:
+        except OSError:  # it has just ended
             continue
-        lines = [line for line in status.splitlines() if line.startswith("RssAnon")]
-        peak = max(peak, *(int(line.split()[1]) * 1024 for line in lines), 0)
-        time.sleep(0.02)
+        for line in status.splitlines():
+            if line.startswith("RssAnon"):
+                peak = max(peak, int(line.split()[1]) * 1024)
+        time.sleep(POLL)
     if process.returncode:
-        raise SystemExit(f"{command} failed")
+        raise SystemExit(f"{' '.join(command)} failed")
     return peak, time.perf_counter() - started
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gigabytes", type=float, default=3.0)
+    parser = common.command_line(__doc__)
+    parser.add_argument("--gigabytes", type=float, default=3.0, help="of each model")
+    parser.add_argument("--hidden", type=int, default=2048, help="width of the residual stream")
     parser.add_argument("--methods", nargs="+", default=["linear", "ties"])
-    options = parser.parse_args()
-    layer_bytes = 2 * sum(a * b for a, b in LAYER.values())
-    layers = round((options.gigabytes * 1e9 - 2 * VOCABULARY * HIDDEN) / layer_bytes)
+    options = common.parsed(parser, gigabytes=0.01, hidden=256, methods=["linear"])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        names = [make_model(folder / f"m{i}", layers, i) for i in range(4)]
-        size = sum(f.stat().st_size for f in Path(names[0]).glob("*.safetensors"))
+        base, *models = (
+            make_model(folder / f"m{i}", options.hidden, options.gigabytes, i) for i in range(4)
+        )
+        size = sum(file.stat().st_size for file in Path(base).glob("*.safetensors"))
         rows = []
         for method in options.methods:
-            recipe = replace(recipe_of(method, names[1:], names[0]), dtype="bfloat16")
+            recipe = replace(recipe_of(method, models, base), dtype="bfloat16")
             file = folder / f"{method}.json"
             file.write_text(json.dumps(recipe.to_json()))
             command = [sys.executable, "-m", "evomerge", "merge", str(file)]
             peak, seconds = peak_of([*command, str(folder / f"{method}-out")])
             rows.append([method, len(recipe.sources), size / 1e9, peak / 1e9, seconds])
     headers = ["method", "models", "GB each", "peak anonymous GB", "seconds, hashing included"]
-    print(tabulate(rows, headers=headers, floatfmt=("", "", ".2f", ".2f", ".0f")))
+    print(common.table(headers, rows, ("", "", ".2f", ".2f", ".0f")))
 
 
 if __name__ == "__main__":

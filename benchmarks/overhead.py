@@ -3,41 +3,62 @@
     python benchmarks/overhead.py search_spaces/crosslingual-maths.yaml --candidates 20
 
 Runs real candidates of a campaign in this process (inline pool), with a clock around the
-model's forward and around every write of the archive. Prints seconds per candidate and shares.
+model's forward and around every write of the archive.
+
+Prints milliseconds of a candidate and shares.
 """
 
-import argparse
+import functools
 import os
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+import common
+import numpy as np
 import torch
-from tabulate import tabulate
 
 from evomerge.archive.archive import Archive
-from evomerge.campaign.build import prepare
+from evomerge.campaign.build import prepare, read_plan
+from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.observer import Silent
 from evomerge.campaign.runner import Runner
 from evomerge.campaign.source_hashes import hash_sources
-from evomerge.config import validate
-from evomerge.workers import pool
+from evomerge.search.controllers import Controller
+from evomerge.workers.pool import InlinePool
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+WRITES = ("propose", "record", "record_copy", "set_seconds")  # the archive's, in a search
 
 
 class Clock:
     """Adds up the seconds spent in the functions it wraps."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds, self._depth = 0.0, 0
 
-    def wrap(self, function):
-        def timed(*arguments, **options):
+    def time(self, owner: object, *names: str) -> None:
+        """Put a clock around methods of an object."""
+        for name in names:
+            setattr(owner, name, self.wrap(getattr(owner, name)))
+
+    def wrap(self, function: Callable[P, T]) -> Callable[P, T]:
+        """Return the function, timed; what it calls that is timed as well counts once."""
+
+        @functools.wraps(function)
+        def timed(*arguments: P.args, **options: P.kwargs) -> T:
             self._depth += 1
             started = time.perf_counter()
             try:
-                found = function(*arguments, **options)
+                result = function(*arguments, **options)
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
-                return found
+                return result
             finally:
                 self._depth -= 1
                 if not self._depth:
@@ -46,59 +67,74 @@ class Clock:
         return timed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--candidates", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    options = parser.parse_args()
+@dataclass(frozen=True)
+class TimedCampaign(Campaign):
+    """A campaign with a clock around its controllers."""
+
+    clock: Clock = field(default_factory=Clock)
+
+    def controller(self, start: np.ndarray) -> Controller:
+        """Return the controller, timed."""
+        controller = super().controller(start)
+        self.clock.time(controller, "ask", "tell")
+        return controller
+
+
+class SearchAlone(Runner):
+    """Drives a campaign to the end of its search; nothing is scored on held-out items."""
+
+    def _score_finals(self) -> None:
+        pass
+
+
+def measure(file: Path, candidates: int, threads: int, settings: Sequence[str]) -> str:
+    """Run so many candidates of a campaign; return the table of where their time went."""
     settings = [
-        f"budget={{evaluations: {options.candidates}}}",
-        f"workers={{pool: inline, threads: {options.threads}}}",
+        f"budget={{evaluations: {candidates}}}",
+        f"workers={{pool: inline, threads: {threads}}}",
         "heldout=0.5",
+        *settings,
     ]
-    file = str(options.file)
-    campaign = hash_sources(prepare(validate.load(file, settings), file), file)
+    campaign = hash_sources(prepare(read_plan(file, settings)))
     started = time.perf_counter()
-    inline = pool.InlinePool(campaign.worker)
+    pool = InlinePool(campaign.worker)
     warm = time.perf_counter() - started
     forward, ledger, evaluate, ask = Clock(), Clock(), Clock(), Clock()
-    model = inline._worker._resident.model
-    model.forward = forward.wrap(model.forward)
-    inline._worker.evaluate = evaluate.wrap(inline._worker.evaluate)
-    for name in ("propose", "record", "record_copy", "set_seconds"):
-        setattr(Archive, name, ledger.wrap(getattr(Archive, name)))
+    worker = pool._worker
+    forward.time(worker._live.model, "forward")
+    evaluate.time(worker, "evaluate")
     with tempfile.TemporaryDirectory() as folder:
         archive = Archive(Path(folder) / "archive.db", write=True)
-        archive.begin("overhead", campaign.plan, campaign.provenance(), campaign.items())
-        runner = Runner(campaign, archive, inline)
-        runner._score_finals = lambda: None  # the search alone is measured
-        made = campaign.controller
-        campaign.controller = lambda start: _timed_controller(made(start), ask)
+        plan = campaign.plan.model_dump(mode="json")
+        archive.begin("overhead", plan, campaign.provenance(), campaign.items())
+        ledger.time(archive, *WRITES)
         started = time.perf_counter()
-        runner.run()
+        SearchAlone(TimedCampaign(**vars(campaign), clock=ask), archive, pool, Silent()).run()
         wall = time.perf_counter() - started
-        scored = archive.counts()["ok"]
-        merge, score = archive.work_seconds()["merge"], archive.work_seconds()["score"]
+        scored, seconds = archive.counts()["ok"], archive.work_seconds()
     parts = {
         "forward passes": forward.seconds,
-        "rest of scoring (batches, stop strings, metrics)": score - forward.seconds,
-        "materialize": merge,
+        "rest of scoring (batches, stop strings, metrics)": seconds["score"] - forward.seconds,
+        "materialize": seconds["merge"],
         "ledger": ledger.seconds,
         "controller": ask.seconds,
         "everything else": wall - evaluate.seconds - ledger.seconds - ask.seconds,
     }
-    print(
-        f"{scored} candidates, {options.threads} threads; requests built and warm in {warm:.1f} s"
-    )
     body = [[k, 1000 * s / scored, f"{100 * s / wall:.1f} %"] for k, s in parts.items()]
     body.append(["whole", 1000 * wall / scored, ""])
-    print(tabulate(body, headers=["", "ms per candidate", "share"], floatfmt=".2f"))
+    table = common.table(["", "ms per candidate", "share"], body, ("", ".2f", ""))
+    started_in = f"requests built and warm in {warm:.1f} s"
+    return f"{scored} candidates, {threads} threads; {started_in}\n{table}"
 
 
-def _timed_controller(controller, clock):
-    controller.ask, controller.tell = clock.wrap(controller.ask), clock.wrap(controller.tell)
-    return controller
+def main() -> None:
+    parser = common.command_line(__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = common.parsed(parser, candidates=2)
+    settings = common.fewer_items(options.file, 20) if options.short else []
+    print(measure(options.file, options.candidates, options.threads, settings))
 
 
 if __name__ == "__main__":

@@ -3,25 +3,25 @@
     python benchmarks/picture.py runs/crosslingual/routing-unscaled-1-160 best path.svg
 
 Above, which layer of which model each hop is; below, where there are gains, what they multiply the
-hop's branches by.
+hop's branches by. Prints nothing.
 """
 
-import argparse
 from pathlib import Path
 
+import common
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evomerge.archive.summary import show
-from evomerge.recipes.parse import from_json
-from evomerge.recipes.routing import Routing
+from evomerge.archive.selection import pick
+from evomerge.archive.summary import open_run
+from evomerge.recipes.routing import RoutingRecipe
 
 # The same file for the same path, its letters as text.
 mpl.rcParams.update({"svg.hashsalt": "evomerge", "svg.fonttype": "none"})
 
 
-def draw(recipe: Routing) -> Figure:
+def draw(recipe: RoutingRecipe) -> Figure:
     """Return the figure of a path."""
     path, hops = recipe.path, range(len(recipe.path))
     gains = [(abs(attention), abs(mlp)) for attention, mlp, _ in recipe.fold().hops]
@@ -49,15 +49,17 @@ def draw(recipe: Routing) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.command_line(__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("candidate", help="as of evomerge show")
+    parser.add_argument("candidate", help="a number, best, ..., as of evomerge export --pick")
     parser.add_argument("file", type=Path)
-    options = parser.parse_args()
-    found = show(options.run, options.candidate)
-    recipe = from_json(found["recipe"], f"candidate {found['id']}")
-    if not isinstance(recipe, Routing):
-        raise SystemExit(f"candidate {found['id']} is of kind {recipe.kind}, not routing")
+    options = common.parsed(parser)
+    with common.errors_as_lines(options.run):
+        archive = open_run(options.run)
+        candidate = archive.candidate(pick(archive, options.candidate))
+    recipe = candidate.recipe
+    if not isinstance(recipe, RoutingRecipe):
+        raise SystemExit(f"candidate {candidate.id} is of kind {recipe.kind}, not routing")
     metadata = {"Date": None} if options.file.suffix == ".svg" else None
     draw(recipe).savefig(options.file, metadata=metadata)
 

@@ -5,86 +5,47 @@
 The campaign's loop, archive and controller are the real ones; time is simulated, so that a pool of
 any size takes seconds. Times are log-normal. `barrier` hands a new generation out only when the
 last one is whole, population = workers; `steady` is what evomerge does. Baselines are left out.
+
+Prints the share of the workers' time, up to the campaign's end, that they score.
 """
 
-import argparse
-import heapq
-import os
-import tempfile
 from pathlib import Path
 
-import numpy as np
-from resume import make_campaign
-from tabulate import tabulate
+import common
+from synthetic import SyntheticPool, drive, make_campaign, tiny_sources
 
 from evomerge.archive.archive import Archive
-from evomerge.campaign.runner import Runner
-from evomerge.scoring.outcome import Outcome
-from evomerge.workers.protocol import Finished
 
 ITEMS = 20
 
 
-class SimulatedPool:
-    """Workers whose clock is the next job's end."""
-
-    def __init__(self, workers: int, sigma: float, barrier: bool):
-        self._workers, self._sigma, self._barrier = workers, sigma, barrier
-        self._rng = np.random.default_rng(0)
-        self._jobs: list[tuple[float, int, object]] = []
-        self.now = self.worked = self.began = 0.0
-        self._submitted = 0
-
-    @property
-    def idle(self) -> int:
-        return 0 if self._barrier and self._jobs else self._workers - len(self._jobs)
-
-    @property
-    def busy(self) -> int:
-        return len(self._jobs)
-
-    def submit(self, job) -> None:
-        if self._submitted == 5:  # the baselines are scored
-            self.began, self.worked = self.now, 0.0
-        seconds = float(self._rng.lognormal(0.0, self._sigma))
-        self.worked += seconds
-        heapq.heappush(self._jobs, (self.now + seconds, self._submitted, job))
-        self._submitted += 1
-
-    def next_finished(self, timeout=None) -> Finished:
-        self.now, _, job = heapq.heappop(self._jobs)
-        scores = {n: self._rng.random(ITEMS // 2).astype(np.float32) for n in "xy"}
-        return Finished(job, Outcome("ok", "", scores, 0.0, 0.0, "", "simulated"))
-
-    @property
-    def share(self) -> float:
-        return self.worked / (self._workers * (self.now - self.began))
-
-
-def share(workers: int, sigma: float, barrier: bool, generations: int) -> float:
+def share_of(workers: int, sigma: float, barrier: bool, generations: int, file: Path) -> float:
+    """Run a campaign with so many workers; return the share of their time that they score."""
     campaign = make_campaign(workers * generations, ITEMS, population=max(workers, 3))
-    campaign.plan["finals"] = 0
-    pool = SimulatedPool(workers, sigma, barrier)
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Archive(Path(folder) / "archive.db", write=True)
-        archive.begin("x", campaign.plan, campaign.provenance(), campaign.items())
-        Runner(campaign, archive, pool).run()
+    pool = SyntheticPool(ITEMS, workers, sigma, barrier)
+    drive(campaign, Archive(file, write=True), pool)
     return pool.share
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.command_line(__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.3, 0.6])
     parser.add_argument("--generations", type=int, default=60)
-    options = parser.parse_args()
-    print(f"{os.cpu_count()} cores, {options.generations} x workers candidates, the end included")
-    rows = [
-        [w, s, *(f"{share(w, s, barrier, options.generations):.3f}" for barrier in (False, True))]
-        for w in options.workers
-        for s in options.sigma
-    ]
-    print(tabulate(rows, headers=["workers", "sigma", "steady", "barrier"]))
+    options = common.parsed(parser, workers=[4], sigma=[0.6], generations=8)
+    generations = options.generations
+    rows = []
+    with tiny_sources() as folder:
+        for workers in options.workers:
+            for sigma in options.sigma:
+                row = [workers, sigma]
+                for barrier in (False, True):
+                    file = folder / f"{workers}-{sigma}-{barrier}.db"
+                    row.append(f"{share_of(workers, sigma, barrier, generations, file):.3f}")
+                rows.append(row)
+    print(f"{common.hardware()}, {generations} x workers candidates, the end included")
+    headers = ["workers", "sigma", "steady", "barrier"]
+    print(common.table(headers, rows))
 
 
 if __name__ == "__main__":

@@ -8,26 +8,59 @@ from typing import Any
 
 
 def canonical_json(data: Any) -> str:
-    """Return `data` as JSON with sorted keys, no spaces, no NaN and no negative zero."""
-    return json.dumps(_positive_zeros(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Return JSON-able data as text with sorted keys, no spaces, no NaN and no negative zero.
+
+    Raises:
+        ValueError: a number is not finite.
+
+    >>> canonical_json({"b": -0.0, "a": (1, None)})
+    '{"a":[1,null],"b":0.0}'
+    """
+    return json.dumps(positive_zeros(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _positive_zeros(data: Any) -> Any:
+def positive_zeros(data: Any) -> Any:
+    """Return JSON-able data without negative zeros, tuples as lists.
+
+    >>> positive_zeros({"weight": (-0.0, 1)})
+    {'weight': [0.0, 1]}
+    """
     if isinstance(data, float):
         return data + 0.0  # -0.0 + 0.0 is 0.0
     if isinstance(data, Mapping):
-        return {k: _positive_zeros(v) for k, v in data.items()}
+        return {key: positive_zeros(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_positive_zeros(v) for v in data]
+        return [positive_zeros(value) for value in data]
     return data
 
 
+def json_hash(data: Any) -> str:
+    """Return the sha256 of data's canonical JSON, 64 hex digits.
+
+    >>> json_hash({"a": 0.0}) == json_hash({"a": -0.0})
+    True
+    """
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
 def file_hash(path: Path) -> str:
-    """Return 16 hex digits that change with a file's content."""
+    """Return 16 hex digits that change with a file's content.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "text"
+    ...     _ = file.write_text("abc")
+    ...     print(file_hash(file))
+    ba7816bf8f01cfea
+    """
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def item_hash(item: Any) -> str:
-    """Return 16 hex digits that change with an item's content."""
+    """Return 16 hex digits that change with an item's content; what is no JSON counts as its text.
+
+    >>> item_hash({"question": "2 + 2", "answer": 4})
+    '34c9702eae009007'
+    """
     text = json.dumps(item, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

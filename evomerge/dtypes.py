@@ -1,13 +1,18 @@
 """The dtypes of weights: as recipes write them, as safetensors does, and their bits."""
 
-import numpy as np
+from typing import Literal, get_args
+
+Dtype = Literal["bfloat16", "float16", "float32", "float64"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 STORED_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
-SIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}  # "bfloat16" -> "BF16"
 
-INTEGER = {2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+SIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # bytes
 
+INTEGER = {2: "<u2", 4: "<u4", 8: "<u8"}  # numpy's, by bytes
+
+# The exponent's bits, all of which are set in infinities and NaN alone: of 8 bits (as in float32),
+# 5, 8 and 11 (IEEE 754-2008, table 3.5), below the sign and above the fraction.
 EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
-
-DTYPES = ("bfloat16", "float16", "float32", "float64")

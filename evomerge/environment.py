@@ -8,13 +8,20 @@ import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "cma", "numpy", "ray", "optuna")
 
+_GIT_SECONDS = 10  # after which a git on a network drive is not waited for
+
 
 @functools.cache
-def machine() -> dict:
-    """Return versions, git commit, host and cores of this process, with the time of asking."""
+def provenance() -> dict[str, Any]:
+    """Return versions, git commit, host and cores of this process, with the time of asking.
+
+    >>> sorted(provenance())
+    ['at', 'cores', 'git', 'host', 'platform', 'versions']
+    """
     return {
         "versions": {"python": platform.python_version()} | _versions(),
         "git": _git_commit(),
@@ -26,24 +33,30 @@ def machine() -> dict:
 
 
 def cache_folder(kind: str) -> Path:
-    """Return the folder under `$XDG_CACHE_HOME/evomerge` for what can be made again."""
+    """Return the folder under `$XDG_CACHE_HOME/evomerge` for what can be made again.
+
+    >>> cache_folder("digests").parts[-2:]
+    ('evomerge', 'digests')
+    """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(home) / "evomerge" / kind
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            versions[package] = metadata.version(package)
+    return versions
 
 
-def _git_commit() -> dict | None:
+def _git_commit() -> dict[str, Any] | None:
     """Return the commit of the folder evomerge was started in, and whether it is dirty."""
 
     def git(*arguments: str) -> str:
-        run = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10)
+        run = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=_GIT_SECONDS
+        )
         return run.stdout.strip() if run.returncode == 0 else ""
 
     try:

@@ -1,19 +1,28 @@
 """Numbers as people read them."""
 
 import math
+from collections.abc import Mapping
 
-Z95 = 1.96  # half-width of a 95 % interval in standard errors
+Z95 = 1.96  # half-width of a 95 % interval in standard errors (the normal's 97.5 % quantile)
 
 
-def interval(score: dict | None) -> str:
-    """Say a score with its 95 % interval, e.g. `0.402 ± 0.021`."""
+def interval(score: Mapping[str, float] | None) -> str:
+    """Say a score with its 95 % interval.
+
+    >>> interval({"mean": 0.402, "stderr": 0.0107}), interval(None)
+    ('0.402 ± 0.021', '-')
+    """
     if score is None:
         return "-"
     return f"{score['mean']:.3f} ± {Z95 * score['stderr']:.3f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Say a time, e.g. `2 h 05 min`."""
+    """Say a time.
+
+    >>> duration(7500), duration(42), duration(None)
+    ('2 h 05 min', '42 s', '?')
+    """
     if seconds is None or not math.isfinite(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,8 +1,8 @@
 """Handwritten digits of 8x8 pixels (scikit-learn's, of the UCI repository): is each recognized?
 
 `network` makes the multilayer perceptron of M2N2's own experiment (arXiv:2508.16204): 64-256-10,
-19,210 parameters, each drawn from N(0, 0.01^2), and laid out as there, inputs before outputs:
-what a split point cuts in two hangs on it.
+19,210 parameters, each drawn from N(0, 0.01^2), and laid out as there, inputs before outputs, since
+what a split point cuts in two depends on it.
 """
 
 import functools
@@ -25,6 +25,7 @@ class Affine(torch.nn.Module):
 
 
 def network() -> torch.nn.Module:
+    """Return a fresh perceptron with random weights."""
     return torch.nn.Sequential(Affine(64, 256), torch.nn.ReLU(inplace=True), Affine(256, 10))
 
 
@@ -37,14 +38,17 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 @functools.lru_cache(maxsize=4)
 def chosen(items: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return some images and their digits; kept, as every candidate is scored on the same."""
     images, digits = data()
     return images[list(items)], digits[list(items)]
 
 
 def items() -> list[int]:
+    """Return all images by their number."""
     return list(range(len(data()[0])))
 
 
 def score(model: torch.nn.Module, tokenizer: None, items: list[int]) -> np.ndarray:
+    """Return for each image whether its digit is recognized."""
     images, digits = chosen(tuple(items))
     return (model(images).argmax(dim=1) == digits).numpy()

@@ -2,7 +2,8 @@
 
     python kill_points.py CAMPAIGN FOLDER POINT...
 
-POINT is method:before|after:count. This process imports everything once and forks one
+POINT is method:before|after:count, or "none"; with ":rollback" after it, the archive lies where
+WAL fails. This process imports everything once and forks one
 campaign for each point; each child kills itself there. A second child then continues the
 campaign to its end. What the children print is one JSON line per point.
 """
@@ -10,6 +11,7 @@ campaign to its end. What the children print is one JSON line per point.
 import json
 import os
 import signal
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -20,12 +22,15 @@ from transformers import AutoTokenizer  # noqa: F401
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.llama import modeling_llama  # noqa: F401
 
+from evomerge.archive import database
 from evomerge.archive.archive import Archive
 from evomerge.campaign import run as session
 from evomerge.merging import live_model, merger  # noqa: F401
 from evomerge.workers.pool import InlinePool
 
 get_checkpoint_conversion_mapping("llama")
+
+CONNECT = database.connect
 
 PLACES = {
     "propose": (Archive, "propose"),
@@ -43,11 +48,17 @@ class Quiet:
     def say(self, text):
         pass
 
+    def update(self, archive, workers):
+        pass
+
     def finished(self, directory):
         pass
 
-    def __call__(self, archive):
-        pass
+
+def no_shared_memory(path, write):
+    """Connect through a VFS of SQLite's that, like a network disk, shares no memory."""
+    address = f"file:{path}?vfs=unix-none"
+    return sqlite3.connect(address, uri=True, timeout=30.0, isolation_level=None)
 
 
 def arm(point):
@@ -83,13 +94,15 @@ def in_child(work):
 def main(file, folder, points):
     for index, point in enumerate(points):
         directory = Path(folder) / str(index)
+        name = point.removesuffix(":rollback")
+        database.connect = no_shared_memory if name != point else CONNECT  # in both children
 
         def campaign(directory=directory):
-            return session.run_campaign(Path(file), directory=directory, progress=Quiet())
+            return session.run_campaign(Path(file), directory=directory, observer=Quiet())
 
-        def killed(point=point, campaign=campaign):
-            if point != "none":
-                arm(point)
+        def killed(name=name, campaign=campaign):
+            if name != "none":
+                arm(name)
             return campaign()
 
         ends = [in_child(killed)]

@@ -16,8 +16,8 @@ from evomerge.config import validate
 from evomerge.errors import BadInput
 from evomerge.export.candidates import export_candidate
 from evomerge.merging.merger import Merger
-from evomerge.merging.methods import OPERATORS
-from evomerge.merging.source_weights import Weights
+from evomerge.merging.methods import METHODS
+from evomerge.merging.source_weights import SourceWeights
 from evomerge.sources.digest import digest
 from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
@@ -62,7 +62,7 @@ def test_the_weights_are_those_that_peft_merges(here, variant):
     merged = adapted(model, here / "lora", VARIANTS[variant])
     source = open_source(f"{here / 'wide'}+{here / 'lora'}")
     assert source.adapter.factors and open_source(source.place).tensors == source.tensors
-    weights = Weights({"x": source}, torch.device("cpu"))
+    weights = SourceWeights({"x": source}, torch.device("cpu"))
     wanted = merged.state_dict()
     changed = 0
     for name, stored in load_file(here / "wide" / "model.safetensors").items():
@@ -75,7 +75,7 @@ def test_the_weights_are_those_that_peft_merges(here, variant):
 def test_tensors_are_kept_for_the_next_recipe_unless_told_otherwise(here):
     sources, name = {"a": open_source("a")}, "model.embed_tokens.weight"
     for keep in (True, False):
-        weights = Weights(sources, torch.device("cpu"), keep)
+        weights = SourceWeights(sources, torch.device("cpu"), keep)
         with pytest.raises(KeyError), weights.read_once():
             once = weights.tensor("a", name)
             assert weights.tensor("a", name) is not once
@@ -96,7 +96,7 @@ def test_merges_of_adapters_and_whole_models(here, method):
         model = AutoModelForCausalLM.from_pretrained(here / "wide")
         adapted(model, here / folder, VARIANTS[variant], seed).save_pretrained(dense[seed])
     base = str(here / "wide")
-    weight = (0.7, -0.4, 0.2)[: OPERATORS.get(method).models]
+    weight = (0.7, -0.4, 0.2)[: METHODS.get(method).models]
     merged = []
     for models in (names, dense):
         opened = {n: open_source(n) for n in (base, *models)}
@@ -119,7 +119,7 @@ def test_transposed_weights(tmp_path):
     options = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
     merged = adapted(model, tmp_path / "lora", options).state_dict()
     source = open_source(f"{tmp_path / 'model'}+{tmp_path / 'lora'}")
-    weights = Weights({"x": source}, torch.device("cpu"))
+    weights = SourceWeights({"x": source}, torch.device("cpu"))
     assert len(source.adapter.factors) == 6
     for name in source.tensors:
         torch.testing.assert_close(weights.tensor("x", name), merged[name], rtol=1e-5, atol=1e-6)
@@ -130,7 +130,7 @@ def test_a_campaign_over_an_adapter(campaign_file, lora, here, silent):
     sources = {"base": "base", "models": {"a": "a", "l": {"model": "base", "adapter": "lora"}}}
     file = campaign_file(sources=sources, budget__evaluations=3)
     assert validate.load(file)["sources"]["models"]["l"] == "base+lora"
-    run_campaign(file, progress=silent)
+    run_campaign(file, observer=silent)
     run = here / "runs" / "tiny"
     by_label = {r["label"]: r["id"] for r in summary.front(run)}
     export_candidate(run, here / "out", str(by_label["l"]), {}, True)
@@ -138,7 +138,7 @@ def test_a_campaign_over_an_adapter(campaign_file, lora, here, silent):
     wanted = PeftModel.from_pretrained(model, lora).merge_and_unload().state_dict()
     for name, ours in load_file(here / "out" / "model.safetensors").items():
         torch.testing.assert_close(ours.float(), wanted[name], rtol=2**-8, atol=1e-6)
-    for candidate in summary.open_run(run).candidates("origin = 'search'"):
+    for candidate in summary.open_run(run).candidates(origin="search"):
         export_candidate(run, here / f"out{candidate.id}", str(candidate.id), {}, True)  # as scored
     export_candidate(run, here / "best", "best", {}, True)
     assert AutoModelForCausalLM.from_pretrained(here / "best").config.num_hidden_layers == 2
@@ -199,9 +199,9 @@ BROKEN = {
 def test_adapters_that_will_not_do(lora, here, message):
     BROKEN[message](lora)
     with pytest.raises(BadInput) as error:
-        open_source(f"base+{lora}", file="c.yaml", key="sources.models.l")
+        open_source(f"base+{lora}")
     (line,) = str(error.value).splitlines()
-    assert line.startswith(f"c.yaml: sources.models.l: {lora}: ") and message in line
+    assert line.startswith(f"{lora}: ") and message in line
 
 
 def test_an_adapter_of_another_model_names_the_shapes(lora, here):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from sql import change
 
 from evomerge.archive import summary
 from evomerge.archive.archive import Archive
@@ -51,7 +52,7 @@ def first(campaign_file, here, silent, monkeypatch):
         text = NEAR.replace("MIXTURE", repr(mixture)).replace("Path(__file__).parent", "Path()")
         (here / f"{name}.py").write_text(text)
     file = campaign_file(name="first", fitness=NEAR_TWO, budget__evaluations=20)
-    run_campaign(file, progress=silent)
+    run_campaign(file, observer=silent)
     return here / "runs" / "first"
 
 
@@ -71,11 +72,11 @@ def test_a_candidate_is_a_source(first, campaign_file, here, silent):
     file = campaign_file(fitness=NEAR_TWO, name="second", sources=SECOND, budget__evaluations=6)
     assert checked(file, [], {})[0].space.dimension == 6
     assert not cache_folder("candidates").exists()  # `check` merges nothing
-    run_campaign(file, progress=silent)
+    run_campaign(file, observer=silent)
     run, name = here / "runs" / "second", f"runs/first#{best(first)}"
     archive = Archive(run / "archive.db")
-    (baseline,) = archive.candidates("label = 'merged'")
-    assert baseline.recipe["models"] == [name]
+    (baseline,) = [c for c in archive.baselines() if c.label == "merged"]
+    assert baseline.recipe_json["models"] == [name]
     assert np.array_equal(scores(run, baseline.id), scores(first, best(first)))
     shutil.rmtree(cache_folder("candidates"))
     export_candidate(run, here / "out", str(baseline.id))
@@ -90,13 +91,11 @@ def test_a_candidate_is_a_source(first, campaign_file, here, silent):
 
 def test_best_means_the_best_when_the_campaign_began(first, campaign_file, here, silent):
     options = {"name": "second", "sources": SECOND, "fitness": NEAR_TWO}
-    run_campaign(campaign_file(**options, budget__evaluations=2), progress=silent)
+    run_campaign(campaign_file(**options, budget__evaluations=2), observer=silent)
     before = best(first)
-    archive = Archive(first / "archive.db", write=True)
-    archive._execute("UPDATE outcomes SET value = 99 WHERE candidate_id = 7")
-    archive.close()
+    change(first, "UPDATE outcomes SET value = 99 WHERE candidate_id = 7")
     assert best(first) == 7 != before
-    assert run_campaign(campaign_file(**options, budget__evaluations=3), progress=silent)
+    assert run_campaign(campaign_file(**options, budget__evaluations=3), observer=silent)
     plan = Archive(here / "runs" / "second" / "archive.db").campaign["plan"]
     assert plan["sources"]["models"]["merged"] == f"runs/first#{before}"
 
@@ -104,11 +103,11 @@ def test_best_means_the_best_when_the_campaign_began(first, campaign_file, here,
 def test_a_candidate_of_a_candidate(first, campaign_file, here, silent):
     run_campaign(
         campaign_file(fitness=NEAR_TWO, name="second", sources=SECOND, budget__evaluations=4),
-        progress=silent,
+        observer=silent,
     )
     third = {"base": "runs/first#6", "models": {"x": "runs/second#best", "y": "runs/first#7"}}
     file = campaign_file(fitness=NEAR_TWO, name="third", sources=third, budget__evaluations=2)
-    run_campaign(file, progress=silent)
+    run_campaign(file, observer=silent)
     run = here / "runs" / "third"
     assert summary.status(run)["candidates"]["failed"] == 0
     shutil.rmtree(cache_folder("candidates"))
@@ -120,16 +119,14 @@ def test_a_candidate_whose_sources_changed_is_refused(first, campaign_file, here
     shutil.copytree(world / "b", here / "a")
     file = campaign_file(fitness=NEAR_TWO, name="second", sources=SECOND)
     with pytest.raises(BadInput, match=r"sources.a: .*a is not the model that was searched"):
-        run_campaign(file, progress=silent)
+        run_campaign(file, observer=silent)
     with pytest.raises(BadInput, match=r"sources.a"):
         materialize("runs/first#7")
 
 
 def test_a_candidate_is_compared_on_the_kind_of_device_that_scored_it(first):
-    archive = Archive(first / "archive.db", write=True)
-    archive._execute("UPDATE outcomes SET weights_checksum = 'x' WHERE candidate_id IN (6, 7)")
-    archive._execute("UPDATE outcomes SET worker = 'far/1/cuda:1' WHERE candidate_id = 7")
-    archive.close()
+    change(first, "UPDATE outcomes SET weights_checksum = 'x' WHERE candidate_id IN (6, 7)")
+    change(first, "UPDATE outcomes SET worker = 'far/1/cuda:1' WHERE candidate_id = 7")
     with pytest.raises(EvomergeError, match="but x was scored"):
         materialize("runs/first#6")
     if not torch.cuda.is_available():
@@ -154,21 +151,21 @@ def test_candidates_that_are_not_there(first, campaign_file, name):
 
 def proposals(run):
     archive = Archive(run / "archive.db")
-    return [c.genome.tolist() for c in archive.candidates("origin = 'search'")]
+    return [c.genome.tolist() for c in archive.candidates(origin="search")]
 
 
 @pytest.mark.parametrize("kind", ["cmaes", "random"])
 def test_a_campaign_begins_with_the_front_of_another(first, campaign_file, here, silent, kind):
     options = {"init": ["runs/first#front"], "controller": {"kind": kind}, "fitness": NEAR_TWO}
-    run_campaign(campaign_file(**options, name="whole", budget__evaluations=9), progress=silent)
-    run_campaign(campaign_file(**options, name="parts", budget__evaluations=2), progress=silent)
+    run_campaign(campaign_file(**options, name="whole", budget__evaluations=9), observer=silent)
+    run_campaign(campaign_file(**options, name="parts", budget__evaluations=2), observer=silent)
     front = [c for c in Archive(first / "archive.db").front() if c > 5]
     moved = first.rename(here / "runs" / "elsewhere")  # its candidates are in the archive by now
-    run_campaign(campaign_file(**options, name="parts", budget__evaluations=9), progress=silent)
+    run_campaign(campaign_file(**options, name="parts", budget__evaluations=9), observer=silent)
     whole, parts = here / "runs" / "whole", here / "runs" / "parts"
     assert proposals(whole) == proposals(parts)
     archive = Archive(whole / "archive.db")
-    adopted = archive.candidates("origin = 'adopted'")
+    adopted = archive.warm_starts()
     assert [c.label for c in adopted] == [f"runs/first#{i}" for i in front] and front
     for candidate, theirs in zip(adopted, front, strict=True):
         assert np.array_equal(scores(whole, candidate.id), scores(moved, theirs))
@@ -188,11 +185,13 @@ def test_beginnings_are_known_by_their_models_not_by_names(first, campaign_file,
     file = campaign_file(
         fitness=NEAR_TWO, name="second", sources=sources, init=init, budget__evaluations=1
     )
-    run_campaign(file, progress=silent)
+    run_campaign(file, observer=silent)
     run = here / "runs" / "second"
-    (adopted,) = Archive(run / "archive.db").candidates("origin = 'adopted'")
-    (theirs,) = Archive(first / "archive.db").candidates("id = ?", (best(first),))
-    for ours, original in zip(adopted.recipe["groups"], theirs.recipe["groups"], strict=True):
+    (adopted,) = Archive(run / "archive.db").warm_starts()
+    theirs = Archive(first / "archive.db").candidate(best(first))
+    for ours, original in zip(
+        adopted.recipe_json["groups"], theirs.recipe_json["groups"], strict=True
+    ):
         assert ours["weight"] == pytest.approx(original["weight"][::-1])
 
 
@@ -200,10 +199,10 @@ def test_beginnings_that_will_not_do(first, campaign_file, silent):
     two = {"base": "base", "models": {"a": "a", "b": "b"}}
     plan = {"fitness": NEAR_TWO, "name": "second", "sources": two}
     with pytest.raises(BadInput, match=r"init\.0: 'runs/first#.*has c, which is no source"):
-        run_campaign(campaign_file(**plan, init=["runs/first#front"]), progress=silent)
+        run_campaign(campaign_file(**plan, init=["runs/first#front"]), observer=silent)
     init = ["runs/first#front", "runs/none#best", "runs/first#1"]
     file = campaign_file(**plan, init=init)
-    for asked in (lambda: checked(file, [], {}), lambda: run_campaign(file, progress=silent)):
+    for asked in (lambda: checked(file, [], {}), lambda: run_campaign(file, observer=silent)):
         with pytest.raises(BadInput) as error:
             asked()
         lines = str(error.value).splitlines()
@@ -217,11 +216,11 @@ def test_beginnings_that_will_not_do(first, campaign_file, silent):
 
 
 def test_an_archive_from_before_a_key_was_there_goes_on(campaign_file, here, silent):
-    run_campaign(campaign_file(budget__evaluations=2), progress=silent)
-    archive = Archive(here / "runs" / "tiny" / "archive.db", write=True)
-    plan = {k: v for k, v in archive.campaign["plan"].items() if k != "init"}
-    archive._execute("UPDATE campaign SET plan = ?", (json.dumps(plan),))
-    archive.close()
-    assert run_campaign(campaign_file(budget__evaluations=3), progress=silent)
+    run_campaign(campaign_file(budget__evaluations=2), observer=silent)
+    run = here / "runs" / "tiny"
+    begun = Archive(run / "archive.db").campaign["plan"]
+    plan = {k: v for k, v in begun.items() if k != "init"}
+    change(run, "UPDATE campaign SET plan = ?", (json.dumps(plan),))
+    assert run_campaign(campaign_file(budget__evaluations=3), observer=silent)
     with pytest.raises(BadInput, match="init: differs from the campaign begun"):
-        run_campaign(campaign_file(init=["runs/tiny#best"]), progress=silent)
+        run_campaign(campaign_file(init=["runs/tiny#best"]), observer=silent)

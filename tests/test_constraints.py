@@ -136,11 +136,11 @@ def two(here, campaign_file):
 @pytest.mark.parametrize("kind", ["cmaes", "random"])
 def test_a_campaign_keeps_what_it_has_to(two, here, silent, kind):
     options = {"controller": {"kind": kind}}
-    assert run_campaign(two(">= -1e9", name="free", **options), progress=silent)
+    assert run_campaign(two(">= -1e9", name="free", **options), observer=silent)
     free = Archive(here / "runs/free/archive.db")
     best = free.means(free.best())
     bound = round(best["f0"] + 0.1, 3)  # which the best of a free search misses
-    assert run_campaign(two(f">= {bound}", name="bound", **options), progress=silent)
+    assert run_campaign(two(f">= {bound}", name="bound", **options), observer=silent)
     archive = Archive(here / "runs/bound/archive.db")
     kept = {}
     for candidate in archive.candidates():
@@ -160,7 +160,7 @@ def test_a_campaign_keeps_what_it_has_to(two, here, silent, kind):
 
 def test_picks_are_of_the_front(two, here, silent):
     file = two(">= -1e9", controller={"kind": "random"})
-    assert run_campaign(file, progress=silent)
+    assert run_campaign(file, observer=silent)
     archive = Archive(here / "runs/tiny/archive.db")
     ids, found = front_points(archive)
     assert pick(archive, "f1", "run") == ids[int(found[:, 1].argmax())]
@@ -193,7 +193,7 @@ def test_picks_are_of_the_front(two, here, silent):
 )
 def test_constraints_that_will_not_do(two, silent, constraint, message):
     with pytest.raises(BadInput, match=message):
-        run_campaign(two(constraint), progress=silent)
+        run_campaign(two(constraint), observer=silent)
 
 
 def test_a_source_that_failed_and_bounds_stops_with_one_line(two, here, silent):
@@ -203,4 +203,4 @@ def test_a_source_that_failed_and_bounds_stops_with_one_line(two, here, silent):
     file = two(">= a")
     (here / "layer0.py").write_text(text)
     with pytest.raises(EvomergeError, match="baseline 'a' could not be scored; mend the source"):
-        run_campaign(file, progress=silent)
+        run_campaign(file, observer=silent)

@@ -147,13 +147,13 @@ def test_a_seed_always_gives_the_same_module(net):
 
 
 def test_evolution_exports_what_it_scored_and_resumes(net, silent):
-    assert run_campaign(net / "evolved.yaml", progress=silent)
+    assert run_campaign(net / "evolved.yaml", observer=silent)
     archive = Archive(net / "runs/evolved/archive.db")
     (seeds, best) = [], archive.means(archive.best())["accuracy"]
-    for c in archive.candidates("origin = 'baseline'"):
+    for c in archive.baselines():
         seeds.append(archive.means(c.id)["accuracy"])
     assert best > max(seeds)
-    last = archive.candidates("origin = 'search'")[-1].id
+    last = archive.candidates(origin="search")[-1].id
     for which in ("best", str(last)):
         done = CliRunner().invoke(main, ["export", "runs/evolved", which, "--pick", which])
         assert done.exit_code == 0 and "as scored" in done.output, done.output
@@ -162,7 +162,7 @@ def test_evolution_exports_what_it_scored_and_resumes(net, silent):
     again = Path("again/model.safetensors").read_bytes()
     assert again == Path(f"{last}/model.safetensors").read_bytes()
     assert CliRunner().invoke(main, ["show", "runs/evolved", str(last)]).exit_code == 0
-    assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=70"], progress=silent)
+    assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=70"], observer=silent)
     assert archive.proposed() == 70 and not archive.counts()["failed"]
 
 
@@ -174,7 +174,7 @@ def test_modules_that_are_merged_are_scored_as_modules(net, silent):
     }
     plan = PLAN | {"sources": {"models": models}, "space": {"kind": "mixture"}, "name": "mixed"}
     (net / "mixed.yaml").write_text(yaml.safe_dump(plan))
-    assert run_campaign(net / "mixed.yaml", settings=["budget.evaluations=12"], progress=silent)
+    assert run_campaign(net / "mixed.yaml", settings=["budget.evaluations=12"], observer=silent)
     archive = Archive(net / "runs/mixed/archive.db")
     assert archive.counts()["ok"] == 15
 
@@ -217,7 +217,7 @@ def test_what_makes_no_module_is_said(net, silent, entry, message):
     models = {"a": {"factory": "net.py:network", "seed": 1}, "b": entry}
     (net / "evolved.yaml").write_text(yaml.safe_dump(PLAN | {"sources": {"models": models}}))
     with pytest.raises(BadInput, match=message):
-        run_campaign(net / "evolved.yaml", progress=silent)
+        run_campaign(net / "evolved.yaml", observer=silent)
 
 
 def test_a_function_that_changes_is_another_source(net, silent):
@@ -225,10 +225,10 @@ def test_a_function_that_changes_is_another_source(net, silent):
     models = {x: {"factory": "net.py:network", "weights": "one.safetensors"} for x in "ab"}
     models["b"] = {"factory": "net.py:network", "seed": 1}
     (net / "evolved.yaml").write_text(yaml.safe_dump(PLAN | {"sources": {"models": models}}))
-    assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=3"], progress=silent)
+    assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=3"], observer=silent)
     (net / "net.py").write_text(NET.replace("ReLU", "Tanh"))
     with pytest.raises(BadInput, match="has changed: sha256"):
-        run_campaign(net / "evolved.yaml", settings=["budget.evaluations=5"], progress=silent)
+        run_campaign(net / "evolved.yaml", settings=["budget.evaluations=5"], observer=silent)
 
 
 @pytest.mark.parametrize("kind", ["explicit", "mixture"])
@@ -236,7 +236,7 @@ def test_weights_in_any_order_of_memory_are_filled(net, silent, kind):
     models = {x: {"factory": "net.py:strided", "seed": i} for i, x in enumerate("ab")}
     plan = PLAN | {"sources": {"models": models}, "space": {"kind": kind}, "name": kind}
     (net / "evolved.yaml").write_text(yaml.safe_dump(plan))
-    assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=8"], progress=silent)
+    assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=8"], observer=silent)
     archive = Archive(net / "runs" / kind / "archive.db")
     assert archive.counts()["ok"] == 11
     done = CliRunner().invoke(main, ["export", f"runs/{kind}", "out", "--pick", "11"])
@@ -244,13 +244,13 @@ def test_weights_in_any_order_of_memory_are_filled(net, silent, kind):
 
 
 def test_a_candidate_of_modules_is_a_source(net, silent):
-    assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=6"], progress=silent)
+    assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=6"], observer=silent)
     models = {"old": "runs/evolved#best", "b": {"factory": "net.py:network", "seed": 9}}
     plan = PLAN | {"sources": {"models": models}, "name": "again"}
     (net / "again.yaml").write_text(yaml.safe_dump(plan))
-    assert run_campaign(net / "again.yaml", settings=["budget.evaluations=4"], progress=silent)
+    assert run_campaign(net / "again.yaml", settings=["budget.evaluations=4"], observer=silent)
     before, after = (Archive(net / f"runs/{n}/archive.db") for n in ("evolved", "again"))
-    old = after.candidates("label = 'old'")[0].id
+    (old,) = [c.id for c in after.baselines() if c.label == "old"]
     assert after.means(old) == before.means(before.best())
 
 
@@ -267,4 +267,4 @@ def test_tasks_are_for_language_models(net, silent):
     fitness = [{"name": "t", "task": "choice.yaml", "metric": "acc"}]
     (net / "evolved.yaml").write_text(yaml.safe_dump(PLAN | {"fitness": fitness}))
     with pytest.raises(BadInput, match="tasks of lm-eval are for language models"):
-        run_campaign(net / "evolved.yaml", progress=silent)
+        run_campaign(net / "evolved.yaml", observer=silent)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from sql import change
 
 from evomerge.archive.archive import Archive
 from evomerge.campaign.run import run_campaign
@@ -20,8 +21,8 @@ from evomerge.errors import BadInput, EvomergeError
 from evomerge.export.candidates import export_candidate
 from evomerge.export.model_directory import merge_to
 from evomerge.kernels.checksum import Checksum
-from evomerge.recipes.parameters import Group, Recipe
-from evomerge.recipes.parse import from_json
+from evomerge.recipes.parameters import Group, ParametersRecipe
+from evomerge.recipes.parse import parse_recipe
 from evomerge.sources.digest import digest
 from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
@@ -32,7 +33,7 @@ def run(campaign_file, here, silent):
     """A finished campaign over an lm-eval task, all of whose items are search items."""
     entry = [{"name": "choice", "task": "choice.yaml", "metric": "acc", "batch_size": 16}]
     file = campaign_file(fitness=entry, heldout=0.0, budget__evaluations=8)
-    run_campaign(file, progress=silent)
+    run_campaign(file, observer=silent)
     return here / "runs" / "tiny"
 
 
@@ -103,14 +104,12 @@ def test_the_directory_has_what_the_contract_says(run, here):
     front_matter = yaml.safe_load(card.split("---")[1])
     assert front_matter["tags"][:2] == ["mergekit", "merge"]
     assert "held-out" in card and "sha256" in card and "seed 7" in card
-    recipe = from_json(json.loads((here / "out" / "recipe.json").read_text()))
-    assert recipe.to_json() == Archive(run / "archive.db").candidates("id = 7")[0].recipe
+    recipe = parse_recipe(json.loads((here / "out" / "recipe.json").read_text()))
+    assert recipe.to_json() == Archive(run / "archive.db").candidate(7).recipe_json
 
 
 def test_weights_that_are_not_the_scored_ones_are_not_exported(run, here):
-    archive = Archive(run / "archive.db", write=True)
-    archive._execute("UPDATE outcomes SET weights_checksum = 'x' WHERE candidate_id = 7")
-    archive.close()
+    change(run, "UPDATE outcomes SET weights_checksum = 'x' WHERE candidate_id = 7")
     with pytest.raises(EvomergeError, match="but x was scored"):
         export_candidate(run, here / "out", "7", {}, True)
     assert not (here / "out").exists()
@@ -142,7 +141,7 @@ def test_a_source_that_changed_since_is_not_merged(run, here, world):
 @pytest.fixture
 def recipe(here):
     values = {"weight": (0.4, 0.7), "density": (0.5, 0.9)}
-    return Recipe("ties", ("a", "b"), (Group(None, None, values),), "base")
+    return ParametersRecipe("ties", ("a", "b"), (Group(None, None, values),), "base")
 
 
 def test_merge_writes_a_recipe_without_a_campaign(here, recipe):
@@ -205,7 +204,7 @@ def test_mergekit_config_says_the_recipe(here):
     )  # fmt: skip
     from evomerge.mergekit.writer import to_mergekit
 
-    recipe = Recipe("ties", ("a", "b"), groups, "base")
+    recipe = ParametersRecipe("ties", ("a", "b"), groups, "base")
     said = yaml.safe_load(to_mergekit(recipe, open_source("base")))
     assert said["merge_method"] == "ties" and said["base_model"] == "base"
     assert said["out_dtype"] == "bfloat16" and said["parameters"] == {"normalize": True}
@@ -222,7 +221,7 @@ def test_mergekit_config_says_the_recipe(here):
         "filter": "model.norm.weight", "value": 0.7
     }  # fmt: skip
     assert first["parameters"]["lambda"][-1] == {"value": 1.2}
-    drawn = Recipe("dare_ties", ("a", "b"), groups, "base", seed=1)
+    drawn = ParametersRecipe("dare_ties", ("a", "b"), groups, "base", seed=1)
     assert to_mergekit(drawn, open_source("base")) is None  # its masks cannot be reproduced
 
 

@@ -13,10 +13,11 @@ import sys
 import time
 
 import pytest
+from sql import query
 
 from evomerge.archive import archive as archive_module
 from evomerge.archive import summary
-from evomerge.archive.archive import Archive
+from evomerge.archive.reader import ArchiveReader
 from evomerge.campaign.run import run_campaign
 from evomerge.errors import BadInput, EvomergeError
 from evomerge.export.candidates import export_candidate
@@ -48,7 +49,7 @@ def number():
 
 
 def die_while_merging():
-    from evomerge.merge import Merger
+    from evomerge.merging.merger import Merger
 
     fill = Merger.fill
 
@@ -107,12 +108,11 @@ def troubled(here, campaign_file):
 
 
 def outcomes(run):
-    return list(
-        Archive(run / "archive.db").db.query(
-            "SELECT c.id, c.origin, o.status, o.reason, (SELECT COUNT(*) FROM events e WHERE"
-            " e.candidate_id = c.id AND e.kind = 'retry') AS retries FROM candidates c"
-            " JOIN outcomes o ON o.candidate_id = c.id ORDER BY c.id"
-        )
+    return query(
+        run,
+        "SELECT c.id, c.origin, o.status, o.reason, (SELECT COUNT(*) FROM events e WHERE"
+        " e.candidate_id = c.id AND e.kind = 'retry') AS retries FROM candidates c"
+        " JOIN outcomes o ON o.candidate_id = c.id ORDER BY c.id",
     )
 
 
@@ -130,7 +130,7 @@ def test_a_campaign_outlives_everything_that_its_workers_do(troubled, here, sile
     }
     workers = {"pool": "ray", "count": 2, "threads": 1, "timeout": 12.0}
     file = troubled(troubles, workers=workers, budget__evaluations=20, heldout=0.0)
-    assert run_campaign(file, progress=silent)
+    assert run_campaign(file, observer=silent)
     rows = outcomes(here / "runs" / "tiny")
     assert len(rows) == 25
     reasons = sorted(r["reason"] for r in rows if r["status"] == "failed")
@@ -159,17 +159,17 @@ def wait_for(run, proposed, process, seconds=180):
     while time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
         path = run / "archive.db"
-        if path.exists() and (found := Archive(path)).campaign and found.proposed() >= proposed:
+        if path.exists() and (found := ArchiveReader(path)).begun and found.proposed() >= proposed:
             return
     raise AssertionError((process.poll(), process.communicate(timeout=5)))
 
 
 def ledger(run):
     """What a campaign proposed and what came of it."""
-    found = Archive(run / "archive.db")
+    found = ArchiveReader(run / "archive.db")
     return [
         (c.ordinal, c.recipe_id, (found.outcome(c.id) or {}).get("weights_checksum"))
-        for c in found.candidates("origin = 'search'")
+        for c in found.candidates(origin="search")
     ]
 
 
@@ -203,9 +203,9 @@ def test_a_source_that_changes_stops_the_campaign_until_it_is_back(
 
     refusal = {"cut off": "is cut off", "changed": "has changed: sha256", "gone": "no weights"}
     with pytest.raises(BadInput, match=rf"sources\..*a\b.* {refusal[change]}"):
-        run_campaign(file, progress=silent)
+        run_campaign(file, observer=silent)
     shutil.copy2(aside, weights)
-    assert run_campaign(file, progress=silent)
+    assert run_campaign(file, observer=silent)
     after = ledger(run)
     scored = [row for row in before if row[2]]
     assert after[: len(scored)] == scored and len(after) == 14
@@ -224,11 +224,11 @@ def test_a_full_disk_stops_the_campaign_and_loses_nothing(troubled, here, silent
     assert process.returncode == 1, error
     assert "runs/tiny cannot be written" in error.strip().splitlines()[-1]
     before = [row for row in ledger(run) if row[2]]
-    assert run_campaign(file, progress=silent)
+    assert run_campaign(file, observer=silent)
     after = ledger(run)
     assert after[: len(before)] == before and len(after) == 14
     whole = troubled({}, budget__evaluations=14, name="whole")
-    assert run_campaign(whole, progress=silent)
+    assert run_campaign(whole, observer=silent)
     assert ledger(here / "runs" / "whole") == after
 
     export_candidate(run, here / "whole", "best")
@@ -248,7 +248,7 @@ def test_a_directory_that_cannot_be_written_is_one_line(troubled):
 
 
 def test_a_clock_that_is_set_back_changes_nothing(troubled, here, silent, monkeypatch):
-    run_campaign(troubled({}, name="true", budget__evaluations=12), progress=silent)
+    run_campaign(troubled({}, name="true", budget__evaluations=12), observer=silent)
     now = [2e9]
 
     def backwards():
@@ -256,8 +256,8 @@ def test_a_clock_that_is_set_back_changes_nothing(troubled, here, silent, monkey
         return now[0]
 
     monkeypatch.setattr(archive_module.time, "time", backwards)
-    run_campaign(troubled({}, budget__evaluations=5), progress=silent)
-    assert run_campaign(troubled({}, budget__evaluations=12), progress=silent)
+    run_campaign(troubled({}, budget__evaluations=5), observer=silent)
+    assert run_campaign(troubled({}, budget__evaluations=12), observer=silent)
     monkeypatch.undo()
     assert ledger(here / "runs" / "tiny") == ledger(here / "runs" / "true")
     status = summary.status(here / "runs" / "tiny")
@@ -280,11 +280,11 @@ def test_a_failing_pool_says_how_to_go_on(troubled, here, silent, monkeypatch):
     monkeypatch.setattr(pool.InlinePool, "next_finished", failing)
     file = troubled({}, budget__evaluations=12)
     with pytest.raises(EvomergeError, match=r"ZeroDivisionError: in the pool \(details in .*log"):
-        run_campaign(file, progress=silent)
+        run_campaign(file, observer=silent)
     run = here / "runs" / "tiny"
     assert "Traceback" in (run / "log.txt").read_text()
     assert summary.status(run)["state"] == "failed"
-    assert run_campaign(file, progress=silent) and len(ledger(run)) == 12
+    assert run_campaign(file, observer=silent) and len(ledger(run)) == 12
 
 
 RAY = {"pool": "ray", "count": 2, "threads": 1}
@@ -304,7 +304,7 @@ def test_a_batch_systems_sigterm_to_every_process(troubled, here, silent):
     assert summary.status(run)["state"] == "interrupted"
     before = [row for row in ledger(run) if row[2]]
     file = troubled({"all": "slow"}, workers={"pool": "inline"}, budget__evaluations=20)
-    assert run_campaign(file, progress=silent)
+    assert run_campaign(file, observer=silent)
     after = ledger(run)
     assert after[: len(before)] == before and all(row[2] for row in after)
     assert not any(r["retries"] for r in outcomes(run))
@@ -323,7 +323,7 @@ def test_a_lost_node_is_outlived_and_a_lost_head_said(troubled, here, silent):
         process = start(file, env=os.environ | {"RAY_ADDRESS": cluster.address})
         wait_for(run, 6, process)
         cluster.remove_node(node, allow_graceful=False)
-        wait_for(run, Archive(run / "archive.db").proposed() + 6, process)
+        wait_for(run, ArchiveReader(run / "archive.db").proposed() + 6, process)
         cluster.head_node.kill_gcs_server(check_alive=False)
         cluster.head_node.kill_raylet(check_alive=False)
         _, error = process.communicate(timeout=120)
@@ -332,14 +332,14 @@ def test_a_lost_node_is_outlived_and_a_lost_head_said(troubled, here, silent):
         assert "run the same again" in error
     finally:
         cluster.shutdown()
-    proposed = Archive(run / "archive.db").proposed()
+    proposed = ArchiveReader(run / "archive.db").proposed()
     before = [row for row in ledger(run) if row[2]]
     inline = {"pool": "inline"}
     file = troubled({"all": "slow"}, workers=inline, budget__evaluations=proposed + 2)
-    assert run_campaign(file, progress=silent)
+    assert run_campaign(file, observer=silent)
     after = ledger(run)
     assert len(after) == proposed + 2 and all(row[2] for row in after)
     assert [row for row in after if row in before] == before
     assert not [r for r in outcomes(run) if r["status"] != "ok"]
-    retries = Archive(run / "archive.db").db.query("SELECT n, note FROM events WHERE kind='retry'")
-    assert not [r for r in retries if r["n"]], "a node's death is no candidate's doing"
+    blames = query(run, "SELECT * FROM events WHERE kind = 'retry' AND blamed")
+    assert not blames, "a node's death is no candidate's doing"

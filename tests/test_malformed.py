@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.cli.main import main
 from evomerge.errors import BadInput
-from evomerge.recipes.mixture import Layout
+from evomerge.recipes.parameter_index import ParameterIndex
 from evomerge.sources.compatibility import mismatches
 from evomerge.sources.source import open_source
 from evomerge.testing import tiny_llama
@@ -142,7 +142,7 @@ MIXTURE = {
     "kind": "mixture",
     "models": ["a", "b"],
     "dtype": "float32",
-    "layout": "",
+    "parameter_index_hash": "",
     "chromosomes": [
         {"modules": "self_attn", "segments": [[0, 0, [0.3, 0.7]]]},
         {"modules": None, "segments": [[0, 7, [1.0, 0.0]], [7, 0, [0.25, 0.75]]]},
@@ -153,19 +153,21 @@ EXPLICIT = {
     "kind": "explicit",
     "models": ["a", "b"],
     "dtype": "float32",
-    "layout": "",
+    "parameter_index_hash": "",
     "interpolation": "slerp",
     "births": [[[0, 1], 0.3, 50, 0.01, 7], [[2, 0], 0.6, 9, 0.0, 0]],
 }
 
 
 def bred(folder):
-    """The recipes above, with the layout of a folder's models."""
-    layout = Layout({n: t.elements for n, t in open_source(str(folder / "a")).tensors.items()})
-    text = json.dumps([MIXTURE, EXPLICIT]).replace('"layout": ""', f'"layout": "{layout.hash}"')
+    """The recipes above, with the parameter index of a folder's models."""
+    index = ParameterIndex(
+        {n: t.elements for n, t in open_source(str(folder / "a")).tensors.items()}
+    )
+    text = json.dumps([MIXTURE, EXPLICIT]).replace('_hash": ""', f'_hash": "{index.hash}"')
     mixture, explicit = json.loads(text)
     for chromosome in mixture["chromosomes"]:
-        chromosome["segments"][-1][1] = layout.total
+        chromosome["segments"][-1][1] = index.total
     return mixture, explicit
 
 
@@ -382,12 +384,12 @@ def test_a_byte_flipped_anywhere_is_refused_or_harmless(world, data):
         blob[at] ^= 1 << data.draw(st.integers(0, 7))
         file.write_bytes(blob)
         try:
-            opened = open_source(str(model), file="c.yaml", key="sources.b")
+            opened = open_source(str(model))
         except BadInput as error:
-            assert all(str(f).startswith("c.yaml: sources.b: ") for f in error.faults)
+            assert all(str(f).startswith(str(model)) for f in error.faults)
             return
         measure = open_source(str(world / "b"))
-        if not mismatches([measure, opened], "c.yaml"):
+        if not mismatches([measure, opened]):
             places = [(t.dtype, t.shape, t.begin - u.begin) for t, u in pairs(opened, whole)]
             assert {gap for _, _, gap in places} == {0}
 

@@ -172,7 +172,7 @@ def test_an_empty_chromosome_has_no_angle(models):
 def test_passes_in_a_narrower_dtype_export_what_was_scored(campaign_file, here, silent, compute):
     space = {"kind": "mixture", "dtype": "float32"}
     file = campaign_file(**(NICHES | {"space": space}), compute_dtype=compute, name="narrow")
-    assert run_campaign(file, progress=silent)
+    assert run_campaign(file, observer=silent)
     done = CliRunner().invoke(main, ["export", "runs/narrow", "out", "--pick", "12"])
     assert done.exit_code == 0 and "as scored" in done.output, done.output
 
@@ -241,9 +241,9 @@ def test_all_alike_still_mate_and_nobody_is_an_error():
 
 def test_parents_that_were_forgotten_are_read_again(campaign_file, here, silent, monkeypatch):
     monkeypatch.setattr("evomerge.campaign.runner._PARENTS_KEPT", 1)
-    assert run_campaign(campaign_file(**NICHES, name="forgetful"), progress=silent)
+    assert run_campaign(campaign_file(**NICHES, name="forgetful"), observer=silent)
     monkeypatch.setattr("evomerge.campaign.runner._PARENTS_KEPT", 256)
-    assert run_campaign(campaign_file(**NICHES, name="mindful"), progress=silent)
+    assert run_campaign(campaign_file(**NICHES, name="mindful"), observer=silent)
     runs = [Archive(here / "runs" / name / "archive.db") for name in ("forgetful", "mindful")]
     ids = [[c.recipe_id for c in archive.candidates()] for archive in runs]
     assert ids[0] == ids[1] and len(ids[0]) == 18
@@ -251,14 +251,14 @@ def test_parents_that_were_forgotten_are_read_again(campaign_file, here, silent,
 
 def test_a_campaign_breeds_and_its_best_is_exported(campaign_file, here, silent):
     file = campaign_file(**NICHES, name="bred", heldout=0.5)
-    assert run_campaign(file, progress=silent)
+    assert run_campaign(file, observer=silent)
     archive = Archive(here / "runs/bred/archive.db")
-    children = archive.candidates("origin = 'search'")
+    children = archive.candidates(origin="search")
     assert len(children) == 14
-    seeds = {c.id for c in archive.candidates("origin = 'baseline'") if c.label in MODELS}
+    seeds = {c.id for c in archive.baselines() if c.label in MODELS}
     born = set(seeds)
     for child in children:
-        parents = archive.parents(child.id)
+        parents = child.parents
         assert len(parents) == 2 and set(parents) <= born
         born.add(child.id)
     done = CliRunner().invoke(main, ["export", "runs/bred", "out", "--pick", str(children[-1].id)])
@@ -302,4 +302,4 @@ def test_what_does_not_fit_is_said(campaign_file, here, silent, changes, message
     plan = {"controller": {"kind": "niches"}, "space": {"kind": "mixture"}}
     plan["sources"] = {"models": dict(NICHES["sources"]["models"])}
     with pytest.raises(BadInput, match=message):
-        run_campaign(campaign_file(**plan, **changes), progress=silent)
+        run_campaign(campaign_file(**plan, **changes), observer=silent)

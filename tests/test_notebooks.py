@@ -17,7 +17,7 @@ def test_notebooks_run(path, campaign_file, here, silent, monkeypatch):
         {"name": "likely", "function": "fit.py"},
         {"name": "choice", "task": "choice.yaml", "metric": "acc"},
     ]
-    run_campaign(campaign_file(fitness=fitness, budget__evaluations=8), progress=silent)
+    run_campaign(campaign_file(fitness=fitness, budget__evaluations=8), observer=silent)
     monkeypatch.setenv("EVOMERGE_RUN", str(here / "runs" / "tiny"))
     monkeypatch.setenv("MPLBACKEND", "agg")
     notebook = nbformat.read(path, as_version=4)

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from sql import query
 
 from evomerge.archive.archive import Archive
 from evomerge.campaign.run import run_campaign
@@ -119,14 +120,13 @@ def test_a_campaign_survives_a_candidate_that_kills_its_workers(troubled, here, 
     model = AutoModelForCausalLM.from_pretrained("b", dtype=torch.bfloat16)
     deadly = float(model.requires_grad_(False).get_input_embeddings().weight.double().sum())
     (here / "deadly").write_text(repr(deadly))
-    assert run_campaign(troubled(budget__evaluations=6), progress=silent)
+    assert run_campaign(troubled(budget__evaluations=6), observer=silent)
     archive = Archive(here / "runs" / "tiny" / "archive.db")
-    (victim,) = archive.candidates("label = 'b'")
+    (victim,) = [c for c in archive.baselines() if c.label == "b"]
     assert archive.outcome(victim.id)["status"] == "failed"
     assert archive.outcome(victim.id)["reason"].startswith("killed its worker 2 times")
-    retries = [
-        r["c"] for r in archive.db.query("SELECT candidate_id c FROM events WHERE kind = 'retry'")
-    ]
+    sql = "SELECT candidate_id FROM events WHERE kind = 'retry'"
+    retries = [row["candidate_id"] for row in query(here / "runs" / "tiny", sql)]
     assert retries == [victim.id] * 2
     assert archive.counts() == {"ok": 10, "stopped": 0, "failed": 1, "running": 0}
     scored = [line.split()[1] for line in (here / "scored").read_text().splitlines()]

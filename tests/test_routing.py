@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM
 from evomerge.errors import BadInput
 from evomerge.export.model_directory import merge_to
 from evomerge.mergekit.reader import from_mergekit
-from evomerge.merging.live_model import ResidentModel
+from evomerge.merging.live_model import LiveModel
 from evomerge.merging.live_routing import Router
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import single
-from evomerge.recipes.parse import from_json
-from evomerge.recipes.routing import Hop, Routing, whole
-from evomerge.search.spaces import SPACES, Sources, quantize
+from evomerge.recipes.parse import parse_recipe
+from evomerge.recipes.routing import Hop, RoutingRecipe, whole
+from evomerge.search.spaces import SPACES, SourceShapes, make_space, quantize
+from evomerge.sections import parse
 from evomerge.sources.architectures import FAMILIES, family_of
 from evomerge.sources.compatibility import stream_mismatches
 from evomerge.sources.source import open_source
@@ -64,7 +65,7 @@ def routed(folders, frame=None):
     merger = Merger(opened, {f: f for f in folders})
 
     def live(folder):
-        model = ResidentModel(opened[folder], "float64")
+        model = LiveModel(opened[folder], "float64")
         model.load(merger.stream(single(folder, "float64")))
         in_float64(model.model)
         return model
@@ -85,8 +86,8 @@ def apart(a, b):
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_routed_model_is_the_paper_s_whether_it_runs_live_or_exported(name, pairs, tmp_path):
     folders = pairs(name)
-    recipe = Routing(folders, HOPS, 0, "float64")
-    assert from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    recipe = RoutingRecipe(folders, HOPS, 0, "float64")
+    assert parse_recipe(json.loads(json.dumps(recipe.to_json()))) == recipe
     merge_to(recipe, tmp_path / "out")
     exported = load(tmp_path / "out")
     reference = scaled_reference(recipe, [load(f) for f in folders])
@@ -111,7 +112,7 @@ def test_another_frame_and_another_path_after_it(pairs):
     folders = pairs("llama, tied")
     live, router = routed(folders)
     for frame, path in ((1, HOPS), (0, HOPS[::-1]), (1, HOPS[:1])):
-        recipe = Routing(folders, path, frame, "float64")
+        recipe = RoutingRecipe(folders, path, frame, "float64")
         router.route(recipe)
         reference = scaled_reference(recipe, [load(f) for f in folders])
         assert apart(logits(live), logits(reference)) < 1e-3  # the norms' epsilon
@@ -123,16 +124,16 @@ def test_no_weight_is_copied(pairs):
     folders = pairs("llama")
     live, router = routed(folders)
     path = tuple(Hop(m, layer) for m in (0, 1) for layer in range(4)) * 2
-    router.route(Routing(folders, path, 0, "float64"))
+    router.route(RoutingRecipe(folders, path, 0, "float64"))
     seen = {p.data_ptr() for p in live.parameters()}
-    router.route(Routing(folders, path * 3, 0, "float64"))
+    router.route(RoutingRecipe(folders, path * 3, 0, "float64"))
     assert {p.data_ptr() for p in live.parameters()} == seen
     assert len(live.model.layers) == live.config.num_hidden_layers == 48
 
 
 def test_bfloat16_is_rounded_once(pairs, tmp_path):
     folders = pairs("llama", "bfloat16")
-    recipe = Routing(folders, HOPS, 0, "bfloat16")
+    recipe = RoutingRecipe(folders, HOPS, 0, "bfloat16")
     merge_to(recipe, tmp_path / "out")
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
     share = recipe.shares()[4]
@@ -146,7 +147,7 @@ def test_mergekit_stacks_the_same_layers(pairs, tmp_path):
 
     folders = pairs("llama, tied")
     path = (Hop(0, 0, 2.0), Hop(1, 1, 0.5, (0.5, 3.0)), Hop(1, 2, 1.0, (0.5, 3.0)), Hop(0, 3))
-    merge_to(Routing(folders, path, 0, "float32"), tmp_path / "out")
+    merge_to(RoutingRecipe(folders, path, 0, "float32"), tmp_path / "out")
     config = yaml.safe_load((tmp_path / "out" / "mergekit_config.yml").read_text())
     ranges = [s["sources"][0]["layer_range"] for s in config["slices"]]
     assert ranges == [[0, 1], [1, 3], [3, 4]]
@@ -154,12 +155,12 @@ def test_mergekit_stacks_the_same_layers(pairs, tmp_path):
     assert {"filter": "model.embed_tokens.weight", "value": 2.0} in first
     assert {"filter": "model.norm.weight", "value": 0.5} in last
     assert {"filter": "mlp.down_proj.weight", "value": 6.0} in middle
-    read = from_mergekit(config, "config.yml")
+    read = from_mergekit(config)
     merge_to(read, tmp_path / "again")
     ours, again = (load_file(tmp_path / f / "model.safetensors") for f in ("out", "again"))
     assert ours.keys() == again.keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in ours.items())
-    merge_to(Routing(folders, path, 1, "float32"), tmp_path / "other")
+    merge_to(RoutingRecipe(folders, path, 1, "float32"), tmp_path / "other")
     assert not (tmp_path / "other" / "mergekit_config.yml").exists()  # no such frame there
 
 
@@ -177,7 +178,7 @@ def test_a_stack_of_layers_by_mergekit_s_rules_is_a_path(pairs):
     a, b = pairs("llama")
     scale = [{"filter": "o_proj", "value": 0.0}, {"filter": "down_proj", "value": 0.5}]
     scaled = {"parameters": {"scale": [*scale, {"value": 1.0}]}}
-    found = from_mergekit(stacked((a, 0, 3, {}), (b, 1, 3, scaled), (a, 2, 4, {})), "c.yml")
+    found = from_mergekit(stacked((a, 0, 3, {}), (b, 1, 3, scaled), (a, 2, 4, {})))
     assert found.models == (a, b) and found.frame == 0
     assert [h[:2] for h in found.path] == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (0, 2), (0, 3)]
     assert [h.gains for h in found.path[2:6]] == [(1.0, 1.0), (0.0, 0.5), (0.0, 0.5), (1.0, 1.0)]
@@ -188,11 +189,11 @@ def test_a_scale_is_that_of_the_innermost_scope_that_has_one_for_the_tensor(pair
     source = {"parameters": {"scale": [{"filter": "o_proj", "value": 0.25}]}}
     top = [{"filter": "down_proj", "value": 0.5}, {"value": 1.0}]
     config = stacked((a, 0, 3, source), (a, 3, 4, {})) | {"parameters": {"scale": top}}
-    gains = [hop.gains for hop in from_mergekit(config, "c.yml").path]
+    gains = [hop.gains for hop in from_mergekit(config).path]
     assert gains == [(0.25, 0.5)] * 3 + [(1.0, 0.5)]
     module = [{"filter": "down_proj", "value": 2.0}]
     inner = {"slices": config.pop("slices"), "parameters": {"scale": module}}
-    gains = [h.gains for h in from_mergekit(config | {"modules": {"default": inner}}, "c.yml").path]
+    gains = [h.gains for h in from_mergekit(config | {"modules": {"default": inner}}).path]
     assert gains == [(0.25, 2.0)] * 3 + [(1.0, 2.0)]
 
 
@@ -205,7 +206,7 @@ def test_layers_are_named_as_the_frame_names_them(pairs, tmp_path):
     assert named.keys() != tensors.keys()
     save_file(named, bare / "model.safetensors", metadata={"format": "pt"})
     for name, second in (("one", folders[1]), ("two", str(bare))):
-        merge_to(Routing((folders[0], second), HOPS, 0, "float64"), tmp_path / name)
+        merge_to(RoutingRecipe((folders[0], second), HOPS, 0, "float64"), tmp_path / name)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
@@ -218,7 +219,7 @@ def test_layers_are_named_as_the_frame_names_them(pairs, tmp_path):
         ([("a", 0, 4, {"parameters": {"scale": 2.0}})], "scaled elsewhere"),
         ([("a", 0, 4, {"parameters": {"scale": "x"}})], "'x' is no number"),
         ([("a", 0, 4, {"parameters": {"scale": [{"filter": 3}]}})], "3 is no filter"),
-        ([("a", 0, 4, {"parameters": [2.0]})], "slices.0.parameters: is not a mapping"),
+        ([("a", 0, 4, {"parameters": [2.0]})], "slices.0.sources.0.parameters: is not a mapping"),
         (
             [("a", 0, 4, {"parameters": {"scale": [{"filter": "embed", "value": 2.0}]}})],
             "the final norm or the head",
@@ -229,7 +230,7 @@ def test_stacks_that_are_no_path_are_told(pairs, slices, said):
     names = dict(zip("ab", pairs("llama, tied"), strict=True))
     config = stacked(*((names[m], *rest) for m, *rest in slices))
     with pytest.raises(BadInput, match=said):
-        from_mergekit(config, "c.yml")
+        from_mergekit(config)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def test_stacks_that_are_no_path_are_told(pairs, slices, said):
         ({"model_type": "gemma3"}, "one part of a model"),
         ({"model_type": "lama"}, "did you mean 'llama'"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "layer's number"),
-        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "so-manieth"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "only some of its layers"),
     ],
 )
 def test_where_the_fold_is_not_exact_it_is_refused(config, said):
@@ -252,20 +253,20 @@ def test_where_the_fold_is_not_exact_it_is_refused(config, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"path": []}, "path: .* write a list of hops"),
+        ({"path": []}, "path: is empty; write e.g. path: "),
         ({"path": [[2, 0, 1.0]]}, "path.0: there is no model 2"),
-        ({"path": [[0, 0, 0]]}, "no finite number other than 0"),
-        ({"path": [[0, 0, 1.0, [1.0]]]}, "not two finite numbers"),
+        ({"path": [[0, 0, 0]]}, "path.0: the scale 0 leaves nothing of the stream"),
+        ({"path": [[0, 0, 1.0, [1.0]]]}, "is not .*, perhaps with .attention gain, MLP gain"),
         ({"path": [[0, 0, 1e-30]] * 30}, "leaves the range"),
-        ({"frame": True}, "frame"),
-        ({"frame": 2}, "frame"),
+        ({"frame": True}, "frame: True is not a whole number"),
+        ({"frame": 2}, "frame: there is no model 2; write 0 to 1"),
         ({"gain": 1}, "unknown key 'gain'"),
     ],
 )
 def test_malformed_routings_are_told(change, said):
-    data = Routing(("a", "b"), HOPS, 0, "bfloat16").to_json() | change
+    data = RoutingRecipe(("a", "b"), HOPS, 0, "bfloat16").to_json() | change
     with pytest.raises(BadInput, match=said):
-        from_json(data, "r.json")
+        parse_recipe(data)
 
 
 def changed(folder, out, **config):
@@ -292,11 +293,11 @@ def test_models_whose_layers_compute_otherwise_are_refused(name, change, pairs, 
     a, b = pairs(name)
     other = changed(b, tmp_path / "other", **change)
     with pytest.raises(BadInput, match=f"differ in {next(iter(change))}:"):
-        merge_to(Routing((a, other), (Hop(0, 0), Hop(1, 1)), 0, "float32"), tmp_path / "out")
+        merge_to(RoutingRecipe((a, other), (Hop(0, 0), Hop(1, 1)), 0, "float32"), tmp_path / "out")
     silent = {"attention_dropout": 0.3, "bos_token_id": 5, "initializer_range": 0.5}
     silent |= {"max_position_embeddings": 4096, "unsloth_version": "2026.1"}
     same = changed(b, tmp_path / "same", **silent)
-    assert stream_mismatches([open_source(a), open_source(same)], "f") == []
+    assert stream_mismatches([open_source(a), open_source(same)]) == []
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
@@ -307,7 +308,7 @@ def test_experts_that_are_stored_as_one_tensor_are_scaled_too(name, pairs, tmp_p
         model.save_pretrained(tmp_path / str(seed), save_original_format=False)
         folders.append(str(tmp_path / str(seed)))
     assert any(n.endswith("experts.down_proj") for n in open_source(folders[0]).tensors)
-    recipe = Routing(tuple(folders), HOPS, 0, "float64")
+    recipe = RoutingRecipe(tuple(folders), HOPS, 0, "float64")
     merge_to(recipe, tmp_path / "out")
     live, router = routed(folders)
     router.route(recipe)
@@ -317,7 +318,7 @@ def test_experts_that_are_stored_as_one_tensor_are_scaled_too(name, pairs, tmp_p
 def test_a_model_that_is_listed_twice_runs_as_it_is_exported(pairs, tmp_path):
     folder, _ = pairs("llama")
     hops = (Hop(0, 0), Hop(0, 1, 1.0, (2.0, 0.5)), Hop(1, 1, 1.0, (0.5, 2.0)), Hop(1, 3))
-    recipe = Routing((folder, folder), hops, 0, "float64")
+    recipe = RoutingRecipe((folder, folder), hops, 0, "float64")
     merge_to(recipe, tmp_path / "out")
     live, router = routed([folder])
     router.route(recipe)
@@ -336,7 +337,7 @@ def test_strangers_that_differ_are_refused_by_their_kind(pairs, tmp_path):
         changed(folder, tmp_path / str(i), model_type="strange", rms_norm_eps=10.0**-i)
         for i, folder in enumerate(pairs("llama"))
     ]
-    faults = stream_mismatches([open_source(f) for f in folders], "f")
+    faults = stream_mismatches([open_source(f) for f in folders])
     assert len(faults) == 2 and "'strange' is no family" in str(faults[0])
 
 
@@ -346,7 +347,7 @@ def test_a_layer_whose_writing_is_unknown_is_refused(pairs, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     odd = {n.replace("o_proj", "out_projection"): t for n, t in tensors.items()}
     save_file(odd, folder / "model.safetensors", metadata={"format": "pt"})
-    faults = stream_mismatches([open_source(str(folder))], "f")
+    faults = stream_mismatches([open_source(str(folder))])
     assert "layer 0 has no tensor known to write" in str(faults[0])
 
 
@@ -362,7 +363,7 @@ def test_no_configuration_where_mergekit_would_leave_the_layers_types(pairs, tmp
             ([0, 2, 1, 2, 3], False),
         ]
     ):
-        recipe = Routing(folders, tuple(Hop(0, layer) for layer in path), 0, "float32")
+        recipe = RoutingRecipe(folders, tuple(Hop(0, layer) for layer in path), 0, "float32")
         merge_to(recipe, tmp_path / str(index))
         types = json.loads((tmp_path / str(index) / "config.json").read_text())["no_rope_layers"]
         assert len(types) == len(path)
@@ -372,18 +373,22 @@ def test_no_configuration_where_mergekit_would_leave_the_layers_types(pairs, tmp
 def test_a_layer_that_is_not_there_is_told(pairs, tmp_path):
     folders = pairs("llama")
     with pytest.raises(BadInput, match=r"path.1: '.*' has no layer 4; write 0 to 3"):
-        merge_to(Routing(folders, (Hop(0, 0), Hop(1, 4)), 0, "float32"), tmp_path / "out")
+        merge_to(RoutingRecipe(folders, (Hop(0, 0), Hop(1, 4)), 0, "float32"), tmp_path / "out")
 
 
 # --- the space ---------------------------------------------------------------------------
 
 
+def section(**spec):
+    return parse(SPACES.get("routing").section, {"kind": "routing", **spec})
+
+
 def make(labels="ab", depths=(4, 4), **spec):
-    cls = SPACES.get("routing")
-    spec = {"kind": "routing"} | spec
-    assert cls.faults(spec, list(labels), False, "f") == []
+    options = section(**spec)
+    assert list(options.faults(list(labels), False)) == []
     depth = dict(zip(labels, depths, strict=True))
-    return cls(spec, Sources(None, tuple(labels), tuple(labels), 4, "bfloat16", 7, depths=depth))
+    names = tuple(labels)
+    return make_space(options, SourceShapes(None, names, names, 4, "bfloat16", 7, depths=depth))
 
 
 specs = st.fixed_dictionaries(
@@ -412,7 +417,7 @@ def test_every_genome_is_a_path_from_the_frame_s_first_layer_to_its_last(spec, k
     space = make(depths=depths, **spec, **kind)
     genome = quantize(np.random.default_rng(seed).random(space.dimension))
     recipe = space.decode(genome)
-    assert from_json(recipe.to_json()) == recipe
+    assert parse_recipe(recipe.to_json()) == recipe
     frame = "ab".index(spec.get("frame", "a"))
     assert recipe.frame == frame
     assert recipe.path[0][:2] == (frame, 0)
@@ -555,18 +560,19 @@ def test_blocks_are_runs_of_layers():
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ({"frame": "c"}, "space.frame"),
-        ({"prior": "c"}, "space.prior"),
-        ({"order": "deep"}, "space.order"),
-        ({"gains": True}, "space.gains"),
-        ({"gain": {"low": 2.0, "high": 3.0}}, "space.gain"),
-        ({"repeats": 0}, "space.repeats"),
-        ({"longest": 1}, "space.longest"),
-        ({"blocks": 2, "order": "depth"}, "space.order"),
-        ({"repeats": 2, "order": "exchange"}, "space.order: gives every depth one layer"),
-        ({"methods": 1}, "space.methods: unknown key"),
+        ({"frame": "c"}, "frame: 'c' will not do"),
+        ({"prior": "c"}, "prior: 'c' will not do"),
+        ({"order": "deep"}, "order: "),
+        ({"gains": True}, "gains: "),
+        ({"gain": {"low": 2.0, "high": 3.0}}, "gain.low: "),
+        ({"repeats": 0}, "repeats: "),
+        ({"longest": 1}, "longest: "),
+        ({"blocks": 2, "order": "depth"}, "order: says how single layers are searched"),
+        ({"repeats": 2, "order": "exchange"}, "order: gives every depth one layer"),
+        ({"methods": 1}, "methods: unknown key"),
     ],
 )
 def test_a_space_s_faults_are_told(spec, said):
-    faults = SPACES.get("routing").faults({"kind": "routing", **spec}, ["a", "b"], False, "f")
-    assert any(said in str(fault) for fault in faults)
+    with pytest.raises(BadInput) as error:
+        raise BadInput(*section(**spec).faults(["a", "b"], False))
+    assert any(str(fault).startswith(said) for fault in error.value.faults)

@@ -45,8 +45,8 @@ def test_metrics_weigh_by_value():
 def baselines(run):
     archive = Archive(run / "archive.db")
     return {
-        c.label: (json.dumps(c.recipe), archive.outcome(c.id)["value"])
-        for c in archive.candidates("origin = 'baseline'")
+        c.label: (json.dumps(c.recipe_json), archive.outcome(c.id)["value"])
+        for c in archive.baselines()
     }
 
 
@@ -60,7 +60,7 @@ def test_a_campaign_scores_them_and_begins_at_the_best(campaign_file, here, sile
         "controller": {"kind": "cmaes", "sigma": 1e-6},
     }
     dotted = {key.replace(".", "__"): value for key, value in changes.items()}
-    assert run_campaign(campaign_file(budget__evaluations=4, **dotted), progress=silent)
+    assert run_campaign(campaign_file(budget__evaluations=4, **dotted), observer=silent)
     run = here / "runs" / "tiny"
     found = baselines(run)
     greedy = [label for label in found if label.startswith("greedy ")]
@@ -69,11 +69,11 @@ def test_a_campaign_scores_them_and_begins_at_the_best(campaign_file, here, sile
     best = json.loads(max(cooked.values(), key=lambda entry: entry[1])[0])
     weights = dict(zip(best["models"], best["groups"][0]["weight"], strict=True))
     archive = Archive(run / "archive.db")
-    for candidate in archive.candidates("origin = 'search'"):
-        for group in candidate.recipe["groups"]:
-            wanted = [weights.get(model, 0.0) for model in candidate.recipe["models"]]
+    for candidate in archive.candidates(origin="search"):
+        for group in candidate.recipe_json["groups"]:
+            wanted = [weights.get(model, 0.0) for model in candidate.recipe_json["models"]]
             assert np.allclose(group["weight"], wanted, atol=1e-4)
-    assert run_campaign(campaign_file(budget__evaluations=6, **dotted), progress=silent)
+    assert run_campaign(campaign_file(budget__evaluations=6, **dotted), observer=silent)
     assert baselines(run) == found
 
 

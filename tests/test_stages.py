@@ -10,6 +10,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from conftest import assert_killed_and_resumed_alike
+from evomerge.config.stages import stage_plan
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -20,7 +21,6 @@ from evomerge.campaign.source_hashes import hash_sources
 from evomerge.cli import tables
 from evomerge.cli.main import main
 from evomerge.config import validate
-from evomerge.config.stages import stage_plan
 from evomerge.errors import BadInput, EvomergeError
 from evomerge.export.candidates import export_candidate
 from evomerge.search.controllers import CONTROLLERS, Told
@@ -62,7 +62,7 @@ def scored(run):
 
 @pytest.fixture
 def staged(campaign_file, silent, here):
-    assert run_campaign(campaign_file(**STAGED), progress=silent)
+    assert run_campaign(campaign_file(**STAGED), observer=silent)
     return here / "runs" / "tiny"
 
 
@@ -74,12 +74,12 @@ def test_a_stage_goes_on_from_the_best_of_the_one_before(staged, here):
     assert list(labels) == ["base", "a", "b", "c", "uniform", "merged"]
     found = archive.best_found(0)
     assert means[labels["merged"].id] == pytest.approx(means[found])  # the same model, routed
-    routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
+    routed = [c for c in archive.candidates(origin="search") if c.recipe_json["kind"] == "routing"]
     assert len(routed) == 8
     for candidate in routed:
-        assert candidate.recipe["models"] == ["a", "b", "c", f"runs/tiny#{found}"]
-        assert candidate.recipe["frame"] == 3
-        assert means[candidate.id]["depth"] == len(candidate.recipe["path"])
+        assert candidate.recipe_json["models"] == ["a", "b", "c", f"runs/tiny#{found}"]
+        assert candidate.recipe_json["frame"] == 3
+        assert means[candidate.id]["depth"] == len(candidate.recipe_json["path"])
     assert archive.campaign["state"] == "finished"
     status = summary.status(staged)
     assert status["budget"] == {"evaluations": 14, "hours": None, "proposed": 14}
@@ -90,8 +90,8 @@ def test_a_stage_goes_on_from_the_best_of_the_one_before(staged, here):
 
 def test_a_routed_candidate_is_exported_as_deep_as_it_was_scored(staged, tmp_path):
     archive, means = scored(staged)
-    routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
-    deepest = max(routed, key=lambda c: len(c.recipe["path"]))
+    routed = [c for c in archive.candidates(origin="search") if c.recipe_json["kind"] == "routing"]
+    deepest = max(routed, key=lambda c: len(c.recipe_json["path"]))
     _, _, how = export_candidate(staged, tmp_path / "out", str(deepest.id))
     assert how == "scales folded in"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -104,8 +104,8 @@ def test_a_routed_candidate_is_exported_as_deep_as_it_was_scored(staged, tmp_pat
 
 def test_the_recipe_that_is_exported_needs_no_run(staged, here):
     archive, _ = scored(staged)
-    routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
-    used = next(c for c in routed if any(hop[0] == 3 for hop in c.recipe["path"]))
+    routed = [c for c in archive.candidates(origin="search") if c.recipe_json["kind"] == "routing"]
+    used = next(c for c in routed if any(hop[0] == 3 for hop in c.recipe_json["path"]))
     export_candidate(staged, here / "out", str(used.id))
     recipe = json.loads((here / "out" / "recipe.json").read_text())
     assert recipe["models"][:3] == ["a", "b", "c"]
@@ -122,9 +122,9 @@ def test_the_recipe_that_is_exported_needs_no_run(staged, here):
 
 def test_a_path_is_shown_as_a_picture(staged):
     archive, _ = scored(staged)
-    routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
+    routed = [c for c in archive.candidates(origin="search") if c.recipe_json["kind"] == "routing"]
     for candidate in routed:
-        path = candidate.recipe["path"]
+        path = candidate.recipe_json["path"]
         text = tables.show(summary.show(staged, candidate.id))
         rows = {int(line[:3]): line[4:] for line in text.split("\n") if line[:3].strip().isdigit()}
         drawn = [
@@ -138,7 +138,7 @@ def test_a_path_is_shown_as_a_picture(staged):
 
 def test_values_stay_on_the_first_stage_s_scale(staged):
     archive, means = scored(staged)
-    sources = [means[c.id] for c in archive.baselines(first=True)]
+    sources = [means[c.id] for c in archive.baselines(stage=0)]
     scale = Scale(archive.objectives, sources)
     for candidate, found in means.items():
         assert archive.outcome(candidate)["value"] == pytest.approx(scale.value(found))
@@ -152,11 +152,11 @@ def test_killed_between_and_within_stages_it_goes_on_alike(campaign_file, here):
 
 def test_the_last_stage_goes_on_with_a_larger_budget(staged, campaign_file, silent):
     more = [STAGES[0], {**STAGES[1], "budget": {"evaluations": 11}}]
-    assert run_campaign(campaign_file(**STAGED | {"stages": more}), progress=silent)
+    assert run_campaign(campaign_file(**STAGED | {"stages": more}), observer=silent)
     assert Archive(staged / "archive.db").proposed_in(1) == 11
     earlier = [{**STAGES[0], "budget": {"evaluations": 9}}, more[1]]
     with pytest.raises(BadInput, match=r"stages.0.budget.evaluations: differs"):
-        run_campaign(campaign_file(**STAGED | {"stages": earlier}), progress=silent)
+        run_campaign(campaign_file(**STAGED | {"stages": earlier}), observer=silent)
 
 
 def test_a_stage_without_a_model_stops_in_one_line(campaign_file, silent, here):
@@ -170,7 +170,7 @@ def test_a_stage_without_a_model_stops_in_one_line(campaign_file, silent, here):
     )
     fitness = [{"name": "likely", "function": "picky.py"}]
     with pytest.raises(EvomergeError, match="no candidate of the stage 'merged'"):
-        run_campaign(campaign_file(**STAGED | {"fitness": fitness}), progress=silent)
+        run_campaign(campaign_file(**STAGED | {"fitness": fitness}), observer=silent)
 
 
 @pytest.mark.parametrize(
@@ -219,17 +219,17 @@ def test_methods_are_chosen_for_each_group_and_exported_as_scored(campaign_file,
     spaces = [common | {"method": method} for method in ("linear", "ties", "task_arithmetic")]
     space = {"kind": "choice", "each": "group", "spaces": spaces}
     plan = {"space": space, "controller": {"kind": "cmaes", "population": 4}}
-    assert run_campaign(campaign_file(**plan), progress=silent)
+    assert run_campaign(campaign_file(**plan), observer=silent)
     run = here / "runs" / "tiny"
     archive, _ = scored(run)
-    every = archive.candidates("ordinal NOTNULL")
-    mixed = [c for c in every if any("method" in group for group in c.recipe["groups"])]
+    every = archive.candidates(origin="search")
+    mixed = [c for c in every if any("method" in group for group in c.recipe_json["groups"])]
     assert mixed and not archive.counts()["failed"]
     export_candidate(run, here / "out", str(mixed[-1].id))  # the checksum is compared
     again = plan | {"name": "again", "init": [f"runs/tiny#{mixed[-1].id}"]}
-    assert run_campaign(campaign_file(**again), progress=silent)
-    (ours,) = Archive(here / "runs/again/archive.db").candidates("origin = 'adopted'")
-    methods = [[g.get("method") for g in c.recipe["groups"]] for c in (ours, mixed[-1])]
+    assert run_campaign(campaign_file(**again), observer=silent)
+    (ours,) = Archive(here / "runs/again/archive.db").warm_starts()
+    methods = [[g.get("method") for g in c.recipe_json["groups"]] for c in (ours, mixed[-1])]
     assert methods[0] == methods[1]
     assert not (here / "out" / "mergekit_config.yml").exists()
 
@@ -245,7 +245,7 @@ def test_finals_are_scored_by_the_stage_s_own_worker(campaign_file, silent, here
         {"name": "again", "space": ROUTING | {"frame": "short"}, "budget": {"evaluations": 2}},
     ]
     plan = STAGED | {"stages": stages, "sources": {"models": {"x": "x", "y": "y"}}}
-    assert run_campaign(campaign_file(**plan), progress=silent)
+    assert run_campaign(campaign_file(**plan), observer=silent)
     archive, means = scored(here / "runs" / "tiny")
     finals = {c: archive.means(c, "heldout") for c in archive.finals_done()}
     assert archive.baselines()[2].label == "uniform"
@@ -256,15 +256,15 @@ def test_finals_are_scored_by_the_stage_s_own_worker(campaign_file, silent, here
 
 def test_a_run_that_was_renamed_is_continued_and_exported(staged, campaign_file, silent, here):
     archive, _ = scored(staged)
-    routed = [c for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
+    routed = [c for c in archive.candidates(origin="search") if c.recipe_json["kind"] == "routing"]
     moved = here / "elsewhere"
     staged.rename(moved)
     more = [STAGES[0], {**STAGES[1], "budget": {"evaluations": 10}}]
     file = campaign_file(**STAGED | {"stages": more})
-    assert run_campaign(file, directory=moved, progress=silent)
+    assert run_campaign(file, directory=moved, observer=silent)
     again = Archive(moved / "archive.db")
     assert not again.counts()["failed"] and again.proposed_in(1) == 10
-    names = {tuple(c.recipe["models"]) for c in again.candidates("stage = 1 AND ordinal NOTNULL")}
+    names = {tuple(c.recipe_json["models"]) for c in again.candidates(origin="search", stage=1)}
     assert len(names) == 1
     export_candidate(moved, here / "out", str(routed[-1].id))
     head = (here / "out" / "README.md").read_text().split("tags:")[0]
@@ -274,15 +274,15 @@ def test_a_run_that_was_renamed_is_continued_and_exported(staged, campaign_file,
 
 def test_what_a_campaign_began_with_may_be_a_stage_s_best(campaign_file, silent, here):
     first = {"name": "first", "space": ROUTING, "fitness": FITNESS, "budget__evaluations": 4}
-    assert run_campaign(campaign_file(**first), progress=silent)
+    assert run_campaign(campaign_file(**first), observer=silent)
     stages = [
         {"name": name, "space": ROUTING, "budget": {"evaluations": 1}} for name in ("one", "two")
     ]
     best = Archive(here / "runs" / "first" / "archive.db").best_found(0)
     plan = STAGED | {"stages": stages, "init": [f"runs/first#{best}"]}
-    assert run_campaign(campaign_file(**plan), progress=silent)
+    assert run_campaign(campaign_file(**plan), observer=silent)
     archive, _ = scored(here / "runs" / "tiny")
-    mine = archive.candidates("stage = 0 AND origin != 'baseline'")
+    mine = [c for c in archive.candidates(stage=0) if c.origin != "baseline"]
     values = {c.id: archive.outcome(c.id)["value"] for c in mine}
     assert "adopted" in {c.origin for c in mine}
     assert archive.best_found(0) == max(values, key=lambda c: (values[c], -c))
@@ -314,7 +314,7 @@ def test_an_average_that_was_scored_bounds_later_stages_of_any_depth(campaign_fi
         {"name": "likely", "function": "fit.py", "weight": 0.01},
     ]
     file = campaign_file(**STAGED | {"stages": stages, "fitness": fitness})
-    assert run_campaign(file, progress=silent)
+    assert run_campaign(file, observer=silent)
     archive, means = scored(here / "runs" / "tiny")
     labels = {c.label: c for c in archive.baselines()}
     assert means[labels["once"].id]["depth"] != means[labels["a"].id]["depth"]
@@ -355,7 +355,7 @@ def test_code_of_its_own_is_trusted_in_every_stage_or_in_none(campaign_file, sil
         (folder / "config.json").write_text(json.dumps(config))
     models = {"a": "own-a", "b": "own-b"}
     plan = STAGED | {"sources": {"base": "own-a", "models": models, "trust_remote_code": True}}
-    assert run_campaign(campaign_file(**plan), progress=silent)
+    assert run_campaign(campaign_file(**plan), observer=silent)
     again = {"models": {"found": "runs/tiny#best", "b": "own-b"}}
     file = campaign_file(name="again", space=ROUTING, sources=again)
     with pytest.raises(BadInput) as caught:
@@ -403,7 +403,7 @@ def test_models_of_several_depths_are_routed_and_not_averaged(campaign_file, sil
     tiny_llama(here / "deep", 5, layers=4)
     models = {"a": "a", "deep": "deep"}
     plan = {"sources": {"models": models}, "space": ROUTING, "fitness": FITNESS}
-    assert run_campaign(campaign_file(**plan, budget__evaluations=4), progress=silent)
+    assert run_campaign(campaign_file(**plan, budget__evaluations=4), observer=silent)
     archive, means = scored(here / "runs" / "tiny")
     depths = {c.label: means[c.id]["depth"] for c in archive.baselines()}
     assert depths == {"a": 2, "deep": 4}
@@ -411,27 +411,29 @@ def test_models_of_several_depths_are_routed_and_not_averaged(campaign_file, sil
 
 def test_a_search_begins_with_paths_of_another_run(staged, campaign_file, silent, here):
     archive, _ = scored(staged)
-    routed = [c.id for c in archive.candidates("ordinal NOTNULL") if c.recipe["kind"] == "routing"]
+    routed = [
+        c.id for c in archive.candidates(origin="search") if c.recipe_json["kind"] == "routing"
+    ]
     with pytest.raises(BadInput, match="which is no source of this campaign"):
         file = campaign_file(name="other", space=ROUTING, init=[f"runs/tiny#{routed[0]}"])
-        run_campaign(file, progress=silent)
+        run_campaign(file, observer=silent)
     with pytest.raises(BadInput, match="of kind routing, this space's are not"):
         file = campaign_file(name="other", init=[f"runs/tiny#{routed[0]}"])
-        run_campaign(file, progress=silent)
+        run_campaign(file, observer=silent)
     first = {"name": "first", "space": ROUTING, "fitness": FITNESS, "budget__evaluations": 4}
-    assert run_campaign(campaign_file(**first), progress=silent)
+    assert run_campaign(campaign_file(**first), observer=silent)
     best = Archive(here / "runs" / "first" / "archive.db").best_found(0)
     again = first | {"name": "again", "init": [f"runs/first#{best}"]}
-    assert run_campaign(campaign_file(**again), progress=silent)
-    theirs = Archive(here / "runs" / "first" / "archive.db").candidates("id = ?", (best,))[0]
-    ours = Archive(here / "runs" / "again" / "archive.db").candidates("origin = 'adopted'")[0]
+    assert run_campaign(campaign_file(**again), observer=silent)
+    theirs = Archive(here / "runs" / "first" / "archive.db").candidate(best)
+    ours = Archive(here / "runs" / "again" / "archive.db").warm_starts()[0]
     assert ours.recipe_id == theirs.recipe_id
 
 
 def test_seconds_per_token_are_measured(campaign_file, silent, here):
     fitness = [FITNESS[0], {"name": "pace", "cost": "seconds_per_token"}]
     plan = {"space": ROUTING, "fitness": fitness, "budget__evaluations": 2, "heldout": 0}
-    assert run_campaign(campaign_file(**plan), progress=silent)
+    assert run_campaign(campaign_file(**plan), observer=silent)
     _, means = scored(here / "runs" / "tiny")
     assert all(0 < m["pace"] < 10 for m in means.values())
 
@@ -464,10 +466,10 @@ def test_costs_are_for_language_models(campaign_file, here):
 def test_what_has_no_say_is_archived_and_told_at_its_start(campaign_file, silent, here):
     plan = {"space": ROUTING, "fitness": FITNESS[:1], "budget__evaluations": 12}
     file = campaign_file(**plan)
-    assert run_campaign(file, progress=silent)
+    assert run_campaign(file, observer=silent)
     (campaign,) = checked(file, [], {})
     archive = Archive(here / "runs" / "tiny" / "archive.db")
-    for candidate in archive.candidates("ordinal NOTNULL"):
+    for candidate in archive.candidates(origin="search"):
         assert np.array_equal(campaign.space.settled(candidate.genome), candidate.genome)
 
 

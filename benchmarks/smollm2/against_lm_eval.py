@@ -5,109 +5,159 @@
 Exports the best candidate, asks `lm_eval run` for the first items of each task with the exported
 directory, in float32 and at the same batch size, and compares with what a worker makes of the
 recipe. All request types, with and without chat template, few-shot and generation arguments.
+
+Prints a row a case: lm-eval's mean, how many items have equal scores, and the largest gap.
 """
 
-import argparse
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
-from contextlib import closing
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-
-from tabulate import tabulate
-
-from evomerge.archive.archive import Archive
-from evomerge.campaign.build import prepare
-from evomerge.campaign.source_hashes import hash_sources
-from evomerge.config import validate
-from evomerge.export.candidates import export_candidate
-from evomerge.recipes.parse import from_json
-from evomerge.scoring.items import Split
-from evomerge.workers.protocol import Job
-from evomerge.workers.worker import Worker
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import common  # noqa: E402
+
+from evomerge.archive.summary import open_run  # noqa: E402
+from evomerge.campaign.build import prepare, read_plan  # noqa: E402
+from evomerge.campaign.source_hashes import hash_sources  # noqa: E402
+from evomerge.export.candidates import export_candidate  # noqa: E402
+from evomerge.scoring.items import Split  # noqa: E402
+from evomerge.workers.protocol import Job  # noqa: E402
+from evomerge.workers.worker import Worker  # noqa: E402
+
 BATCH = 20
-CASES = {  # name: (task, metric, our entry, their words)
-    "generate": ("dates", "exact_match", {}, []),
-    "generate, 2-shot": ("dates", "exact_match", {"fewshot": 2}, ["--num_fewshot", "2"]),
-    "generate, chat, 2-shot": (
+
+
+class Case(NamedTuple):
+    """One way to score a task."""
+
+    task: str
+    metric: str
+    entry: Mapping[str, Any] = {}  # of a campaign's fitness
+    words: tuple[str, ...] = ()  # of lm-eval's command line, for the same
+
+
+SYSTEM = "You write dates."
+CASES = {
+    "generate": Case("dates", "exact_match"),
+    "generate, 2-shot": Case("dates", "exact_match", {"fewshot": 2}, ("--num_fewshot", "2")),
+    "generate, chat, 2-shot": Case(
         "dates",
         "exact_match",
-        {"fewshot": 2, "chat_template": True, "system": "You write dates."},
-        ["--num_fewshot", "2", "--apply_chat_template", "--system_instruction", "You write dates."],
+        {"fewshot": 2, "chat_template": True, "system": SYSTEM},
+        ("--num_fewshot", "2", "--apply_chat_template", "--system_instruction", SYSTEM),
     ),
-    "generate, stop at 1": (
+    "generate, stop at 1": Case(
         "dates",
         "exact_match",
         {"generation": {"until": ["1"], "max_gen_toks": 5}},
-        ["--gen_kwargs", '{"until": ["1"], "max_gen_toks": 5}'],
+        ("--gen_kwargs", '{"until": ["1"], "max_gen_toks": 5}'),
     ),
-    "choose": ("tickets", "acc", {}, []),
-    "choose, chat": ("tickets", "acc", {"chat_template": True}, ["--apply_chat_template"]),
-    "rolling": ("prose", "bits_per_byte", {}, []),
+    "choose": Case("tickets", "acc"),
+    "choose, chat": Case("tickets", "acc", {"chat_template": True}, ("--apply_chat_template",)),
+    "rolling": Case("prose", "bits_per_byte"),
 }
+PLAIN = [name for name, case in CASES.items() if not case.words]  # one command scores them all
 
 
-def theirs(model: Path, task: str, metric: str, words: list[str], items: int) -> list[float]:
+def by_lm_eval(model: Path, names: Iterable[str], items: int) -> dict[str, list[float]]:
+    """Return the scores of cases that lm-eval's command line scores with the same words.
+
+    Args:
+        model: a model directory.
+        names: of CASES.
+        items: the first so many of each task.
+    """
+    cases = {name: CASES[name] for name in names}
+    words = next(iter(cases.values())).words
     with tempfile.TemporaryDirectory() as out:
         command = [
             sys.executable, "-m", "lm_eval", "run", "--model", "hf",
             "--model_args", f"pretrained={model},dtype=float32", "--device", "cpu",
-            "--tasks", task, "--include_path", str(HERE), "--batch_size", str(BATCH),
+            "--tasks", ",".join(case.task for case in cases.values()),
+            "--include_path", str(HERE), "--batch_size", str(BATCH),
             "--limit", str(items), "--log_samples", "--output_path", out, *words,
         ]  # fmt: skip
         environment = os.environ | {"LMEVAL_LOG_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise SystemExit(done.stderr[-2000:])
-        (file,) = Path(out).rglob("samples_*.jsonl")
-        samples = [json.loads(line) for line in file.read_text().splitlines()]
-    values = [s[metric] for s in sorted(samples, key=lambda s: s["doc_id"])]
-    # lm-eval logs nats and bytes of a document; their quotient is its bits per byte
-    return [-v[0] / (v[1] * math.log(2)) if isinstance(v, list) else float(v) for v in values]
+        scores = {}
+        for name, case in cases.items():
+            file = next(Path(out).rglob(f"samples_{case.task}_*.jsonl"))
+            samples = [json.loads(line) for line in file.read_text().splitlines()]
+            samples.sort(key=lambda sample: sample["doc_id"])
+            scores[name] = [score_of(sample[case.metric]) for sample in samples]
+        return scores
 
 
-def ours(run: Path, items: int) -> dict[str, list[float]]:
-    file = run / "campaign.yaml"
-    campaign = hash_sources(prepare(validate.load(file), str(file)), str(file))
-    entries, splits = {}, {}
-    for name, (task, metric, entry, _) in CASES.items():
-        path = str(HERE / f"{task}.yaml")
-        entries[name] = {"name": name, "task": path, "metric": metric, "batch_size": BATCH} | entry
-        splits[name] = Split(tuple(range(items)), ())
+def score_of(logged: float | list[float]) -> float:
+    """Return an item's score: of bits per byte, lm-eval logs a document's nats and bytes."""
+    if isinstance(logged, list):
+        nats, size = logged
+        return -nats / (size * math.log(2))
+    return float(logged)
+
+
+def by_worker(run: Path, names: Iterable[str], items: int) -> dict[str, list[float]]:
+    """Return the scores that a worker gives the best candidate of a run in these cases."""
+    campaign = hash_sources(prepare(read_plan(run / "campaign.yaml", ())))
+    entries = {
+        name: {
+            "name": name,
+            "task": str(HERE / f"{CASES[name].task}.yaml"),
+            "metric": CASES[name].metric,
+            "batch_size": BATCH,
+            **CASES[name].entry,
+        }
+        for name in names
+    }
+    splits = dict.fromkeys(entries, Split(tuple(range(items)), ()))
     plan = replace(campaign.worker, fitness=entries, splits=splits, compute_dtype="float32")
     worker = Worker(replace(plan, threads=os.cpu_count()))
-    with closing(Archive(run / "archive.db")) as archive:
-        (best,) = archive.candidates("id = ?", (archive.best(),))
-    outcome = worker.evaluate(Job(best.id, from_json(best.recipe).to_json(), "search"))
-    assert outcome.status == "ok", outcome.reason
+    archive = open_run(run)
+    best = archive.candidate(archive.best())
+    outcome = worker.evaluate(Job(best.id, best.recipe, "search"))
+    if outcome.status != "ok":
+        raise SystemExit(f"candidate {best.id} could not be scored: {outcome.reason}")
     return {name: scores.tolist() for name, scores in outcome.scores.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.command_line(__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--items", type=int, default=40)
-    options = parser.parse_args()
-    found = ours(options.run, options.items)
-    rows = []
+    parser.add_argument("--items", type=int, default=40, help="of each task")
+    parser.add_argument("--cases", nargs="+", default=[*CASES], choices=CASES)
+    options = common.parsed(parser, items=4, cases=PLAIN)
+    with common.errors_as_lines(options.run):
+        ours = by_worker(options.run, options.cases, options.items)
+    alike: dict[tuple[str, ...], list[str]] = {}  # lm-eval's words -> cases
+    for name in options.cases:
+        alike.setdefault(CASES[name].words, []).append(name)
+    theirs: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         export_candidate(options.run, model, "best")
-        for name, (task, metric, _, words) in CASES.items():
-            wanted = theirs(model, task, metric, words, options.items)
-            far = max(abs(a - b) for a, b in zip(found[name], wanted, strict=True))
-            same = sum(
-                abs(a - b) <= 1e-6 * abs(b) for a, b in zip(found[name], wanted, strict=True)
-            )
-            mean = sum(wanted) / len(wanted)
-            rows.append([name, task, f"{mean:.4f}", f"{same} of {len(wanted)}", f"{far:.1e}"])
-    print(tabulate(rows, headers=["case", "task", "lm-eval's mean", "equal items", "largest gap"]))
+        for names in alike.values():
+            theirs |= by_lm_eval(model, names, options.items)
+    rows = []
+    for name in options.cases:
+        pairs = list(zip(ours[name], theirs[name], strict=True))
+        same = sum(abs(a - b) <= 1e-6 * abs(b) for a, b in pairs)
+        mean = sum(b for _, b in pairs) / len(pairs)
+        gap = max(abs(a - b) for a, b in pairs)
+        task = CASES[name].task
+        rows.append([name, task, f"{mean:.4f}", f"{same} of {len(pairs)}", f"{gap:.1e}"])
+    headers = ["case", "task", "lm-eval's mean", "equal items", "largest gap"]
+    print(common.table(headers, rows))
 
 
 if __name__ == "__main__":

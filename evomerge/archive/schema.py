@@ -1,76 +1,84 @@
-"""The tables of archive.db, from its first version on; the README says what is in them."""
+"""The tables of archive.db; docs/archive.md describes them for whoever browses the file."""
 
-# Each entry takes a file from `PRAGMA user_version` = its index to the next; never edit one
-# that has been released.
+# Entry i takes a file from `PRAGMA user_version` = i to i + 1; once released, it stays.
 MIGRATIONS = (
     """
     CREATE TABLE campaign (
-        id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT, plan TEXT, provenance TEXT,
-        state TEXT, reason TEXT
+        id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL, plan TEXT NOT NULL,
+        provenance TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL
     );
     CREATE TABLE starts (
-        id INTEGER PRIMARY KEY, at REAL, seconds REAL, machine TEXT
+        id INTEGER PRIMARY KEY, at REAL NOT NULL, seconds REAL NOT NULL, machine TEXT NOT NULL
     );
     CREATE TABLE candidates (
-        id INTEGER PRIMARY KEY, recipe_id TEXT, recipe TEXT, genome BLOB, origin TEXT,
-        label TEXT, parents TEXT, ordinal INTEGER, dominated_by INTEGER REFERENCES candidates(id)
+        id INTEGER PRIMARY KEY, recipe_id TEXT NOT NULL,
+        recipe TEXT NOT NULL,
+        segments BLOB,         -- of a mixture, which its recipe leaves out; NULL for other kinds
+        genome BLOB,           -- float64, little-endian; NULL for a baseline
+        origin TEXT NOT NULL,  -- search, baseline or warm_start
+        label TEXT,            -- of a baseline; RUN#NUMBER of a warm start; NULL for the search's
+        stage INTEGER NOT NULL,
+        ordinal INTEGER,       -- the n-th proposal of its stage, from 0; NULL if not proposed
+        parents TEXT NOT NULL, -- ids, a JSON list
+        dominated_by INTEGER REFERENCES candidates(id)
     );
     CREATE INDEX candidates_recipe_id ON candidates(recipe_id);
+    CREATE INDEX candidates_origin ON candidates(origin);
+    CREATE INDEX candidates_stage ON candidates(stage, ordinal);
+    CREATE INDEX candidates_front ON candidates(id) WHERE dominated_by IS NULL;
     CREATE TABLE events (
-        seq INTEGER PRIMARY KEY, kind TEXT, batch INTEGER, n INTEGER,
-        candidate_id INTEGER REFERENCES candidates(id), note TEXT, at REAL
+        seq INTEGER PRIMARY KEY,
+        kind TEXT NOT NULL,    -- ask, tell, retry, final, warm_start or rebuild
+        stage INTEGER NOT NULL,
+        candidate_id INTEGER REFERENCES candidates(id),  -- NULL for a rebuild
+        batch INTEGER,         -- of an ask: which one; its candidates share it
+        asked INTEGER,         -- of an ask: how many candidates were asked for
+        blamed INTEGER,        -- of a retry: 1 if the candidate may have killed its worker, else 0
+        proposed INTEGER,      -- of a rebuild: how many its stage had proposed by then
+        note TEXT NOT NULL,
+        at REAL NOT NULL
     );
     CREATE INDEX events_candidate ON events(candidate_id, kind);
+    CREATE INDEX events_batch ON events(batch);
     CREATE TABLE outcomes (
-        candidate_id INTEGER PRIMARY KEY REFERENCES candidates(id), status TEXT, reason TEXT,
-        value REAL, seconds_merge REAL, seconds_score REAL, items_scored INTEGER,
-        weights_checksum TEXT, worker TEXT, copy_of INTEGER REFERENCES candidates(id)
+        candidate_id INTEGER PRIMARY KEY REFERENCES candidates(id),
+        status TEXT NOT NULL,  -- ok, stopped or failed
+        reason TEXT NOT NULL, value REAL, violation REAL NOT NULL, seconds_merge REAL NOT NULL,
+        seconds_score REAL NOT NULL, items_scored INTEGER NOT NULL, weights_checksum TEXT NOT NULL,
+        worker TEXT NOT NULL, copy_of INTEGER REFERENCES candidates(id)
     );
-    CREATE INDEX outcomes_value ON outcomes(value);
+    CREATE INDEX outcomes_best ON outcomes(violation, value DESC);
     CREATE INDEX outcomes_status ON outcomes(status);
     CREATE TABLE scores (
-        candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT, mean REAL,
-        stderr REAL, items INTEGER, PRIMARY KEY (candidate_id, objective, split)
+        candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT,
+        mean REAL NOT NULL, stderr REAL NOT NULL, items INTEGER NOT NULL,
+        PRIMARY KEY (candidate_id, objective, split)
     ) WITHOUT ROWID;
+    CREATE TABLE finals (
+        candidate_id INTEGER PRIMARY KEY REFERENCES candidates(id),
+        status TEXT NOT NULL,  -- ok or failed, on the held-out items
+        reason TEXT NOT NULL, seconds_score REAL NOT NULL, worker TEXT NOT NULL
+    );
     CREATE TABLE items (
-        objective TEXT, split TEXT, ordinal INTEGER, doc_hash TEXT,
+        objective TEXT, split TEXT, ordinal INTEGER, doc_hash TEXT NOT NULL,
         PRIMARY KEY (objective, split, ordinal)
     ) WITHOUT ROWID;
     CREATE TABLE item_scores (
         candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT,
-        encoding TEXT, which BLOB, scores BLOB, PRIMARY KEY (candidate_id, objective, split)
+        encoding TEXT NOT NULL,  -- bits or f32
+        which BLOB,              -- the items that were scored; NULL for all of the split
+        scores BLOB NOT NULL, PRIMARY KEY (candidate_id, objective, split)
     );
-    CREATE INDEX candidates_front ON candidates(id) WHERE dominated_by IS NULL;
-    CREATE VIEW pareto_front AS
-        SELECT c.id, c.recipe_id, c.origin, c.label, s.objective, s.mean, s.stderr, s.items
-        FROM candidates c
-        JOIN outcomes o ON o.candidate_id = c.id AND o.status = 'ok'
-        JOIN scores s ON s.candidate_id = c.id AND s.split = 'search'
-        WHERE c.dominated_by IS NULL;
-    """,
-    """
     CREATE TABLE answers (
         candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT,
-        ordinal INTEGER, answer TEXT, PRIMARY KEY (candidate_id, objective, split, ordinal)
+        ordinal INTEGER, answer TEXT NOT NULL,
+        PRIMARY KEY (candidate_id, objective, split, ordinal)
     ) WITHOUT ROWID;
-    CREATE INDEX candidates_ordinal ON candidates(ordinal);
-    CREATE INDEX candidates_origin ON candidates(origin);
-    CREATE INDEX events_batch ON events(batch);
-    """,
-    """
-    DROP VIEW pareto_front;
     CREATE VIEW pareto_front AS  -- CROSS JOIN: the few of the front first, then their outcomes
         SELECT c.id, c.recipe_id, c.origin, c.label, s.objective, s.mean, s.stderr, s.items
         FROM candidates c
         CROSS JOIN outcomes o ON o.candidate_id = c.id AND o.status = 'ok'
         CROSS JOIN scores s ON s.candidate_id = c.id AND s.split = 'search'
         WHERE c.dominated_by IS NULL;
-    ALTER TABLE outcomes ADD COLUMN violation REAL NOT NULL DEFAULT 0;
-    CREATE INDEX outcomes_best ON outcomes(violation, value DESC);
-    """,
-    """
-    ALTER TABLE candidates ADD COLUMN stage INTEGER NOT NULL DEFAULT 0;
-    DROP INDEX candidates_ordinal;
-    CREATE INDEX candidates_stage ON candidates(stage, ordinal);
     """,
 )

@@ -5,34 +5,48 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge.archive.archive import Archive
+from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.run_lock import RunLock
-from evomerge.archive.selection import hypervolume_of, is_number, pick
+from evomerge.archive.selection import candidate_number, hypervolume_of, pick
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.scoring.outcome import Score
 
 
-def open_run(directory: Path | str) -> Archive:
+def open_run(directory: Path | str) -> ArchiveReader:
     """Open a run's archive for reading.
 
     Raises:
         BadInput: the directory holds none.
+
+    >>> open_run("runs/absent")
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: is no run's directory; name a folder under runs/ in which \
+`evomerge run` was started
     """
     path = Path(directory) / "archive.db"
     mend = "name a folder under runs/ in which `evomerge run` was started"
     if not path.is_file():
-        raise BadInput(Fault(str(directory), "", "is no run's directory", mend))
+        raise BadInput(Fault("", "is no run's directory", mend))
     try:
-        archive = Archive(path)
-        if archive.campaign is None:
-            raise EvomergeError(f"{directory}: the campaign has not begun")
+        archive = ArchiveReader(path)
+        if not archive.begun:
+            raise EvomergeError("the campaign has not begun")
     except EvomergeError as error:
-        raise BadInput(Fault(str(directory), "", str(error), mend)) from error
+        raise BadInput(Fault("", str(error), mend)) from error
     return archive
 
 
-def status(directory: Path | str) -> dict:
-    """Return a run's progress, in the form that `evomerge status --json` prints."""
+def status(directory: Path | str) -> dict[str, Any]:
+    """Return a run's progress, in the form that `evomerge status --json` prints.
+
+    >>> import tempfile
+    >>> from evomerge.testing.archives import example_archive
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     example_archive(f"{run}/archive.db").close()
+    ...     found = status(run)
+    >>> found["state"], found["candidates"]  # nobody holds its lock, and it is not finished
+    ('interrupted', {'ok': 4, 'stopped': 0, 'failed': 1, 'running': 0})
+    """
     archive = open_run(directory)
     campaign = archive.campaign
     state = campaign["state"]
@@ -42,109 +56,156 @@ def status(directory: Path | str) -> dict:
     return snapshot(archive) | {"state": state} | more
 
 
-def snapshot(archive: Archive) -> dict:
-    """Return a campaign's progress as the archive has it, the state left open."""
-    campaign = archive.campaign
-    best = archive.best()
-    seconds = archive.seconds
-    proposed, counts = archive.proposed(), archive.counts()
-    baselines = [c.id for c in archive.baselines()]
-    scored = sum(counts[k] for k in ("ok", "stopped", "failed"))
+def snapshot(archive: ArchiveReader) -> dict[str, Any]:
+    """Return a campaign's progress as the archive has it, the state left open.
+
+    >>> from evomerge.testing.archives import example_archive
+    >>> snapshot(example_archive())["budget"]
+    {'evaluations': 8, 'hours': None, 'proposed': 3}
+    """
+    campaign, counts, seconds = archive.campaign, archive.counts(), archive.seconds
+    budget = whole_budget(campaign["plan"])
+    best, baselines = archive.best(), archive.baselines()
+
+    # The rate so far says how long the rest will take.
+    scored = counts["ok"] + counts["stopped"] + counts["failed"]
     per_hour = 3600.0 * scored / seconds if seconds else 0.0
-    left = max(0, campaign["plan"]["budget"]["evaluations"] - scored + len(baselines))
-    stages = enumerate(campaign["plan"].get("stages") or ())
+    left = max(0, budget["evaluations"] - scored + len(baselines))
+    stages = []
+    for number, stage in enumerate(campaign["plan"].get("stages") or ()):
+        proposed = archive.proposed_in(number)
+        stages.append({"name": stage["name"], "proposed": proposed, **stage["budget"]})
     return {
         "name": campaign["name"],
         "state": campaign["state"],
-        "stages": [
-            {"name": s["name"], "proposed": archive.proposed_in(i), **s["budget"]}
-            for i, s in stages
-        ],
+        "stages": stages,
         "candidates": counts,
-        "budget": campaign["plan"]["budget"] | {"proposed": proposed},
-        "best": None if best is None else row(archive, best) | {"value": _value(archive, best)},
+        "budget": budget | {"proposed": archive.proposed()},
+        "best": None if best is None else _valued_row(archive, best),
         "seconds": {
             "total": seconds,
             "left": 3600.0 * left / per_hour if per_hour else None,
             **archive.work_seconds(),
         },
         "per_hour": per_hour,
-        "baselines": [row(archive, c) | {"value": _value(archive, c)} for c in baselines],
+        "baselines": [_valued_row(archive, candidate.id) for candidate in baselines],
     }
 
 
-def front(directory: Path | str) -> list[dict]:
-    """Return the non-dominated candidates and all baselines, as `front --json` prints them."""
+def front(directory: Path | str) -> list[dict[str, Any]]:
+    """Return the non-dominated candidates and all baselines, as `front --json` prints them.
+
+    >>> import tempfile
+    >>> from evomerge.testing.archives import example_archive
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     example_archive(f"{run}/archive.db").close()
+    ...     rows = front(run)
+    >>> [(r["id"], r["label"]) for r in rows]  # the highest accuracy first
+    [(3, None), (4, None), (2, 'maths'), (1, 'ja')]
+    """
     archive = open_run(directory)
     baselines = [c.id for c in archive.baselines()]
     rows = [row(archive, c) for c in dict.fromkeys([*archive.front(), *baselines])]
     first = archive.objectives[0]
-    return sorted(rows, key=lambda r: -first.sign * _search_mean(r, first.name))
+
+    def badness(of: Mapping[str, Any]) -> float:
+        score = of["scores"][first.name]["search"]
+        return -first.sign * score["mean"] if score else math.inf
+
+    return sorted(rows, key=badness)
 
 
 def standing(directory: Path | str) -> dict[int, tuple[bool, float | None]]:
-    """Return, of each row of `front`, whether it is on the front, and its value."""
+    """Return, of each row of `front`, whether it is on the front, and its value.
+
+    >>> import tempfile
+    >>> from evomerge.testing.archives import example_archive
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     example_archive(f"{run}/archive.db").close()
+    ...     standing(run)[3]
+    (True, 1.25)
+    """
     archive = open_run(directory)
     best = set(archive.front())
     listed = best | {c.id for c in archive.baselines()}
     return {c: (c in best, _value(archive, c)) for c in listed}
 
 
-def show(directory: Path | str, which: int | str) -> dict:
+def show(directory: Path | str, which: int | str) -> dict[str, Any]:
     """Return all that the archive knows of one candidate.
 
     Args:
         directory: the run's.
-        which: its number, failed or not, or whatever else `picking.pick` takes.
+        which: its number, failed or not, or whatever else `selection.pick` takes.
 
     Raises:
         BadInput: there is no such candidate.
+
+    >>> import tempfile
+    >>> from evomerge.testing.archives import example_archive
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     example_archive(f"{run}/archive.db").close()
+    ...     show(run, 5)["outcome"]["reason"]
+    'a merged tensor is not finite'
     """
     archive = open_run(directory)
-    if is_number(str(which)):
-        candidate = int(which)
-    else:
-        candidate = pick(archive, str(which), str(directory), "CANDIDATE")
-    found = archive.candidates("id = ?", (candidate,)) if candidate < 2**63 else []
-    if not found:
-        last = archive.candidates("id = (SELECT MAX(id) FROM candidates)")
-        mend = f"write a number from 1 to {last[0].id}" if last else "none is there yet"
-        raise BadInput(Fault(str(directory), "", f"there is no candidate {candidate}", mend))
-    return row(archive, candidate) | {
-        "parents": archive.parents(candidate),
-        "genome": None if found[0].genome is None else found[0].genome.tolist(),
-        "recipe": found[0].recipe,
-        "outcome": archive.outcome(candidate),
-        "answers": archive.answers(candidate, limit=5),
+    number = candidate_number(str(which))
+    candidate = archive.find_candidate(pick(archive, str(which)) if number is None else number)
+    if candidate is None:
+        last = archive.last_candidate()
+        mend = f"write a number from 1 to {last.id}" if last else "none is there yet"
+        raise BadInput(Fault("", f"there is no candidate {which}", mend))
+    return row(archive, candidate.id) | {
+        "parents": list(candidate.parents),
+        "genome": None if candidate.genome is None else candidate.genome.tolist(),
+        "recipe": candidate.recipe_json,
+        "outcome": archive.outcome(candidate.id),
+        "answers": archive.answers(candidate.id, limit=5),
     }
 
 
-def row(archive: Archive, candidate: int) -> dict:
-    """Return one candidate with its scores on both splits."""
-    (found,) = archive.candidates("id = ?", (candidate,))
-    search, heldout = (archive.scores(candidate, split) for split in ("search", "heldout"))
-    constrained = any(o.constraint for o in archive.objectives)
-    missed = {"violation": archive.violation(candidate)} if constrained else {}
-    return missed | {
-        "id": candidate,
-        "recipe_id": found.recipe_id,
-        "origin": found.origin,
-        "label": found.label,
-        "scores": {
-            o.name: {
-                "search": _score(search.get(o.name)),
-                "heldout": _score(heldout.get(o.name)),
-            }
-            for o in archive.objectives
-        },
+def row(archive: ArchiveReader, number: int) -> dict[str, Any]:
+    """Return one candidate with its scores on both splits.
+
+    It has `violation` only where the campaign has constraints, and `heldout_failure`, a reason,
+    only where it could not be scored on held-out items.
+
+    >>> from evomerge.testing.archives import example_archive
+    >>> found = row(example_archive(), 4)
+    >>> found["scores"]["length"]["search"]["mean"], found["heldout_failure"]
+    (10.0, 'OutOfMemoryError')
+    """
+    candidate, final = archive.candidate(number), archive.final(number)
+    search, heldout = archive.scores(number, "search"), archive.scores(number, "heldout")
+    scores = {}
+    for objective in archive.objectives:
+        scores[objective.name] = {
+            "search": _score(search.get(objective.name)),
+            "heldout": _score(heldout.get(objective.name)),
+        }
+    found: dict[str, Any] = {
+        "id": number,
+        "recipe_id": candidate.recipe_id,
+        "origin": candidate.origin,
+        "label": candidate.label,
+        "scores": scores,
     }
+    if any(objective.constraint for objective in archive.objectives):
+        found["violation"] = archive.violation(number)
+    if final is not None and final["status"] != "ok":
+        found["heldout_failure"] = final["reason"]
+    return found
 
 
-def mean_score(archive: Archive, candidate: int, split: str) -> Score | None:
+def mean_score(archive: ArchiveReader, candidate: int, split: str) -> Score | None:
     """Return the weighted mean over objectives (unsigned, unscaled) with its standard error.
 
     Costs do not count beside scores. The error takes the objectives' items as independent. None
     if an objective is missing.
+
+    >>> from evomerge.testing.archives import example_archive
+    >>> mean_score(example_archive(), 3, "search").mean  # (0.75 + 16) / 2
+    8.375
     """
     scores = archive.scores(candidate, split)
     counted = [o for o in archive.objectives if not o.cost] or archive.objectives
@@ -157,22 +218,34 @@ def mean_score(archive: Archive, candidate: int, split: str) -> Score | None:
     return Score(mean, math.sqrt(variance) / total, items)
 
 
-def _score(score: Score | None) -> dict | None:
-    if score is None or not score.items:
-        return None
-    return score._asdict()
+def searches(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the parts of an archived plan that have space, controller and budget.
+
+    >>> searches({"stages": [], "budget": {"evaluations": 8}})
+    [{'stages': [], 'budget': {'evaluations': 8}}]
+    """
+    return plan.get("stages") or [plan]
 
 
-def _value(archive: Archive, candidate: int) -> float | None:
+def whole_budget(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the budget of an archived plan, of all its stages together.
+
+    >>> whole_budget({"budget": {"evaluations": 8, "hours": 1.5}})
+    {'evaluations': 8, 'hours': 1.5}
+    """
+    budgets = [part["budget"] for part in searches(plan)]
+    evaluations = sum(budget["evaluations"] for budget in budgets)
+    return {"evaluations": evaluations, "hours": budgets[0]["hours"]}  # stages have no hours
+
+
+def _valued_row(archive: ArchiveReader, candidate: int) -> dict[str, Any]:
+    return row(archive, candidate) | {"value": _value(archive, candidate)}
+
+
+def _score(score: Score | None) -> dict[str, float] | None:
+    return score._asdict() if score is not None and score.items else None
+
+
+def _value(archive: ArchiveReader, candidate: int) -> float | None:
     outcome = archive.outcome(candidate)
     return outcome["value"] if outcome else None
-
-
-def _search_mean(found: dict, objective: str) -> Any:
-    score = found["scores"][objective]["search"]
-    return score["mean"] if score else -math.inf
-
-
-def searches(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the parts of a plan that have space, controller and budget: its stages, or itself."""
-    return plan.get("stages") or [plan]

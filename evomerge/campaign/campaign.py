@@ -1,108 +1,135 @@
-"""The campaign: a checked plan, and what it names, opened."""
+"""The campaign: one search of a checked plan, with what it names opened."""
 
-import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from evomerge.environment import machine
+from evomerge.config.schema import CampaignPlan, Search, SourcesSection
+from evomerge.environment import provenance
 from evomerge.recipes import soups
-from evomerge.recipes.parameters import Recipe, single, uniform
-from evomerge.scoring.items import Fitness, Split
-from evomerge.search.controllers import CONTROLLERS
+from evomerge.recipes.parameters import uniform
+from evomerge.recipes.recipe import Recipe
+from evomerge.scoring.fitness import Fitness
+from evomerge.scoring.items import Split
+from evomerge.search.controllers import Controller, Problem, make_controller
 from evomerge.search.objectives import Objective
+from evomerge.search.spaces import SearchSpace
 from evomerge.sources.compatibility import mismatches
 from evomerge.sources.source import Source
 from evomerge.workers.protocol import WorkerPlan
 
 
-class Adopted(NamedTuple):
-    """A candidate of another run, as a genome of this campaign's space: `label` is RUN#NUMBER."""
+class WarmStart(NamedTuple):
+    """A candidate of another run, as a genome of this campaign's space: `label` is RUN#NUMBER.
+
+    >>> WarmStart("runs/first#7", np.array([0.5])).label
+    'runs/first#7'
+    """
 
     label: str
     genome: np.ndarray
 
 
-@dataclass
+@dataclass(frozen=True)
 class Campaign:
-    """A checked plan with what it names, opened: all that the loop needs.
+    """One search of a checked plan with what it names, opened: all that the loop needs.
 
     Attributes:
-        plan: the campaign file with its defaults written out.
+        plan: the campaign file.
+        stage: which of the plan's searches this is, from 0.
+        listed: the sources of this search: the file's, and what the stages before found.
         space: the search space over the sources.
         objectives: with directions resolved, in the plan's order.
         splits: objective -> ordinals searched and held out.
         sources: name as recipes write it -> opened source.
         fitness: objective -> opened fitness, by which items and scorers are known.
         worker: what workers are started with.
-        labels: source name -> label.
         warnings: for the user, one line each.
-        adopted: what a new campaign scores before its controller is asked.
-        stage: which of the plan's stages this is, from 0.
-        last: whether none comes after it.
+        warm_starts: what a new campaign scores before its controller is asked.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> campaign = example_campaign()
+    >>> [label for label, _ in campaign.baselines()]
+    ['base', 'a', 'b', 'uniform']
     """
 
-    plan: dict
-    space: Any
+    plan: CampaignPlan
+    stage: int
+    listed: SourcesSection
+    space: SearchSpace
     objectives: tuple[Objective, ...]
     splits: dict[str, Split]
     sources: dict[str, Source]
     fitness: dict[str, Fitness]
     worker: WorkerPlan
-    labels: dict[str, str]
-    warnings: list[str] = field(default_factory=list)
-    adopted: list[Adopted] = field(default_factory=list)
-    stage: int = 0
-    last: bool = True
+    warnings: tuple[str, ...] = ()
+    warm_starts: tuple[WarmStart, ...] = ()
 
-    def controller(self, start: np.ndarray) -> Any:
-        """Make the plan's controller, fresh, to begin at a genome."""
-        options = {k: v for k, v in self.plan["controller"].items() if k != "kind"}
-        cls = CONTROLLERS.get(self.plan["controller"]["kind"])
-        if "levels" in inspect.signature(cls.__init__).parameters:
-            options["levels"] = self.space.levels
-        return cls(
-            dimension=self.space.dimension,
-            seed=self.plan["seed"],
-            start=start,
-            objectives=len(self.objectives),
-            **options,
-        )
+    @property
+    def search(self) -> Search:
+        """The space, the controller and the budget of this search."""
+        return self.plan.searches[self.stage]
 
-    def baselines(self) -> list[tuple[str, Recipe]]:
-        """Return (label, recipe) of each source, and of the soups that hang on no score."""
-        dtype = self.worker.dtype
-        alone = getattr(self.space, "single", lambda name: single(name, dtype))
-        found = [(label, alone(name)) for name, label in self.labels.items()]
-        if len(self.models) > 1 and self.even:
-            found.append(("uniform", uniform(self.models, dtype)))
-        if "model_stock" in self.plan["soups"] and self.even:
-            base = self.plan["sources"]["base"]
-            found.append(("model_stock", soups.model_stock(self.models, base, dtype)))
-        return found
+    @property
+    def is_last(self) -> bool:
+        """Whether no stage comes after it."""
+        return self.stage == len(self.plan.searches) - 1
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Source name -> label, the base first."""
+        return self.listed.labels
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(self.plan["sources"]["models"].values())
+        """The names of the models, in their order."""
+        return tuple(self.listed.models.values())
 
     @property
-    def even(self) -> bool:
+    def soups(self) -> tuple[str, ...]:
+        """The soups that are baselines of this search; those of a campaign are of its first."""
+        return tuple(self.plan.soups) if self.stage == 0 else ()
+
+    @property
+    def has_average(self) -> bool:
         """Whether the sources can be averaged; those that are routed need not."""
-        return not mismatches(list(self.sources.values()), "")
+        return not mismatches(list(self.sources.values()))
+
+    def controller(self, start: np.ndarray) -> Controller:
+        """Make the search's controller, fresh, to begin at a genome."""
+        problem = Problem(
+            self.space.dimension,
+            self.plan.seed,
+            start,
+            len(self.objectives),
+            self.space.levels,
+        )
+        return make_controller(problem, self.search.controller)
+
+    def baselines(self) -> list[tuple[str, Recipe]]:
+        """Return (label, recipe) of each source, and of the soups that depend on no score."""
+        found = [(label, self.space.single(name)) for name, label in self.labels.items()]
+        dtype, averaged = self.worker.dtype, self.has_average
+        if len(self.models) > 1 and averaged:
+            found.append(("uniform", uniform(self.models, dtype)))
+        if "model_stock" in self.soups and averaged and self.listed.base:
+            soup = soups.model_stock(self.models, self.listed.base, dtype)
+            found.append(("model_stock", soup))
+        return found
 
     def items(self) -> Iterator[tuple[str, str, int, str]]:
-        """Yield (objective, split, ordinal, hash) of every item that is ever scored."""
+        """Yield (objective, side, ordinal, hash) of every item that is ever scored."""
         for name, split in self.splits.items():
             for side in ("search", "heldout"):
-                for ordinal in getattr(split, side):
+                for ordinal in split.of(side):
                     yield name, side, ordinal, self.fitness[name].hashes[ordinal]
 
-    def provenance(self) -> dict:
+    def provenance(self) -> dict[str, Any]:
         """Return where everything comes from: versions, hashes, commit, machine."""
         return {
-            "objectives": [vars(o) for o in self.objectives],
+            "objectives": [vars(objective) for objective in self.objectives],
             "genes": self.space.names,
             "sources": {
                 label: {
@@ -113,10 +140,10 @@ class Campaign:
                 for name, label in self.labels.items()
             },
             "fitness": {name: fitness.definition for name, fitness in self.fitness.items()},
-            "seed": self.plan["seed"],
+            "seed": self.plan.seed,
             "machine": self.machine(),
         }
 
-    def machine(self) -> dict:
+    def machine(self) -> dict[str, Any]:
         """Return what this start runs on, with the workers' threads and device."""
-        return machine() | {"threads": self.worker.threads, "device": self.worker.device}
+        return provenance() | {"threads": self.worker.threads, "device": self.worker.device}

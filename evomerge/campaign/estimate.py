@@ -2,82 +2,118 @@
 
 import json
 import time
-from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 from evomerge.campaign.campaign import Campaign
-from evomerge.dtypes import DTYPES
-from evomerge.merging.methods import OPERATORS
+from evomerge.config.schema import WorkersSection
+from evomerge.dtypes import CODES, DTYPES, SIZE
+from evomerge.merging.methods import METHODS
+from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.search.spaces.routing import RoutingSection
 from evomerge.text import duration
 
-_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
-
+_BYTES = {dtype: SIZE[code] for dtype, code in CODES.items()}
 _CHARACTERS_PER_TOKEN = 4.0  # of English under common tokenizers
+_ROW_BYTES = 1000  # of a candidate in the archive, its recipe and its item scores aside
 
 
-def estimate(campaign: Campaign) -> dict:
+class Estimate(TypedDict):
+    """What a campaign will need.
+
+    Attributes:
+        summary: what people read, line by line.
+        warnings: one line each.
+        parameters: of one model.
+        genes: of the search.
+        memory_bytes: the weights of all workers, and the sources once.
+        disk_bytes: the archive, and prepared sources.
+        seconds_at_least: for the prompts' forward passes alone; None if it is unknown.
+    """
+
+    summary: dict[str, str]
+    warnings: list[str]
+    parameters: int
+    genes: int
+    memory_bytes: int
+    disk_bytes: int
+    seconds_at_least: float | None
+
+
+def estimate(campaign: Campaign) -> Estimate:
     """Return a campaign's size and needs.
 
     Memory is what the weights take; batches come on top. The time is that of the prompts' forward
     passes alone, at the rate at which this machine (of GPUs, one for each worker) multiplies
     matrices now.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> estimate(example_campaign())["summary"]["candidates"]
+    '6 and 4 baselines'
     """
-    worker, plan = campaign.worker, campaign.plan
+    worker, workers = campaign.worker, campaign.plan.workers
     frame = campaign.sources[worker.frame]
-    parameters = sum(t.elements for t in frame.tensors.values())
-    listed = len(plan["sources"]["models"]) + (plan["sources"]["base"] is not None)
-    routed = plan["space"]["kind"] == "routing"
-    live = 1 + listed if routed else 1
+    parameters = sum(tensor.elements for tensor in frame.tensors.values())
+    is_routed = isinstance(campaign.search.space, RoutingSection)
+    # A routing worker keeps a live model of each source besides the one that is scored.
+    listed = len(campaign.listed.models) + (campaign.listed.base is not None)
+    live = 1 + listed if is_routed else 1
     model = live * parameters * _BYTES[worker.compute_dtype]
-    sources = sum(s.bytes for s in campaign.sources.values())
-    if on_gpu(worker.device, plan["workers"]) and not routed:
+    sources = sum(source.bytes for source in campaign.sources.values())
+    if on_gpu(worker.device, workers) and not is_routed:
         model += sources  # each worker has them there; a path's are among the live models
-    searched = {n: len(s.search) for n, s in campaign.splits.items()}
-    heldout = {n: len(s.heldout) for n, s in campaign.splits.items()}
-    baselines = len(campaign.baselines()) + ("metrics" in plan["soups"])
-    baselines += len(campaign.models) - 1 if "greedy" in plan["soups"] else 0
-    candidates = plan["budget"]["evaluations"] + baselines
+    searched = {name: len(split.search) for name, split in campaign.splits.items()}
+    heldout = {name: len(split.heldout) for name, split in campaign.splits.items()}
+    baselines = len(campaign.baselines()) + ("metrics" in campaign.soups)
+    if "greedy" in campaign.soups:
+        baselines += len(campaign.models) - 1
+    evaluations = campaign.search.budget.evaluations
+    candidates = evaluations + baselines
     recipe = campaign.space.first
-    disk = candidates * (1000 + len(json.dumps(recipe.to_json())) + sum(searched.values()))
-    parametric = recipe.kind == "parameters"
-    prepares = parametric and any(OPERATORS.get(m).prepare for m in recipe.methods)
-    prepared = parameters * _BYTES[worker.dtype] * len(recipe.models) if prepares else 0
+    row = _ROW_BYTES + len(json.dumps(recipe.to_json())) + sum(searched.values())
+    prepared = 0
+    if isinstance(recipe, ParametersRecipe) and any(
+        METHODS.get(method).prepare for method in recipe.methods
+    ):
+        prepared = parameters * _BYTES[worker.dtype] * len(recipe.models)
+    exported = parameters * _BYTES[worker.dtype]
     seconds = _forward_seconds(campaign, parameters, candidates)
-    workers = plan["workers"]["count"]
-    found = {
-        "campaign": plan["name"],
-        "sources": f"{len(campaign.sources)} models of {parameters / 1e6:.1f} M parameters,"
-        f" {frame.layers} layers, {worker.dtype}",
-        "space": f"{plan['space']['kind']}, {campaign.space.dimension} genes",
-        "controller": plan["controller"]["kind"],
-        "items": ", ".join(f"{n}: {searched[n]} search + {heldout[n]} held-out" for n in searched),
-        "candidates": f"{plan['budget']['evaluations']} and {baselines} baselines",
-        "memory": f"{workers} worker(s) x {_size(model)} of weights, and {_size(sources)} of page"
-        " cache for the sources",
-        "disk": f"about {_size(disk)} of archive; {_size(parameters * _BYTES[worker.dtype])} for an"
-        f" exported model{f'; {_size(prepared)} of prepared sources' if prepared else ''}",
-        "time": "unknown"
-        if seconds is None
-        else f"about {duration(seconds)} for the prompts' forward passes alone, at this machine's"
-        " speed now",
-    }
-    numbers = {
+    disk = f"about {_size(candidates * row)} of archive; {_size(exported)} for an exported model"
+    if prepared:
+        disk += f"; {_size(prepared)} of prepared sources"
+    time_needed = "unknown"
+    if seconds is not None:
+        time_needed = f"about {duration(seconds)} for the prompts' forward passes alone, at this"
+        time_needed += " machine's speed now"
+    items = [f"{n}: {searched[n]} search + {heldout[n]} held-out" for n in searched]
+    return {
+        "summary": {
+            "campaign": campaign.plan.name,
+            "sources": f"{len(campaign.sources)} models of {parameters / 1e6:.1f} M parameters,"
+            f" {frame.layers} layers, {worker.dtype}",
+            "space": f"{campaign.search.space.kind}, {campaign.space.dimension} genes",
+            "controller": campaign.search.controller.kind,
+            "items": ", ".join(items),
+            "candidates": f"{evaluations} and {baselines} baselines",
+            "memory": f"{workers.count} worker(s) x {_size(model)} of weights, and"
+            f" {_size(sources)} of page cache for the sources",
+            "disk": disk,
+            "time": time_needed,
+        },
+        "warnings": [*campaign.warnings, *_shared_gpu(worker.device, workers)],
         "parameters": parameters,
         "genes": campaign.space.dimension,
-        "memory_bytes": workers * model + sources,
-        "disk_bytes": disk + prepared,
+        "memory_bytes": workers.count * model + sources,
+        "disk_bytes": candidates * row + prepared,
         "seconds_at_least": seconds,
     }
-    warnings = [*campaign.warnings, *_shared_gpu(worker.device, plan["workers"])]
-    return {"summary": found, "warnings": warnings, **numbers}
 
 
-def _shared_gpu(device: str, workers: Mapping[str, Any]) -> list[str]:
+def _shared_gpu(device: str, workers: WorkersSection) -> list[str]:
     """Return a warning where Ray would put all workers onto one GPU."""
-    several = workers["pool"] == "ray" and workers["count"] > 1 and not workers["gpus_each"]
-    if not several or not on_gpu(device, workers):
+    is_shared = workers.pool == "ray" and workers.count > 1 and not workers.gpus_each
+    if not is_shared or not on_gpu(device, workers):
         return []
-    return [f"all {workers['count']} workers share one GPU; write workers.gpus_each: 1"]
+    return [f"all {workers.count} workers share one GPU; write workers.gpus_each: 1"]
 
 
 def _size(number: float) -> str:
@@ -89,35 +125,40 @@ def _size(number: float) -> str:
 
 
 def _forward_seconds(campaign: Campaign, parameters: int, candidates: int) -> float | None:
-    """Return seconds for the prompts' forward passes, 2 operations per parameter and token."""
+    """Return seconds for the prompts' forward passes, 2 operations a parameter and token."""
     tokens = 0.0
     for name, fitness in campaign.fitness.items():
-        characters = getattr(fitness, "characters", None)
+        characters = fitness.characters()
         if characters is None:
             return None
-        tokens += len(campaign.splits[name].search) * characters() / _CHARACTERS_PER_TOKEN
-    worker, workers = campaign.worker, campaign.plan["workers"]
-    there = on_gpu(worker.device, workers)
-    together = max(1.0, workers["count"] * min(1.0, workers["gpus_each"]))  # else they share one
-    rate = (together if there else 1.0) * _multiply_rate(worker.compute_dtype, there)
+        tokens += len(campaign.splits[name].search) * characters / _CHARACTERS_PER_TOKEN
+    worker, workers = campaign.worker, campaign.plan.workers
+    is_on_gpu = on_gpu(worker.device, workers)
+    rate = _multiply_rate(worker.compute_dtype, is_on_gpu)
+    if is_on_gpu:  # one for each worker, or one that they share
+        rate *= max(1.0, workers.count * min(1.0, workers.gpus_each))
     return 2.0 * parameters * tokens * candidates / rate
 
 
-def on_gpu(device: str, workers: Mapping[str, Any]) -> bool:
-    """Tell whether workers of a campaign have a GPU, as far as it can be told here."""
+def on_gpu(device: str, workers: WorkersSection) -> bool:
+    """Tell whether workers of a campaign have a GPU, as far as it can be told here.
+
+    >>> on_gpu("cuda:1", WorkersSection()), on_gpu("cpu", WorkersSection())
+    (True, False)
+    """
     import torch
 
     if device != "auto":
         return device.startswith("cuda")
-    return bool(workers["gpus_each"]) or torch.cuda.is_available()
+    return bool(workers.gpus_each) or torch.cuda.is_available()
 
 
-def _multiply_rate(dtype: str, there: bool) -> float:
+def _multiply_rate(dtype: str, is_on_gpu: bool) -> float:
     """Return the matrix multiplications, in operations per second, of this machine or its GPU."""
     import torch
 
-    device = "cuda" if there and torch.cuda.is_available() else "cpu"
-    size = 8192 if device == "cuda" else 512
+    device = "cuda" if is_on_gpu and torch.cuda.is_available() else "cpu"
+    size = 8192 if device == "cuda" else 512  # a side: a GPU is busy, a processor soon done
     a = torch.ones(size, size, dtype=getattr(torch, dtype if dtype in DTYPES else "float32"))
     a = a.to(device)
     (a @ a).sum().item()

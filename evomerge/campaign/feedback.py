@@ -4,16 +4,32 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from evomerge.archive.archive import Archive, Candidate
+from evomerge.archive.archive import Archive
+from evomerge.archive.records import Candidate
 from evomerge.campaign.campaign import Campaign
-from evomerge.search.controllers import CONTROLLERS, Told
+from evomerge.search.controllers import CONTROLLERS, Feedback
 from evomerge.search.objectives import Constraints, ItemScale, Scale
+from evomerge.search.spaces import BreedingSpace
 
 
-class Teller:
-    """Puts scores on the baselines' scale, which is known once these are scored."""
+class FeedbackScale:
+    """Puts scores on the baselines' scale, which is known once these are scored.
 
-    def __init__(self, campaign: Campaign, archive: Archive, means: Mapping[str, Mapping]):
+    Attributes:
+        scale: of the objectives.
+        offset: proposals before the controller was last built anew, which it never made.
+
+    >>> from evomerge.testing.campaigns import example_archive_of, example_campaign
+    >>> campaign = example_campaign()
+    >>> archive = example_archive_of(campaign)  # its baselines are scored
+    >>> means = {c.label: archive.means(c.id) for c in archive.baselines()}
+    >>> FeedbackScale(campaign, archive, means).worth(means["uniform"])[1]
+    0.0
+    """
+
+    def __init__(
+        self, campaign: Campaign, archive: Archive, means: Mapping[str, Mapping[str, float]]
+    ):
         """
         Args:
             campaign: whose controller hears.
@@ -21,41 +37,44 @@ class Teller:
             means: the mean scores of the baselines that were scored, by label.
 
         Raises:
-            ValueError: a constraint hangs on a baseline that could not be scored.
+            ValueError: a constraint depends on a baseline that could not be scored.
         """
         self._archive, self._space = archive, campaign.space
         self.scale = Scale(campaign.objectives, list(means.values()))
         self._constraints = Constraints(self.scale, means, list(campaign.labels.values()))
-        self.offset = 0  # proposals before the latest adoption
-        self._items = None
-        if CONTROLLERS.get(campaign.plan["controller"]["kind"]).reads_items:
-            scored = [self._scores(c) for c in archive.baselines(first=True)]
+        self.offset = 0
+        self._items: ItemScale | None = None
+        if CONTROLLERS.get(campaign.search.controller.kind).reads_items:
+            scored = [self._item_scores(c) for c in archive.baselines(stage=0)]
             self._items = ItemScale(campaign.objectives, [s for s in scored if s])
 
     def worth(self, means: Mapping[str, float]) -> tuple[float, float]:
         """Return a candidate's value and its violation of the constraints."""
         return self.scale.value(means), self._constraints.violation(means)
 
-    def told(self, candidate: Candidate, means: Mapping[str, float] | None) -> Told:
+    def feedback(self, candidate: Candidate, means: Mapping[str, float] | None) -> Feedback:
         """Return what a controller hears; `means` are None for a failure."""
         ordinal = candidate.ordinal
         if ordinal is not None:
             ordinal = None if ordinal < self.offset else ordinal - self.offset
         if means is None:
-            return Told(ordinal, candidate.genome, None, None, candidate=candidate.id)
+            return Feedback(ordinal, candidate.genome, None, None, candidate=candidate.id)
         value, violation = self.worth(means)
-        return Told(
-            ordinal,
-            candidate.genome,
-            value,
-            self.scale.vector(means),
-            violation,
-            candidate.id,
-            None if self._items is None else self._items.vector(self._scores(candidate)),
-            self._space.breeds and self._space.takes(candidate),
+        items = None
+        if self._items is not None:
+            items = self._items.vector(self._item_scores(candidate))
+        breeds = isinstance(self._space, BreedingSpace) and self._space.takes(
+            candidate.origin, candidate.label
+        )
+        vector = self.scale.vector(means)
+        return Feedback(
+            ordinal, candidate.genome, value, vector, violation, candidate.id, items, breeds
         )
 
-    def _scores(self, candidate: Candidate) -> dict[str, np.ndarray]:
-        names = [o.name for o in self.scale.objectives]
-        found = {n: self._archive.item_scores(candidate.id, n, "search") for n in names}
-        return {name: scores for name, scores in found.items() if scores is not None}
+    def _item_scores(self, candidate: Candidate) -> dict[str, np.ndarray]:
+        scores = {}
+        for objective in self.scale.objectives:
+            items = self._archive.item_scores(candidate.id, objective.name, "search")
+            if items is not None:
+                scores[objective.name] = items
+        return scores

@@ -6,48 +6,66 @@ from dataclasses import replace
 import numpy as np
 
 from evomerge.campaign.campaign import Campaign
-from evomerge.errors import BadInput, Fault
+from evomerge.errors import Faults, placed
 from evomerge.export.candidates import materialize
+from evomerge.search.spaces import make_space
 from evomerge.sources.digest import digest
-from evomerge.sources.source import is_candidate, open_source
+from evomerge.sources.source import Source, is_candidate, open_source
 
 
-def hash_sources(campaign: Campaign, file: str, moved: Mapping[str, str] | None = None) -> Campaign:
+def hash_sources(campaign: Campaign, moved: Mapping[str, str] | None = None) -> Campaign:
     """Hash every source and refuse weights that are NaN or infinite.
 
-    Sources that are earlier candidates are materialized first, if the cache has them not; `moved`
-    is as in `prepare`, for their sources.
+    Args:
+        campaign: whose sources are opened.
+        moved: label -> directory of sources that lie elsewhere. Sources that are earlier
+            candidates are materialized first, if the cache has them not.
+
+    Returns:
+        The campaign, with hashes, and with a space that can read the weights.
 
     Raises:
         BadInput: naming each source and its first such tensors.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> len(hash_sources(example_campaign()).worker.hashes)
+    3
     """
-    hashes, faults, places = {}, [], {}
+    hashes: dict[str, str] = {}
+    places: dict[str, str] = {}
+    faults = Faults()
     for name, source in campaign.sources.items():
+        key = f"sources.{campaign.labels[name]}"
         if is_candidate(source.name):
-            key = f"sources.{campaign.labels[name]}"
-            place = str(materialize(source.name, file, key, moved))
-            if source.factory:
-                place = source.factory._replace(weights=f"{place}/model.safetensors").place
-            trust = campaign.worker.trust_remote_code
-            source = open_source(place, file=file, key=key, trust_remote_code=trust)
+            with placed(key):
+                source = _materialized(source, campaign.worker.trust_remote_code, moved)
         places[name] = source.place
         found = digest(source)
         hashes[name] = found.sha256
         if found.not_finite:
             listed = ", ".join(found.not_finite[:3])
             wrong = f"{source.path}: {len(found.not_finite)} tensors hold NaN or infinity: {listed}"
-            label = campaign.labels[name]
-            faults.append(Fault(file, f"sources.{label}", wrong, "mend or leave out the model"))
-    if faults:
-        raise BadInput(*faults)
-    campaign.worker = replace(campaign.worker, hashes=hashes, sources=places)
-    models = [places[m] for m in campaign.space.sources.models]
-    campaign.space.sources = replace(
-        campaign.space.sources,
+            faults.add(key, wrong, "mend or leave out the model")
+    faults.check()
+    models = [places[model] for model in campaign.space.shapes.models]
+    shapes = replace(
+        campaign.space.shapes,
         grams=lambda: _grams(models),
         weights=lambda name: _flattened(places[name]),
     )
-    return campaign
+    return replace(
+        campaign,
+        worker=replace(campaign.worker, hashes=hashes, sources=places),
+        space=make_space(campaign.search.space, shapes),
+    )
+
+
+def _materialized(source: Source, trust: bool, moved: Mapping[str, str] | None) -> Source:
+    """Return an earlier candidate as the model directory that it is merged into."""
+    place = str(materialize(source.name, moved))
+    if source.factory:
+        place = source.factory._replace(weights=f"{place}/model.safetensors").place
+    return open_source(place, trust_remote_code=trust)
 
 
 def _grams(places: Sequence[str]) -> np.ndarray:

@@ -1,136 +1,144 @@
 """What a campaign begins with: candidates of other runs, in the terms of its own space."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
+from evomerge.archive.records import Candidate
 from evomerge.archive.references import read_candidate
-from evomerge.campaign.campaign import Adopted
-from evomerge.errors import BadInput, Fault
-from evomerge.recipes.parameters import Recipe
-from evomerge.recipes.parse import from_json
-from evomerge.recipes.routing import Routing
-from evomerge.search.spaces import quantize
+from evomerge.campaign.campaign import Campaign, WarmStart
+from evomerge.errors import BadInput, Fault, Faults
+from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.routing import RoutingRecipe
+from evomerge.search.spaces import PointSpace, quantize
 
 
-def adopted(entries: list[str], space: Any, hashes: Mapping[str, str], file: str) -> list[Adopted]:
-    """Return the candidates of other runs that a campaign begins with, in this space's terms.
+class Named(NamedTuple):
+    """A candidate that an entry of `init` means.
 
-    Args:
-        entries: `RUN#front`, `RUN#best` or `RUN#NUMBER`.
-        space: the search space, which expresses each as nearly as it can.
-        hashes: content hash of this campaign's sources by name: a candidate may have only
-            these models, whatever they are called there.
-        file: the name that faults carry.
+    Attributes:
+        key: of the entry.
+        label: RUN#NUMBER.
+        recipe: over the models of its own run.
+        hashes: name -> content hash of these models.
+
+    >>> from evomerge.recipes.parameters import single
+    >>> Named("init.0", "runs/first#7", single("a", "float32"), {"a": "0f"}).key
+    'init.0'
+    """
+
+    key: str
+    label: str
+    recipe: Recipe
+    hashes: Mapping[str, str]
+
+
+def warm_starts(campaign: Campaign) -> tuple[WarmStart, ...]:
+    """Return the candidates of other runs that a campaign begins with, in its space's terms.
+
+    The space expresses each as nearly as it can. A candidate may have only this campaign's
+    models, whatever they are called there.
 
     Raises:
         BadInput: a run or a candidate is not there, or merges other models.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> warm_starts(example_campaign())
+    ()
     """
-    found: dict[bytes, Adopted] = {}
-    faults: list[Fault] = []
-    for key, label, recipe, theirs in candidates_of(entries, space.first.kind, file):
-        try:
-            ours = _in_our_terms(recipe, theirs, space.sources, hashes, label, file, key)
-            genome = quantize(space.encode(ours))
-            found.setdefault(genome.tobytes(), Adopted(label, genome))
-        except BadInput as error:
-            faults += error.faults
-    if faults:
-        raise BadInput(*dict.fromkeys(faults))
-    return list(found.values())
+    found: dict[bytes, WarmStart] = {}
+    faults = Faults()
+    space = campaign.space
+    for candidate in candidates_of(campaign.plan.init, space.first.kind):
+        assert isinstance(space, PointSpace)
+        with faults.gather(candidate.key):
+            recipe = _over_own_models(candidate, campaign)
+            genome = quantize(space.encode(recipe))
+            found.setdefault(genome.tobytes(), WarmStart(candidate.label, genome))
+    faults.check()
+    return tuple(found.values())
 
 
-def candidates_of(
-    entries: list[str], kind: str | None, file: str
-) -> list[tuple[str, str, Recipe, dict[str, str]]]:
-    """Return the candidates that entries mean: key, label, recipe, hashes of its run's sources.
+def candidates_of(entries: Sequence[str], kind: str | None) -> list[Named]:
+    """Return the candidates that entries mean.
 
     Args:
-        entries, file: as of `adopted`.
+        entries: `RUN#front`, `RUN#best` or `RUN#NUMBER`.
         kind: of the recipes; None for any.
 
     Raises:
         BadInput: a run or a candidate is not there, or is of another kind.
+
+    >>> candidates_of(["runs/absent#best"], "parameters")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: init.0: runs/absent: is no run's directory; ...
     """
-    found, faults = [], []
+    found: list[Named] = []
+    faults = Faults()
     for index, entry in enumerate(entries):
         key = f"init.{index}"
-        try:
-            rows = _candidates(entry, file, key)
-        except BadInput as error:
-            faults += error.faults
-            continue
-        if strange := [(n, r.kind) for n, r, _ in rows if kind not in (None, r.kind)]:
-            wrong = f"'{strange[0][0]}' is of kind {strange[0][1]}, this space's are not"
-            mend = "begin with a run over a space of the same kind"
-            faults.append(Fault(file, key, wrong, mend))
-        found += [(key, *row) for row in rows]
-    if faults:
-        raise BadInput(*dict.fromkeys(faults))
+        with faults.gather(key):
+            candidates = _candidates(entry, key)
+            for other in candidates:
+                if kind not in (None, other.recipe.kind):
+                    wrong = f"'{other.label}' is of kind {other.recipe.kind}, this space's are not"
+                    mend = "begin with a run over a space of the same kind"
+                    raise BadInput(Fault("", wrong, mend))
+            found += candidates
+    faults.check()
     return found
 
 
-def _candidates(entry: str, file: str, key: str) -> list[tuple[str, Recipe, dict[str, str]]]:
+def _candidates(entry: str, key: str) -> list[Named]:
     run, _, which = entry.rpartition("#")
-    archive, first, _ = read_candidate(f"{run}#best" if which == "front" else entry, file, key)
-    chosen = archive.front() if which == "front" else [first.id]
-    theirs = {s["name"]: s["sha256"] for s in archive.campaign["provenance"]["sources"].values()}
-    rows = [c for i in chosen for c in archive.candidates("id = ? AND origin != 'baseline'", (i,))]
+    archive, first = read_candidate(f"{run}#best" if which == "front" else entry)
+    chosen: list[Candidate] = [first]
+    if which == "front":
+        chosen = [archive.candidate(number) for number in archive.front()]
+    hashes = {source.name: source.sha256 for source in archive.sources}
+    rows = [
+        Named(key, f"{run}#{candidate.id}", candidate.recipe, hashes)
+        for candidate in chosen
+        if candidate.origin != "baseline"
+    ]
     if not rows:
         mend = "let that campaign run on, or name another candidate"
-        raise BadInput(Fault(file, key, f"'{entry}' holds baselines only", mend))
-    return [(f"{run}#{c.id}", from_json(c.recipe, f"{run}#{c.id}"), theirs) for c in rows]
+        raise BadInput(Fault("", f"'{entry}' holds baselines only", mend))
+    return rows
 
 
-def _in_our_terms(
-    recipe: Recipe,
-    theirs: Mapping[str, str],
-    sources: Any,
-    ours: Mapping[str, str],
-    label: str,
-    file: str,
-    key: str,
-) -> Recipe:
-    """Return a recipe over our models in our order; those it does not merge weigh nothing."""
-    if recipe.kind == "routing":
-        return _rerouted(recipe, theirs, sources, ours, label, file, key)
-    at = {theirs[name]: index for index, name in enumerate(recipe.models)}
-    strange = [n for n in recipe.models if theirs[n] not in {ours[m] for m in sources.models}]
-    if recipe.base and sources.base and theirs[recipe.base] != ours[sources.base]:
-        strange = [recipe.base]
-    _refuse(strange, label, file, key)
-    order = [at.get(ours[m]) for m in sources.models]
+def _over_own_models(named: Named, campaign: Campaign) -> Recipe:
+    """Return a recipe over this campaign's models, in their order."""
+    recipe, hashes = named.recipe, campaign.worker.hashes
+    models, base = campaign.space.shapes.models, campaign.space.shapes.base
+    own = {hashes[model]: index for index, model in enumerate(models)}
+    for name in recipe.models if isinstance(recipe, ParametersRecipe) else recipe.sources:
+        _refuse_unless(named.hashes[name] in own, named, name)
+    if isinstance(recipe, RoutingRecipe):
 
-    def in_order(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
-        if not isinstance(value, tuple):
-            return value
-        return tuple(0.0 if i is None else value[i] for i in order)
+        def index_of(model: int) -> int:
+            return own[named.hashes[recipe.models[model]]]
 
-    groups = tuple(
-        replace(g, values={k: in_order(v) for k, v in g.values.items()}) for g in recipe.groups
-    )
-    return replace(recipe, models=sources.models, base=sources.base, groups=groups)
-
-
-def _refuse(strange: list[str], label: str, file: str, key: str) -> None:
-    if strange:
-        wrong = f"'{label}' has {strange[0]}, which is no source of this campaign"
-        raise BadInput(Fault(file, key, wrong, "begin with a run over the same sources"))
+        path = tuple(hop._replace(model=index_of(hop.model)) for hop in recipe.path)
+        return replace(recipe, models=models, path=path, frame=index_of(recipe.frame))
+    assert isinstance(recipe, ParametersRecipe)
+    if recipe.base and base:
+        _refuse_unless(named.hashes[recipe.base] == hashes[base], named, recipe.base)
+    # models that it does not merge weigh nothing
+    at = {named.hashes[name]: index for index, name in enumerate(recipe.models)}
+    order = [at.get(hashes[model]) for model in models]
+    groups = []
+    for group in recipe.groups:
+        values = dict(group.values)
+        for name, value in values.items():
+            if isinstance(value, tuple):
+                values[name] = tuple(0.0 if i is None else value[i] for i in order)
+        groups.append(replace(group, values=values))
+    return replace(recipe, models=models, base=base, groups=tuple(groups))
 
 
-def _rerouted(
-    recipe: Routing,
-    theirs: Mapping[str, str],
-    sources: Any,
-    ours: Mapping[str, str],
-    label: str,
-    file: str,
-    key: str,
-) -> Routing:
-    """Return a path over our models in our order."""
-    at = {ours[m]: index for index, m in enumerate(sources.models)}
-    strange = [n for n in recipe.sources if theirs[n] not in at]
-    _refuse(strange, label, file, key)
-    path = tuple(h._replace(model=at[theirs[recipe.models[h.model]]]) for h in recipe.path)
-    frame = at[theirs[recipe.models[recipe.frame]]]
-    return replace(recipe, models=sources.models, path=path, frame=frame)
+def _refuse_unless(is_known: bool, named: Named, source: str) -> None:
+    if not is_known:
+        wrong = f"'{named.label}' has {source}, which is no source of this campaign"
+        raise BadInput(Fault("", wrong, "begin with a run over the same sources"))

@@ -1,1 +1,1 @@
-"""."""
+"""The command line: commands, the tables that they print, live progress, and `list`."""

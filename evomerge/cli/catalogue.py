@@ -1,17 +1,66 @@
-"""What can be named in a campaign file, read off the registries."""
+"""What can be named in a campaign file, read off the registries and their sections.
+
+`evomerge list`, and the generated parts of the guides in docs/, come from here.
+"""
 
 import inspect
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypedDict
 
-from evomerge.merging.methods import OPERATORS, Operator
-from evomerge.registry import annotation_text, option_parameters
-from evomerge.search.controllers import CONTROLLERS, RESERVED
+from evomerge.config.schema import (
+    BudgetSection,
+    CampaignPlan,
+    SourcesSection,
+    StageBudgetSection,
+    StageSection,
+    WorkersSection,
+)
+from evomerge.merging.methods import METHODS, Axis, MergeMethod
+from evomerge.scoring.fitness import CostSection, FunctionSection, TaskSection
+from evomerge.scoring.items import LastSection, TestSplitSection
+from evomerge.search.axes import AxisSection
+from evomerge.search.controllers import CONTROLLERS
 from evomerge.search.spaces import SPACES
+from evomerge.search.spaces.routing import GainSection
+from evomerge.sections import Section, rows_of
 
 
-def listing(what: str | None = None) -> dict[str, list[dict]]:
-    """Return the entries of `methods`, `spaces`, `controllers` and `fitness`, or of one of them."""
-    every = {
+class Field(TypedDict):
+    """One option of something that can be named."""
+
+    name: str
+    kind: str
+    unit: str
+    default: str | None
+    description: str
+
+
+class Entry(TypedDict):
+    """One thing that can be named in a campaign file.
+
+    Attributes:
+        name: as the file has it.
+        summary: what it does, in a line.
+        needs: what it asks of the sources, "" for nothing.
+        paper: where it is described, "" where it is no method of a paper.
+        fields: its options.
+    """
+
+    name: str
+    summary: str
+    needs: str
+    paper: str
+    fields: list[Field]
+
+
+def listing(what: str | None = None) -> dict[str, list[Entry]]:
+    """Return the entries of `methods`, `spaces`, `controllers` and `fitness`, or of one of them.
+
+    >>> [entry["name"] for entry in listing("fitness")["fitness"]]
+    ['task', 'function', 'cost']
+    """
+    every: dict[str, Callable[[], list[Entry]]] = {
         "methods": _methods,
         "spaces": _spaces,
         "controllers": _controllers,
@@ -20,76 +69,147 @@ def listing(what: str | None = None) -> dict[str, list[dict]]:
     return {name: make() for name, make in every.items() if what in (None, name)}
 
 
-def _methods() -> list[dict]:
-    return [_method(operator) for operator in OPERATORS.all().values()]
+def _methods() -> list[Entry]:
+    return [_method(method) for method in METHODS.all().values()]
 
 
-def _method(operator: Operator) -> dict:
-    axes = {
-        p.name: {
-            "per_model": p.axis.per_model,
-            "low": _bound(p.axis.low),
-            "high": _bound(p.axis.high),
-            "default": p.default,
-        }
-        for p in operator.parameters
-    }
-    return {
-        "name": operator.name,
-        "summary": operator.summary,
-        "axes": axes,
-        "options": operator.options,
-        "needs_base": operator.needs_base,
-        "takes_base": operator.takes_base,
-        "models": operator.models,
-        "paper": operator.paper,
-    }
+def _method(method: MergeMethod) -> Entry:
+    fields: list[Field] = []
+    for parameter in method.parameters:
+        kind = _range_text(parameter.axis)
+        if parameter.axis.per_model:
+            kind += ", one for each model"
+        default = None if parameter.default is None else f"{float(parameter.default):g}"
+        fields.append(_field(f"axes.{parameter.name}", kind, default, parameter.description))
+    for name, value in method.options.items():
+        axis = method.ranges.get(name)
+        kind = "true or false" if axis is None else _range_text(axis)
+        default = str(value).lower() if isinstance(value, bool) else f"{value:g}"
+        fields.append(_field(f"options.{name}", kind, default, method.option_descriptions[name]))
+    needs = [f"{method.models} models"] if method.models else []
+    if method.needs_base:
+        needs.append("a base")
+    elif method.takes_base:
+        needs.append("a base for task vectors, or none")
+    return Entry(
+        name=method.name,
+        summary=method.summary,
+        needs=" and ".join(needs),
+        paper=method.paper,
+        fields=fields,
+    )
 
 
-def _bound(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None
+def _field(name: str, kind: str, default: str | None, description: str) -> Field:
+    return Field(name=name, kind=kind, unit="", default=default, description=description)
 
 
-def _controllers() -> list[dict]:
-    return [
-        {"name": name, "summary": _first_line(cls), "options": _options(cls.__init__)}
-        for name, cls in CONTROLLERS.all().items()
+def _range_text(axis: Axis) -> str:
+    if math.isfinite(axis.low) and math.isfinite(axis.high):
+        return f"a number from {axis.low:g} to {axis.high:g}"
+    return f"a number of at least {axis.low:g}" if math.isfinite(axis.low) else "a number"
+
+
+def _spaces() -> list[Entry]:
+    return [_registered(name, cls, cls.section) for name, cls in SPACES.all().items()]
+
+
+def _controllers() -> list[Entry]:
+    return [_registered(name, cls, cls.section) for name, cls in CONTROLLERS.all().items()]
+
+
+def _fitness() -> list[Entry]:
+    sections = {"task": TaskSection, "function": FunctionSection, "cost": CostSection}
+    return [_registered(name, section, section) for name, section in sections.items()]
+
+
+def _registered(name: str, thing: type, section: type[Section]) -> Entry:
+    summary = (inspect.getdoc(thing) or "").split("\n")[0]
+    fields = [Field(**row._asdict()) for row in rows_of(section)]
+    return Entry(name=name, summary=summary, needs="", paper="", fields=fields)
+
+
+# --- the guides ------------------------------------------------------------------------------
+
+
+def reference() -> str:
+    """Return the reference of the campaign file, in Markdown.
+
+    >>> reference().startswith("### The file")
+    True
+    """
+    parts: list[tuple[str, str, type[Section]]] = [
+        ("The file", "", CampaignPlan),
+        ("sources", "", SourcesSection),
+        ("budget", "", BudgetSection),
+        ("workers", "", WorkersSection),
+        ("stages", "Each entry.", StageSection),
+        ("stages: budget", "", StageBudgetSection),
+        ("fitness: a task", "", TaskSection),
+        ("fitness: a function", "", FunctionSection),
+        ("fitness: a cost", "", CostSection),
+        ("heldout: {last: ...}", "", LastSection),
+        ("heldout: {split: test}", "", TestSplitSection),
     ]
+    for name, space in SPACES.all().items():
+        parts.append((f"space: {{kind: {name}}}", _summary_of(space), space.section))
+        if name == "parameters":
+            parts.append(("space: an entry of axes", "", AxisSection))
+        if name == "routing":
+            parts.append(("space: gain", "", GainSection))
+    for name, controller in CONTROLLERS.all().items():
+        title = f"controller: {{kind: {name}}}"
+        parts.append((title, _summary_of(controller), controller.section))
+    blocks = []
+    for title, text, section in parts:
+        rows = [Field(**row._asdict()) for row in rows_of(section)]
+        table = _table(rows) if rows else "No options."
+        blocks.append("\n\n".join(part for part in (f"### {title}", text, table) if part))
+    return "\n\n".join(blocks)
 
 
-def _spaces() -> list[dict]:
-    return [
-        {"name": name, "summary": _first_line(cls), "keys": cls.keys[1:], "breeds": cls.breeds}
-        for name, cls in SPACES.all().items()
-    ]
+def methods_table() -> str:
+    """Return the merge methods with their parameters and options, in Markdown.
+
+    >>> "### ties" in methods_table()
+    True
+    """
+    blocks = []
+    for entry in _methods():
+        needs = f"Needs {entry['needs']}. " if entry["needs"] else ""
+        text = f"{entry['summary']} {needs}[Source]({entry['paper']})."
+        blocks.append(f"### {entry['name']}\n\n{text}\n\n{_table(entry['fields'])}")
+    return "\n\n".join(blocks)
 
 
-def _options(function: Any) -> dict[str, dict]:
-    return {
-        name: {"type": annotation_text(p.annotation), "default": p.default}
-        for name, p in option_parameters(function, RESERVED).items()
-    }
+def controllers_table() -> str:
+    """Return the controllers with their options, in Markdown.
+
+    >>> "### cmaes" in controllers_table()
+    True
+    """
+    blocks = []
+    for entry in _controllers():
+        table = _table(entry["fields"]) if entry["fields"] else "No options."
+        blocks.append(f"### {entry['name']}\n\n{entry['summary']}\n\n{table}")
+    return "\n\n".join(blocks)
 
 
-def _fitness() -> list[dict]:
-    return [
-        {
-            "name": "task",
-            "summary": "An lm-eval task by name or by the path of its YAML, with a metric that"
-            " lm-eval averages over items.",
-        },
-        {
-            "name": "function",
-            "summary": "A Python file with items() and score(model, tokenizer, items), one float"
-            " per item.",
-        },
-        {
-            "name": "cost",
-            "summary": "What a candidate costs to run, less is better: hops, parameters or"
-            " seconds_per_token.",
-        },
-    ]
-
-
-def _first_line(thing: Any) -> str:
+def _summary_of(thing: type) -> str:
     return (inspect.getdoc(thing) or "").split("\n")[0]
+
+
+def _table(fields: Iterable[Mapping[str, Any]]) -> str:
+    """Return fields as a Markdown table."""
+    lines = ["| key | what it is | value | default |", "|---|---|---|---|"]
+    for field in fields:
+        unit = f" ({field['unit']})" if field["unit"] else ""
+        default = "required" if field["default"] is None else f"`{field['default']}`"
+        cells: Sequence[str] = (
+            f"`{field['name']}`",
+            field["description"],
+            f"{field['kind']}{unit}",
+            default,
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)

@@ -1,6 +1,8 @@
 """The `evomerge` command: a thin skin over the library.
 
 Exit codes: 0 done, 1 failed, 2 bad input (nothing loaded, nothing written), 130 interrupted.
+
+Each command imports what it needs when it runs, so that `--help` is there at once.
 """
 
 import functools
@@ -14,11 +16,21 @@ from typing import Any
 import click
 
 from evomerge import __version__
-from evomerge.errors import BadInput, EvomergeError
+from evomerge.errors import BadInput, EvomergeError, Fault, placed
 
 FILE = click.Path(path_type=Path)
 
 LISTED = ("methods", "spaces", "controllers", "fitness")
+
+Command = Callable[..., None]
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_SOURCE = click.option(
+    "--source", "moved", multiple=True, metavar="LABEL=PATH", help="A source that moved."
+)
+_SET = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=YAML", help="Override a key: a.b=value."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,13 +48,13 @@ def main() -> None:
     """
 
 
-def _errors_are_lines(command: Callable) -> Callable:
+def _errors_are_lines(command: Command) -> Command:
     """Turn the library's errors into lines on stderr and exit codes."""
 
     @functools.wraps(command)
-    def wrapped(*args: Any, **options: Any) -> None:
+    def wrapped(*arguments: Any, **options: Any) -> None:
         try:
-            command(*args, **options)
+            command(*arguments, **options)
         except BadInput as error:
             for fault in error.faults:
                 click.echo(str(fault), err=True)
@@ -60,33 +72,29 @@ def _errors_are_lines(command: Callable) -> Callable:
     return wrapped
 
 
-def _sets(command: Callable) -> Callable:
-    command = click.option(
-        "--source", "moved", multiple=True, metavar="LABEL=PATH", help="A source that moved."
-    )(command)
-    return click.option(
-        "--set", "settings", multiple=True, metavar="KEY=YAML", help="Override a key: a.b=value."
-    )(command)
-
-
-def _moved(pairs: tuple[str, ...]) -> dict[str, str]:
-    from evomerge.errors import Fault
-
-    found = {}
+def _by_label(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Return the paths of `--source LABEL=PATH` by label."""
+    paths = {}
     for pair in pairs:
         label, equals, path = pair.partition("=")
         if not equals:
-            raise BadInput(Fault("--source", pair, "is not label=path", "write e.g. ja=models/ja"))
-        found[label] = path
-    return found
+            mend = "write e.g. ja=models/ja"
+            raise BadInput(Fault(pair, "is not label=path", mend, file="--source"))
+        paths[label] = path
+    return paths
+
+
+def _print_json(data: object) -> None:
+    click.echo(json.dumps(data, indent=1))
 
 
 @main.command()
 @click.argument("file", type=FILE)
-@_sets
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_SET
+@_SOURCE
+@_JSON
 @_errors_are_lines
-def check(file: Path, settings: tuple, moved: tuple, as_json: bool) -> None:
+def check(file: Path, settings: tuple[str, ...], moved: tuple[str, ...], as_json: bool) -> None:
     """Check a campaign FILE: every fault at once, and what the campaign will need.
 
     \b
@@ -94,28 +102,33 @@ def check(file: Path, settings: tuple, moved: tuple, as_json: bool) -> None:
     """
     from evomerge.campaign.estimate import estimate
     from evomerge.campaign.run import checked
+    from evomerge.cli import tables
 
-    campaigns = checked(file, settings, _moved(moved))
-    found = [estimate(campaign) for campaign in campaigns]
+    stages = [estimate(campaign) for campaign in checked(file, settings, _by_label(moved))]
     if as_json:
-        click.echo(json.dumps(found[0] if len(found) == 1 else {"stages": found}, indent=1))
-        return
-    for number, stage in enumerate(found):
-        if len(found) > 1:
-            click.echo(f"{'' if not number else chr(10)}stage {number + 1}")
-        for key, value in stage["summary"].items():
-            click.echo(f"{key:12} {value}")
-    for warning in dict.fromkeys(w for stage in found for w in stage["warnings"]):
-        click.echo(f"warning: {warning}")
+        _print_json(stages[0] if len(stages) == 1 else {"stages": stages})
+    else:
+        click.echo(tables.check(stages))
 
 
 @main.command()
 @click.argument("file", type=FILE)
 @click.option("--run", "directory", type=FILE, help="The run's directory [runs/NAME].")
-@_sets
-@click.option("--adopt", is_flag=True, help="Go on although the controller proposes otherwise.")
+@_SET
+@_SOURCE
+@click.option(
+    "--rebuild-controller",
+    is_flag=True,
+    help="Go on although the controller proposes otherwise, with one built from the outcomes.",
+)
 @_errors_are_lines
-def run(file: Path, directory: Path | None, settings: tuple, moved: tuple, adopt: bool) -> None:
+def run(
+    file: Path,
+    directory: Path | None,
+    settings: tuple[str, ...],
+    moved: tuple[str, ...],
+    rebuild_controller: bool,
+) -> None:
     """Start the campaign in FILE, or continue it.
 
     Ctrl-C stops asking and waits for what is in flight; a second one leaves at once. The same
@@ -128,66 +141,91 @@ def run(file: Path, directory: Path | None, settings: tuple, moved: tuple, adopt
     from evomerge.campaign.run import run_campaign
     from evomerge.cli.progress import Progress
 
-    words = ["evomerge", "run", str(file), *(["--run", str(directory)] if directory else [])]
-    words += [w for s in settings for w in ("--set", s)]
-    words += [w for m in moved for w in ("--source", m)]
-    finished = run_campaign(
-        file,
-        directory=directory,
-        settings=settings,
-        moved=_moved(moved),
-        adopt=adopt,
-        progress=Progress(),
-    )
+    with Progress() as progress:
+        finished = run_campaign(
+            file,
+            directory=directory,
+            settings=settings,
+            moved=_by_label(moved),
+            rebuild_controller=rebuild_controller,
+            observer=progress,
+        )
     if not finished:
+        words = ["evomerge", "run", str(file)]
+        if directory:
+            words += ["--run", str(directory)]
+        for setting in settings:
+            words += ["--set", setting]
+        for pair in moved:
+            words += ["--source", pair]
         click.echo(f"interrupted; what is archived stays. To continue: {shlex.join(words)}")
         sys.exit(130)
 
 
 @main.command()
 @click.argument("directory", type=FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_JSON
 @_errors_are_lines
 def status(directory: Path, as_json: bool) -> None:
-    """Show how far the campaign in DIRECTORY is; also while it runs."""
+    """Show how far the campaign in DIRECTORY is; also while it runs.
+
+    \b
+      evomerge status runs/crosslingual-maths
+    """
     from evomerge.archive import summary
     from evomerge.cli import tables
 
-    found = summary.status(directory)
-    click.echo(json.dumps(found, indent=1) if as_json else tables.status(found))
+    with placed(file=str(directory)):
+        found = summary.status(directory)
+    if as_json:
+        _print_json(found)
+    else:
+        click.echo(tables.status(found, tables.terminal()))
 
 
 @main.command()
 @click.argument("directory", type=FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_JSON
 @_errors_are_lines
 def front(directory: Path, as_json: bool) -> None:
-    """Show the Pareto front in DIRECTORY and the baselines, with 95 % intervals."""
+    """Show the Pareto front in DIRECTORY and the baselines, with 95 % intervals.
+
+    \b
+      evomerge front runs/crosslingual-maths
+    """
     from evomerge.archive import summary
     from evomerge.cli import tables
 
-    found = summary.front(directory)
+    with placed(file=str(directory)):
+        rows = summary.front(directory)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        _print_json(rows)
     else:
-        click.echo(tables.front(found, summary.standing(directory)))
+        click.echo(tables.front(rows, summary.standing(directory), tables.terminal()))
 
 
 @main.command()
 @click.argument("directory", type=FILE)
 @click.argument("candidate")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_JSON
 @_errors_are_lines
 def show(directory: Path, candidate: str, as_json: bool) -> None:
     """Show one CANDIDATE of the campaign in DIRECTORY: recipe, parents, scores.
 
     CANDIDATE is a number, or what `export --pick` takes: best, knee, an objective, weights=...
+
+    \b
+      evomerge show runs/crosslingual-maths best
     """
     from evomerge.archive import summary
     from evomerge.cli import tables
 
-    found = summary.show(directory, candidate)
-    click.echo(json.dumps(found, indent=1) if as_json else tables.show(found))
+    with placed(file=str(directory)):
+        found = summary.show(directory, candidate)
+    if as_json:
+        _print_json(found)
+    else:
+        click.echo(tables.show(found, tables.terminal()))
 
 
 @main.command()
@@ -198,10 +236,10 @@ def show(directory: Path, candidate: str, as_json: bool) -> None:
     default="best",
     help="best, knee, a candidate's number, an objective, or weights=NAME:NUMBER,... of the front.",
 )
-@click.option("--source", "moved", multiple=True, metavar="LABEL=PATH", help="A source that moved.")
+@_SOURCE
 @click.option("--unverified", is_flag=True, help="Do not compare with the scored weights.")
 @_errors_are_lines
-def export(directory: Path, out: Path, pick: str, moved: tuple, unverified: bool) -> None:
+def export(directory: Path, out: Path, pick: str, moved: tuple[str, ...], unverified: bool) -> None:
     """Write a candidate of DIRECTORY to OUT as a Hugging Face model, bit for bit as scored.
 
     A routed candidate's scales are folded into its weights, which are rounded once.
@@ -211,8 +249,11 @@ def export(directory: Path, out: Path, pick: str, moved: tuple, unverified: bool
     """
     from evomerge.export.candidates import export_candidate
 
-    candidate, checksum, how = export_candidate(directory, out, pick, _moved(moved), not unverified)
-    click.echo(f"candidate {candidate} -> {out} (weights {checksum}, {how})")
+    with placed(file=str(directory)):
+        candidate, checksum, compared = export_candidate(
+            directory, out, pick, _by_label(moved), not unverified
+        )
+    click.echo(f"candidate {candidate} -> {out} (weights {checksum}, {compared})")
 
 
 @main.command()
@@ -234,14 +275,34 @@ def merge(recipe: Path, out: Path) -> None:
 
 @main.command(name="list")
 @click.argument("what", required=False, type=click.Choice(LISTED))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_JSON
 @_errors_are_lines
 def list_(what: str | None, as_json: bool) -> None:
-    """List the merge methods, spaces, controllers and kinds of fitness, with their options."""
+    """List the merge methods, spaces, controllers and kinds of fitness, with their options.
+
+    \b
+      evomerge list controllers
+    """
     from evomerge.cli import catalogue, tables
 
-    found = catalogue.listing(what)
-    click.echo(json.dumps(found, indent=1) if as_json else tables.listing(found))
+    listed = catalogue.listing(what)
+    if as_json:
+        _print_json(listed)
+    else:
+        click.echo(tables.listing(listed))
+
+
+@main.command()
+@_errors_are_lines
+def schema() -> None:
+    """Print the JSON Schema of the campaign file, by which an editor completes and checks it.
+
+    \b
+      evomerge schema > campaign.schema.json
+    """
+    from evomerge.config.schema import json_schema
+
+    _print_json(json_schema())
 
 
 if __name__ == "__main__":

@@ -1,84 +1,185 @@
-"""Live progress: one line that is rewritten on a terminal, plain lines elsewhere."""
+"""Live progress: a line and a row for each worker on a terminal, plain lines elsewhere."""
 
-import os
+import io
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any, Self, TextIO, cast
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
 
 from evomerge.archive import summary
-from evomerge.archive.archive import Archive
+from evomerge.archive.reader import ArchiveReader
 from evomerge.cli import tables
+from evomerge.text import duration
+from evomerge.workers.protocol import WorkerState
+
+_TERMINAL = 0.5  # seconds between looks at the archive, of which each takes some milliseconds
+_ELSEWHERE = 15.0  # seconds between lines: a log of a day's run stays readable
 
 
 class Progress:
-    """Shows how far a campaign is; call it as often as you like."""
+    """The command line's observer of a campaign; see `evomerge.campaign.observer`.
 
-    def __init__(self, stream: TextIO = sys.stdout, every: float | None = None):
+    >>> import io
+    >>> from evomerge.testing.archives import example_archive
+    >>> log = io.StringIO()
+    >>> with Progress(log) as progress:
+    ...     progress.update(example_archive(), workers=())
+    >>> log.getvalue()
+    '3/8 | best 0.750 16.000 | best baseline (ja) 0.250 12.000 | 0/h, ? left | 1 failed\\n'
+    """
+
+    def __init__(self, stream: TextIO | None = None, every: float | None = None):
         """
         Args:
-            stream: where to write.
-            every: seconds between lines; 0.5 on a terminal and 15 elsewhere by default.
+            stream: where to write, stdout by default; a terminal or not.
+            every: seconds between looks; 0.5 on a terminal and 15 elsewhere by default.
         """
-        self._stream, self._live = stream, stream.isatty()
-        self._every = (0.5 if self._live else 15.0) if every is None else every
-        self._last = 0.0
-        self._open = False
+        stream = sys.stdout if stream is None else stream
+        on_terminal = stream.isatty()
+        self._every = every if every is not None else _TERMINAL if on_terminal else _ELSEWHERE
+        self._last = -self._every  # on the clock of `time.monotonic`
+        file = cast(TextIO, _Unbreakable(stream))
+        self._console = Console(
+            file=file, markup=False, highlight=False, emoji=False
+        )
+        self._display = _Display(self._console) if on_terminal else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._display:
+            self._display.stop()
 
     def say(self, text: str) -> None:
         """Write a line of its own."""
-        self._write(("\n" if self._open else "") + text + "\n")
-        self._open = False
+        self._console.print(text, soft_wrap=True)
 
-    def _write(self, text: str) -> None:
-        """Write, unless nobody reads any more: a closed terminal is no reason to stop."""
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except (OSError, ValueError, RuntimeError):
-            self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    def update(self, archive: ArchiveReader, workers: Sequence[WorkerState]) -> None:
+        """Show how far a campaign is; call it as often as you like."""
+        due = time.monotonic() - self._last >= self._every
+        text = line(summary.snapshot(archive)) if due else None
+        if due:
+            self._last = time.monotonic()
+        if self._display:
+            self._display.update(text, workers)
+        elif text is not None:
+            self.say(text)
 
     def finished(self, directory: Path) -> None:
         """Show what a finished campaign came to."""
-        self.say(_summary(directory))
-
-    def __call__(self, archive: Archive) -> None:
-        if time.monotonic() - self._last < self._every:
-            return
-        self._last = time.monotonic()
-        text = line(summary.snapshot(archive))
-        if self._live:
-            self._write(f"\r\x1b[K{text}")
-            self._open = True
-        else:
-            self.say(text)
+        if self._display:
+            self._display.stop()
+        console = tables.terminal() if self._display else None
+        rows, standing = summary.front(directory), summary.standing(directory)
+        self.say(
+            f"{tables.status(summary.status(directory), console)}\n\n"
+            f"Pareto front and baselines:\n{tables.front(rows, standing, console)}\n\n"
+            f"Export the best: evomerge export {directory} OUT --pick best"
+        )
 
 
-def line(found: dict[str, Any]) -> str:
-    """Return a campaign's snapshot as one line."""
-    counts, budget, seconds = found["candidates"], found["budget"], found["seconds"]
-    done = budget["proposed"] - counts["running"]
-    parts = [f"{max(0, done)}/{budget['evaluations']}"]
-    if found["best"]:
-        means = [s["search"]["mean"] for s in found["best"]["scores"].values()]
-        parts.append("best " + " ".join(f"{m:.3f}" for m in means))
-    rated = [b for b in found["baselines"] if b["value"] is not None]
+class _Display:
+    """The lines at the bottom of a terminal that are rewritten, by a thread of rich's."""
+
+    def __init__(self, console: Console):
+        self._line = ""
+        self._workers: Sequence[WorkerState] = ()
+        self._since = time.monotonic()
+        self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=2)
+
+    def update(self, line: str | None, workers: Sequence[WorkerState]) -> None:
+        """Show what workers do now, and a new line if there is one."""
+        self._line = self._line if line is None else line
+        self._workers, self._since = workers, time.monotonic()
+        self._live.start(refresh=True)
+
+    def stop(self) -> None:
+        """Leave the line as the last one, without the workers."""
+        self._workers = ()
+        self._live.stop()
+
+    def _draw(self) -> Group:
+        # Between two updates, as while the inline pool scores, the clocks go on.
+        passed = time.monotonic() - self._since
+        rows = Table.grid(padding=(0, 2))
+        for worker in self._workers:
+            if worker.candidate is None:
+                rows.add_row(f"  {worker.name}", "waits", "")
+            else:
+                side = "held-out" if worker.side == "heldout" else worker.side
+                seconds = duration(worker.seconds + passed)
+                rows.add_row(f"  {worker.name}", f"candidate {worker.candidate}, {side}", seconds)
+        return Group(self._line, rows) if self._workers else Group(self._line)
+
+
+class _Unbreakable(io.TextIOBase):
+    """A stream that nobody need read: a closed terminal is no reason to stop."""
+
+    def __init__(self, stream: TextIO):
+        self._stream: TextIO | None = stream
+
+    def isatty(self) -> bool:
+        """Tell whether it was a terminal's."""
+        return self._stream is not None and self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        """Write, unless nobody reads any more."""
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+            except RuntimeError:  # a signal's handler speaks amid another write: leave it out
+                pass
+            except (OSError, ValueError):
+                self._stream = None
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is kept back, unless nobody reads any more."""
+        if self._stream is not None:
+            try:
+                self._stream.flush()
+            except RuntimeError:
+                pass
+            except (OSError, ValueError):
+                self._stream = None
+
+
+def line(snapshot: Mapping[str, Any]) -> str:
+    """Return a campaign's snapshot as one line.
+
+    >>> from evomerge.testing.archives import example_archive
+    >>> line(summary.snapshot(example_archive())).split(" | ")[:2]
+    ['3/8', 'best 0.750 16.000']
+    """
+    counts, budget, seconds = snapshot["candidates"], snapshot["budget"], snapshot["seconds"]
+    done = max(0, budget["proposed"] - counts["running"])
+    parts = [f"{done}/{budget['evaluations']}"]
+    if snapshot["best"]:
+        parts.append(f"best {_means(snapshot['best'])}")
+    rated = [b for b in snapshot["baselines"] if b["value"] is not None]
     if rated:
         top = max(rated, key=lambda b: b["value"])
-        means = [s["search"]["mean"] for s in top["scores"].values()]
-        parts.append(f"best baseline ({top['label']}) " + " ".join(f"{m:.3f}" for m in means))
-    left = f"{tables.duration(seconds['left'])} left"
-    whole = done >= budget["evaluations"]
-    parts.append(f"{found['per_hour']:.0f}/h, {'held-out items' if whole else left}")
+        parts.append(f"best baseline ({top['label']}) {_means(top)}")
+    left = f"{duration(seconds['left'])} left"
+    if done >= budget["evaluations"]:
+        left = "held-out items"
+    parts.append(f"{snapshot['per_hour']:.0f}/h, {left}")
     if counts["failed"]:
         parts.append(f"{counts['failed']} failed")
     return " | ".join(parts)
 
 
-def _summary(directory: Path) -> str:
-    status = summary.status(directory)
-    parts = [tables.status(status)]
-    rows = tables.front(summary.front(directory), summary.standing(directory))
-    parts += ["", "Pareto front and baselines:", rows]
-    parts += ["", f"Export the best: evomerge export {directory} OUT --pick best"]
-    return "\n".join(parts)
+def _means(row: Mapping[str, Any]) -> str:
+    return " ".join(f"{scores['search']['mean']:.3f}" for scores in row["scores"].values())

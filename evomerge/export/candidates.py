@@ -6,168 +6,215 @@ materialized once, into the cache, and is a model directory from then on.
 
 import math
 import os
-import shutil
 from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from evomerge.archive.archive import Archive, Candidate
+from evomerge.archive.reader import ArchiveReader
+from evomerge.archive.records import Candidate
 from evomerge.archive.references import read_candidate
 from evomerge.archive.selection import pick
 from evomerge.archive.summary import open_run
-from evomerge.dtypes import SIZE, STORED_DTYPES
+from evomerge.dtypes import CODES, SIZE
 from evomerge.environment import cache_folder
-from evomerge.errors import BadInput, Fault
+from evomerge.errors import BadInput, EvomergeError, Faults, placed
 from evomerge.export.model_card import model_card
-from evomerge.export.model_directory import merge_to
+from evomerge.export.model_directory import merge_to, source_key
 from evomerge.merging.lineage_weights import ancestry, expanded
 from evomerge.merging.routed_checkpoint import routed_config, routed_tensors
-from evomerge.recipes.parameters import Recipe
-from evomerge.recipes.parse import from_json
+from evomerge.recipes.lineage import ExplicitRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.routing import RoutingRecipe
 from evomerge.sources.digest import digest
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source, is_candidate, moved_faults, open_source
 
 
+class Exported(NamedTuple):
+    """What became of an export.
+
+    Attributes:
+        candidate: its number.
+        checksum: of the weights.
+        compared: how they compare with those that were scored.
+
+    >>> Exported(7, "5f0c", "as scored").compared
+    'as scored'
+    """
+
+    candidate: int
+    checksum: str
+    compared: str
+
+
 def open_candidate(
-    name: str,
-    file: str,
-    key: str,
-    moved: Mapping[str, str] | None = None,
-    trust_remote_code: bool = False,
+    name: str, moved: Mapping[str, str] | None = None, trust_remote_code: bool = False
 ) -> Source:
     """Open a candidate by the headers of its own sources; nothing is merged.
 
     Args:
         name: RUN#NUMBER.
-        file, key: that faults carry.
         moved: label -> directory of the run's sources that lie elsewhere.
         trust_remote_code: as of `open_source`.
 
     Raises:
         BadInput: it is not there, or its sources are not.
+
+    >>> open_candidate("runs/absent#7")
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: runs/absent: is no run's directory; write RUN#best or RUN#NUMBER, ...
     """
-    archive, _, recipe = read_candidate(name, file, key)
+    archive, candidate = read_candidate(name)
+    recipe = candidate.recipe
 
     def opened(source: str) -> Source:
         if is_candidate(source):
-            inner = _own(archive, source) or source
-            return open_candidate(inner, file, key, moved, trust_remote_code)
+            inner = _of_this_run(archive, source) or source
+            return open_candidate(inner, moved, trust_remote_code)
         place = _place(archive, source, moved or {})
-        return open_source(place, file=file, key=key, trust_remote_code=trust_remote_code)
+        return open_source(place, trust_remote_code=trust_remote_code)
 
-    stored = next(code for code, dtype in STORED_DTYPES.items() if dtype == recipe.dtype)
-
-    def as_merged(tensor: Any) -> Tensor:
-        size = math.prod(tensor.shape) * SIZE[stored]
-        return Tensor(stored, tensor.shape, Path(), "", 0, size)
-
-    if recipe.kind == "routing":
+    if isinstance(recipe, RoutingRecipe):
         sources = {source: opened(source) for source in recipe.sources}
-        tensors, config = routed_tensors(recipe, sources), routed_config(recipe, sources)
-        frame = replace(sources[recipe.sources[0]], config=config)
+        frame = replace(sources[recipe.sources[0]], config=routed_config(recipe, sources))
+        origins = routed_tensors(recipe, sources)
+        shapes = {tensor: origin.shape for tensor, origin in origins.items()}
     else:
         frame = opened(recipe.sources[0])
-        tensors = frame.tensors
-    merged = {n: as_merged(t) for n, t in tensors.items()}
+        shapes = {tensor: stored.shape for tensor, stored in frame.tensors.items()}
+    code = CODES[recipe.dtype]
+    merged = {}
+    for tensor, shape in shapes.items():
+        # no file yet: these tensors are to be looked at, not to be read
+        merged[tensor] = Tensor(code, shape, Path(), "", 0, math.prod(shape) * SIZE[code])
     return replace(frame, name=name, tensors=merged, adapter=None)
 
 
-def materialize(
-    name: str,
-    file: str = "recipe",
-    key: str = "models",
-    moved: Mapping[str, str] | None = None,
-) -> Path:
+def materialize(name: str, moved: Mapping[str, str] | None = None) -> Path:
     """Return a candidate's model directory in the cache, merging it if it is not there yet.
 
+    Its own run says whether to trust its sources' code.
+
     Args:
-        name, file, key, moved: see `open_candidate`. Its own run says whether to trust its code.
+        name: RUN#NUMBER.
+        moved: label -> directory of the run's sources that lie elsewhere; other labels are ignored.
 
     Raises:
         BadInput: it, or one of its sources, is not there or has changed.
         EvomergeError: its weights are not those that were scored on this kind of device.
+
+    >>> materialize("runs/absent#7")
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: runs/absent: is no run's directory; write RUN#best or RUN#NUMBER, ...
     """
-    archive, candidate, recipe = read_candidate(name, file, key)
-    hashes = {s["name"]: s["sha256"] for s in archive.campaign["provenance"]["sources"].values()}
-    folder = cache_folder("candidates") / recipe.id(hashes)
-    if not folder.exists():
-        run = name.rpartition("#")[0]
-        beside = folder.with_name(f"{folder.name}.{os.getpid()}")
-        labels = archive.campaign["provenance"]["sources"]
-        known = {label: place for label, place in (moved or {}).items() if label in labels}
-        worker = archive.outcome(candidate.id)["worker"]
-        same = _device_like(worker) == _kind_of(worker)  # else a last bit may differ
-        export_candidate(Path(run), beside, str(candidate.id), known, verify=same)
-        try:
-            beside.rename(folder)
-        except OSError:  # another process was quicker
-            shutil.rmtree(beside, ignore_errors=True)
+    archive, candidate = read_candidate(name)
+    hashes = {source.name: source.sha256 for source in archive.sources}
+    folder = cache_folder("candidates") / candidate.recipe.id(hashes)
+    if folder.exists():
+        return folder
+    labels = {source.label for source in archive.sources}
+    moved_here = {label: place for label, place in (moved or {}).items() if label in labels}
+    worker = _worker_of(archive, candidate.id)
+    # only on the kind of device that scored it are the weights the same to the last bit
+    verify = _device_like(worker) == _kind_of(worker)
+    run = name.rpartition("#")[0]
+    try:
+        with placed(file=run):
+            export_candidate(Path(run), folder, str(candidate.id), moved_here, verify=verify)
+    except EvomergeError:
+        if not folder.exists():  # else another process was quicker
+            raise
     return folder
 
 
-def _alone(archive: Archive, candidate: Candidate, recipe: Any) -> Any:
-    """Return a recipe that needs no archive: with its whole lineage, where it is one's child."""
-    if recipe.kind != "explicit":
-        return recipe
+def _stands_alone(archive: ArchiveReader, candidate: Candidate) -> Recipe:
+    """Return a candidate's recipe so that it needs no archive: with its whole lineage."""
+    recipe = candidate.recipe
+    if isinstance(recipe, ExplicitRecipe):
+        return expanded(ancestry(candidate.recipe_id, recipe, archive.recipe))
+    return recipe
 
-    return expanded(ancestry(candidate.recipe_id, recipe, archive.recipe))
 
-
-def _own(archive: Archive, name: str) -> str | None:
-    """Return a stage's own model as a candidate of the run where it lies now, or None."""
-    sources = archive.campaign["provenance"]["sources"].values()
-    if any(source["name"] == name and source.get("own") for source in sources):
-        return f"{archive.path.parent}#{name.rpartition('#')[2]}"
+def _of_this_run(archive: ArchiveReader, name: str) -> str | None:
+    """Return a source that a stage found as a candidate of the run where it lies now, or None."""
+    for source in archive.sources:
+        if source.name == name and source.own:
+            return f"{archive.path.parent}#{name.rpartition('#')[2]}"
     return None
 
 
-def _place(archive: Archive, name: str, moved: Mapping[str, str]) -> str:
+def _place(archive: ArchiveReader, name: str, moved: Mapping[str, str]) -> str:
     """Return the directory where a source of a run lies now."""
-    if own := _own(archive, name):
-        return str(materialize(own, moved=moved))
-    for label, source in archive.campaign["provenance"]["sources"].items():
-        if source["name"] == name and label in moved:
-            return moved[label]
-        if source["name"] == name and not os.path.isdir(name):
-            if is_candidate(name) and not Path(source["path"]).is_dir():
-                return str(materialize(name))
-            return source["path"]  # its hash is compared
+    if own := _of_this_run(archive, name):
+        return str(materialize(own, moved))
+    for source in archive.sources:
+        if source.name != name:
+            continue
+        if source.label in moved:
+            return moved[source.label]
+        if os.path.isdir(name):
+            continue
+        if is_candidate(name) and not Path(source.path).is_dir():  # the cache was emptied
+            return str(materialize(name))
+        return source.path  # its hash is compared
     return name
 
 
-def places_of(recipe: Recipe, file: str, known: Container[str] = ()) -> dict[str, str]:
+def places_of(recipe: Recipe, known: Container[str] = ()) -> dict[str, str]:
     """Return source name -> directory for the candidates among a recipe's sources.
 
     Args:
         recipe: of any kind.
-        file: the name that faults carry.
         known: names whose places are known.
+
+    Raises:
+        BadInput: see `materialize`.
+
+    >>> from evomerge.recipes.parameters import uniform
+    >>> places_of(uniform(("models/a", "models/b"), "float32"))
+    {}
     """
-    wanted = [n for n in recipe.sources if is_candidate(n) and n not in known]
-    return {name: str(materialize(name, file)) for name in wanted}
+    faults = Faults()
+    places = {}
+    for name in recipe.sources:
+        if is_candidate(name) and name not in known:
+            with faults.gather(under=source_key(recipe, name)):
+                places[name] = str(materialize(name))
+    faults.check()
+    return places
 
 
-def self_contained(recipe: Any, archive: Archive) -> dict:
+def self_contained(recipe: Recipe, archive: ArchiveReader) -> dict[str, Any]:
     """Return a recipe's JSON with candidates of runs among its models as their own recipes.
 
     One whose run is gone, of which only the merged model is left, keeps its name.
-    """
-    data = recipe.to_json()
 
-    def whole(name: str | None) -> Any:
-        if name is None or not is_candidate(name):
+    Args:
+        recipe: of a candidate.
+        archive: that holds it.
+
+    >>> from evomerge.testing.archives import example_archive
+    >>> archive = example_archive()
+    >>> recipe = archive.candidate(3).recipe
+    >>> self_contained(recipe, archive) == recipe.to_json()  # none of its models is a candidate
+    True
+    """
+
+    def whole(name: str) -> str | dict[str, Any]:
+        if not is_candidate(name):
             return name
-        there = _own(archive, name) or name
         try:
-            inner, candidate, found = read_candidate(there, str(archive.path), "models")
+            inner, candidate = read_candidate(_of_this_run(archive, name) or name)
         except BadInput:
             return name
-        return self_contained(_alone(inner, candidate, found), inner)
+        return self_contained(_stands_alone(inner, candidate), inner)
 
+    data = recipe.to_json()
     data["models"] = [whole(model) for model in data["models"]]
-    return data | ({"base": whole(data["base"])} if "base" in data else {})
+    if data.get("base") is not None:
+        data["base"] = whole(data["base"])
+    return data
 
 
 def export_candidate(
@@ -176,61 +223,74 @@ def export_candidate(
     which: str,
     moved: Mapping[str, str] | None = None,
     verify: bool = True,
-) -> tuple[int, str, str]:
+) -> Exported:
     """Export a candidate of a run as a model directory.
 
     Args:
         directory: the run's.
         out: a path that does not exist yet.
-        which: as `picking.pick` takes it.
+        which: as `selection.pick` takes it.
         moved: label -> directory of sources that lie elsewhere.
         verify: compare the weights with the checksum of those that were scored.
-
-    Returns:
-        The candidate's number, the weights' checksum, and how they compare with those scored.
 
     Raises:
         BadInput: there is no such candidate, or a source is not where and what it was.
         EvomergeError: the weights are not the ones that were scored.
+
+    >>> export_candidate(Path("runs/absent"), Path("out"), "best")
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: is no run's directory; name a folder under runs/ in which ...
     """
     archive, moved = open_run(directory), moved or {}
-    candidate = pick(archive, which, str(directory))
-    (found,) = archive.candidates("id = ?", (candidate,))
-    recipe = _alone(archive, found, from_json(found.recipe, f"{directory} candidate {candidate}"))
-    provenance = archive.campaign["provenance"]["sources"]
+    candidate = archive.candidate(pick(archive, which))
+    recipe = _stands_alone(archive, candidate)
     trust = archive.campaign["plan"]["sources"]["trust_remote_code"]
-    faults = moved_faults(moved, provenance)
-    places = {name: _place(archive, name, moved) for name in recipe.sources}
-    for label, source in provenance.items():
-        where = places.get(source["name"])
-        if where is None:
-            continue
-        key = f"sources.{label}"
-        try:
-            opened = open_source(where, file=str(directory), key=key, trust_remote_code=trust)
-        except BadInput as error:
-            faults += error.faults
-            continue
-        if digest(opened).sha256 != source["sha256"]:
-            wrong = f"{where} is not the model that was searched"
-            faults.append(Fault(str(directory), key, wrong, "restore the model"))
-    if faults:
-        raise BadInput(*faults)
-    outcome = archive.outcome(candidate)
-    scored = outcome["weights_checksum"]
+    places = _unchanged(archive, recipe, moved, trust)
+    outcome = archive.outcome(candidate.id)
+    scored = outcome["weights_checksum"] if outcome is not None else ""
     checksum = merge_to(
         recipe,
         out,
         places=places,
-        card=model_card(archive, candidate, recipe),
+        card=model_card(archive, candidate.id, recipe),
         checksum=scored if verify else None,
         trust_remote_code=trust,
-        device=_device_like(outcome["worker"]),
+        device=_device_like(_worker_of(archive, candidate.id)),
         written=self_contained(recipe, archive),
     )
-    if not scored:
-        return candidate, checksum, "scales folded in"
-    return candidate, checksum, "as scored" if verify else "not compared"
+    compared = "as scored" if verify else "not compared"
+    return Exported(candidate.id, checksum, compared if scored else "scales folded in")
+
+
+def _unchanged(
+    archive: ArchiveReader, recipe: Recipe, moved: Mapping[str, str], trust: bool
+) -> dict[str, str]:
+    """Return source name -> directory, each of which holds what was searched.
+
+    Raises:
+        BadInput: one does not, or a label of `moved` is unknown.
+    """
+    faults = Faults()
+    faults.extend(moved_faults(moved, [source.label for source in archive.sources]))
+    places = {name: _place(archive, name, moved) for name in recipe.sources}
+    for source in archive.sources:
+        if source.name not in places:
+            continue
+        place = places[source.name]
+        key = f"sources.{source.label}"
+        with faults.gather(under=key):
+            opened = open_source(place, trust_remote_code=trust)
+            if digest(opened).sha256 != source.sha256:
+                wrong = f"{place} is not the model that was searched"
+                faults.add(key, wrong, "restore the model")
+    faults.check()
+    return places
+
+
+def _worker_of(archive: ArchiveReader, candidate: int) -> str:
+    """Return the worker, HOST/PID/DEVICE, that scored a candidate; "" if none did."""
+    outcome = archive.outcome(candidate)
+    return "" if outcome is None else outcome["worker"]
 
 
 def _kind_of(worker: str) -> str:

@@ -1,24 +1,36 @@
-"""The model card of an exported candidate: sources, recipe, both scores, provenance."""
+"""The model card of a merged model: sources, recipe, both scores, provenance."""
 
-from evomerge.archive.archive import Archive
-from evomerge.archive.summary import mean_score, row, searches
-from evomerge.export.model_directory import card_head
-from evomerge.recipes.parameters import Recipe
-from evomerge.text import Z95, interval
+from collections.abc import Iterable
+
+from evomerge.archive.reader import ArchiveReader
+from evomerge.archive.summary import mean_score, row, searches, whole_budget
+from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.sources.source import is_candidate
+from evomerge.text import interval
 
 
-def model_card(archive: Archive, candidate: int, recipe: Recipe) -> str:
-    """Return README.md for a candidate of a campaign."""
-    campaign = archive.campaign
-    provenance = campaign["provenance"]
-    baselines = archive.baselines()
-    rows = [("**this model**", candidate), *((c.label, c.id) for c in baselines)]
-    names = [o.name for o in archive.objectives]
-    how = "`, `".join(recipe.methods) if recipe.kind == "parameters" else recipe.kind
+def model_card(archive: ArchiveReader, candidate: int, recipe: Recipe) -> str:
+    """Return README.md for a candidate of a campaign.
+
+    Args:
+        archive: of the campaign.
+        candidate: its number.
+        recipe: of the candidate.
+
+    >>> from evomerge.testing.archives import example_archive
+    >>> archive = example_archive()
+    >>> card = model_card(archive, 3, archive.candidate(3).recipe)
+    >>> print(card[card.index("# ") :].splitlines()[0])
+    # example, candidate 3
+    """
+    merged_by = recipe.kind
+    if isinstance(recipe, ParametersRecipe):
+        merged_by = "`, `".join(recipe.methods)
     lines = [
-        f"# {campaign['name']}, candidate {candidate}",
+        f"# {archive.campaign['name']}, candidate {candidate}",
         "",
-        f"A merge of {len(recipe.sources)} models with `{how}`, found by an evolutionary"
+        f"A merge of {len(recipe.sources)} models with `{merged_by}`, found by an evolutionary"
         " search with evomerge. The recipe is in `recipe.json`"
         " (`evomerge merge recipe.json OUT` makes the model again).",
         "",
@@ -27,39 +39,88 @@ def model_card(archive: Archive, candidate: int, recipe: Recipe) -> str:
         "Mean with its 95 % interval. Search items chose the model, so its score on them is"
         " flattered; held-out items were never seen by the search.",
         "",
+        *_score_tables(archive, candidate),
+        "## Sources",
+        "",
     ]
-    for split, said in (("search", "search"), ("heldout", "held-out")):
-        lines += [
-            f"| {said} | " + " | ".join(names) + " | mean |",
-            "|---" * (len(names) + 2) + "|",
-        ]
-        for who, number in rows:
+    for source in archive.sources:
+        lines.append(f"- {source.label}: `{source.name}` (sha256 of its content {source.sha256})")
+    lines += ["", "## Provenance", "", *_provenance(archive), ""]
+    names = [source.name for source in archive.sources]
+    return _head(recipe, names) + "\n".join(lines)
+
+
+def _score_tables(archive: ArchiveReader, candidate: int) -> list[str]:
+    """Return a table for each side of the split: the candidate, then the baselines."""
+    names = [objective.name for objective in archive.objectives]
+    labelled = [("**this model**", candidate)]
+    for baseline in archive.baselines():
+        labelled.append((str(baseline.label), baseline.id))
+    lines = []
+    for split, title in (("search", "search"), ("heldout", "held-out")):
+        lines += [f"| {title} | {' | '.join(names)} | mean |", "|---" * (len(names) + 2) + "|"]
+        for label, number in labelled:
             scores = row(archive, number)["scores"]
+            cells = [interval(scores[name][split]) for name in names]
             mean = mean_score(archive, number, split)
-            cells = [interval(scores[n][split]) for n in names]
-            total = "-" if mean is None else f"{mean.mean:.3f} ± {Z95 * mean.stderr:.3f}"
-            lines.append(f"| {who} | " + " | ".join(cells) + f" | {total} |")
+            cells.append(interval(None if mean is None else mean._asdict()))
+            lines.append(f"| {label} | {' | '.join(cells)} |")
         lines.append("")
-    lines += ["## Sources", ""]
-    lines += [
-        f"- {label}: `{source['name']}` (sha256 of its content {source['sha256']})"
-        for label, source in provenance["sources"].items()
-    ]
+    return lines
+
+
+def _provenance(archive: ArchiveReader) -> list[str]:
+    campaign = archive.campaign
+    provenance, plan = campaign["provenance"], campaign["plan"]
     machine = provenance["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-    budget = campaign["plan"]["budget"]["evaluations"]
-    kinds = [part["controller"]["kind"] for part in searches(campaign["plan"])]
-    controller = "`, then `".join(kinds)
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     commit = machine["git"]["commit"] if machine["git"] else "none"
-    lines += [
-        "",
-        "## Provenance",
-        "",
-        f"- search: `{controller}`, seed {provenance['seed']}, {archive.proposed()} of {budget}"
-        " candidates",
+    controllers = "`, then `".join(part["controller"]["kind"] for part in searches(plan))
+    return [
+        f"- search: `{controllers}`, seed {provenance['seed']}, {archive.proposed()} of"
+        f" {whole_budget(plan)['evaluations']} candidates",
         f"- begun {machine['at']} on {machine['cores']} cores, {machine['platform']}",
         f"- {versions}; git commit {commit}",
-        "",
     ]
-    names = [source["name"] for source in provenance["sources"].values()]
-    return card_head(recipe, names) + "\n".join(lines)
+
+
+def short_card(recipe: Recipe) -> str:
+    """Return README.md for a model of which only the recipe is known.
+
+    >>> from evomerge.recipes.parameters import uniform
+    >>> print(short_card(uniform(("a", "b"), "float32")))
+    ---
+    library_name: transformers
+    base_model:
+    - a
+    - b
+    tags:
+    - mergekit
+    - merge
+    - evomerge
+    ---
+    <BLANKLINE>
+    # Merged model
+    <BLANKLINE>
+    Made by evomerge from `recipe.json`.
+    <BLANKLINE>
+    """
+    return _head(recipe) + "# Merged model\n\nMade by evomerge from `recipe.json`.\n"
+
+
+def _head(recipe: Recipe, also: Iterable[str] = ()) -> str:
+    """Return the metadata block of a model card: the hub's merge tags and the sources.
+
+    Args:
+        recipe: of the model.
+        also: what candidates of runs among its sources were made of, whose names say nothing to
+            others.
+    """
+    sources = list(recipe.sources)
+    if any(is_candidate(name) for name in sources):
+        sources += also
+    names = [f"- {name}\n" for name in dict.fromkeys(sources) if not is_candidate(name)]
+    return (
+        "---\nlibrary_name: transformers\nbase_model:\n"
+        f"{''.join(names)}tags:\n- mergekit\n- merge\n- evomerge\n---\n\n"
+    )

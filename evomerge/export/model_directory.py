@@ -3,31 +3,34 @@
 import itertools
 import json
 import math
-import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from evomerge.dtypes import SIZE, STORED_DTYPES
-from evomerge.errors import BadInput, EvomergeError, Fault
+from evomerge.dtypes import CODES, SIZE
+from evomerge.errors import BadInput, EvomergeError, Fault, Faults
+from evomerge.export.model_card import short_card
 from evomerge.kernels.checksum import Checksum
 from evomerge.mergekit.passthrough import to_passthrough
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.merging.merger import Merger
 from evomerge.merging.routed_checkpoint import routed_config
 from evomerge.merging.validation import check_methods, layout_faults, path_faults
-from evomerge.recipes.parameters import Recipe
+from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.routing import RoutingRecipe
 from evomerge.sources.compatibility import mismatches, stream_mismatches
 from evomerge.sources.digest import digest
 from evomerge.sources.safetensors_file import header_bytes
-from evomerge.sources.source import Source, open_source
+from evomerge.sources.source import Source, is_candidate, open_source
+from evomerge.whole_files import written_beside
 
-SHARD_BYTES = 5_000_000_000
+SHARD_BYTES = 5_000_000_000  # of one safetensors file at most, as transformers 4 and mergekit do
 
-_CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}
 # Beside the weights and config.json, what a directory of transformers may hold.
 _COMPANIONS = (
     "generation_config.json",
@@ -48,28 +51,26 @@ def merge_to(
     recipe: Recipe,
     out: Path,
     *,
-    file: str = "recipe",
     places: Mapping[str, str] | None = None,
     card: str | None = None,
     checksum: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     trust_remote_code: bool = False,
     device: str = "cpu",
-    written: Mapping | None = None,
+    written: Mapping[str, Any] | None = None,
 ) -> str:
     """Materialize a recipe into a directory that plain transformers loads.
 
     Args:
         recipe: any recipe.
         out: a path that does not exist yet.
-        file: the name that faults carry.
         places: source name -> directory, where it is not the name itself.
         card: text of README.md; a short one if not given.
         checksum: what the weights' checksum must be, on the kind of device that scored it.
         shard_bytes: largest size of one safetensors file.
-        written: what recipe.json gets, where it is not the recipe's own JSON.
-        device: where to merge; that on which `checksum` was scored, if it is to be the same.
         trust_remote_code: take sources whose config asks to run code of its own.
+        device: where to merge; that on which `checksum` was scored, if it is to be the same.
+        written: what recipe.json gets, where it is not the recipe's own JSON.
 
     Returns:
         The weights' checksum.
@@ -78,71 +79,143 @@ def merge_to(
         BadInput: the recipe, its sources or `out` will not do.
         EvomergeError: the weights do not carry `checksum`, or the disk does not take them;
             nothing is left behind.
+
+    >>> import tempfile
+    >>> from evomerge.recipes.parameters import single
+    >>> from evomerge.testing import tiny_llama
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     name = str(tiny_llama(f"{folder}/a", seed=0))
+    ...     checksum = merge_to(single(name, "bfloat16"), Path(folder) / "out")
+    ...     sorted(path.name for path in Path(folder, "out").glob("*e*.json"))
+    ['generation_config.json', 'recipe.json', 'tokenizer.json', 'tokenizer_config.json']
     """
     if out.exists():
-        raise BadInput(Fault(str(out), "", "is there already", "name a path that does not exist"))
-    check_methods(recipe, file)
-    opened = _open_all(recipe, file, places or {}, trust_remote_code)
-    if faults := layout_faults(recipe, opened[recipe.sources[0]], file):
-        raise BadInput(*faults)
-    merger = Merger(opened, _hashes(opened, file), device, keep=False)
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+        mend = "name a path that does not exist"
+        raise BadInput(Fault("", "is there already", mend, file=str(out)))
+    check_methods(recipe)
+    opened = _open_all(recipe, places or {}, trust_remote_code)
+    merger = Merger(opened, _hashes(recipe, opened), device, keep=False)
     try:
-        beside.mkdir(parents=True)
-        found = _write_weights(merger, recipe, beside, shard_bytes)
-        if checksum and found != checksum:
-            raise EvomergeError(
-                f"the merged weights have checksum {found}, but {checksum} was scored; was the"
-                " candidate scored on another kind of device? `--unverified` exports it anyway"
-            )
-        _write_texts(opened, recipe, beside, card, written)
-        beside.rename(out)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        with written_beside(out) as folder:
+            folder.mkdir()
+            merged = _write_weights(merger, recipe, folder, shard_bytes)
+            if checksum and merged != checksum:
+                wrong = f"the merged weights have checksum {merged}, but {checksum} was scored"
+                raise EvomergeError(
+                    f"{wrong}; was the candidate scored on another kind of device?"
+                    " `--unverified` exports it anyway"
+                )
+            _write_config(opened[recipe.sources[0]], _config(recipe, opened), recipe.dtype, folder)
+            data = recipe.to_json() if written is None else written
+            (folder / "recipe.json").write_text(json.dumps(data, indent=1) + "\n")
+            if not any(is_candidate(name) for name in recipe.sources):
+                configuration = _mergekit_configuration(recipe, opened)
+                if configuration is not None:
+                    (folder / "mergekit_config.yml").write_text(configuration)
+            (folder / "README.md").write_text(card or short_card(recipe), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
         raise EvomergeError(f"{out} cannot be written: {reason}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return found
+    except SafetensorError as error:
+        raise EvomergeError(f"{out} cannot be written: {error}") from error
+    return merged
 
 
 def _open_all(
-    recipe: Recipe, file: str, places: Mapping[str, str], trust: bool
+    recipe: Recipe, places: Mapping[str, str], trust_remote_code: bool
 ) -> dict[str, Source]:
-    faults, opened = [], {}
+    """Open a recipe's sources, by name, and check them against one another and the recipe."""
+    faults = Faults()
+    opened = {}
     for name in recipe.sources:
-        try:
-            opened[name] = open_source(
-                places.get(name, name), file=file, key="models", trust_remote_code=trust
-            )
-        except BadInput as error:
-            faults += error.faults
-    if recipe.kind == "routing":
-        faults += stream_mismatches(list(opened.values()), file, "models")
-        faults += [] if faults else path_faults(recipe, opened, file)
+        with faults.gather(under=source_key(recipe, name)):
+            place = places.get(name, name)
+            opened[name] = open_source(place, trust_remote_code=trust_remote_code)
+    if isinstance(recipe, RoutingRecipe):
+        faults.extend(stream_mismatches(list(opened.values())), under="models")
+        if not faults:
+            faults.extend(path_faults(recipe, opened))
     elif len(opened) > 1:
-        faults += mismatches(list(opened.values()), file, "models")
-    if faults:
-        raise BadInput(*faults)
+        faults.extend(mismatches(list(opened.values())), under="models")
+    if not faults:
+        faults.extend(layout_faults(recipe, opened[recipe.sources[0]]))
+    faults.check()
     return opened
 
 
-def _hashes(opened: Mapping[str, Source], file: str) -> dict[str, str]:
+def source_key(recipe: Recipe, name: str) -> str:
+    """Return where a recipe's JSON first names a source.
+
+    >>> from evomerge.recipes.parameters import uniform
+    >>> source_key(uniform(("a", "b"), "float32"), "b")
+    'models.1'
+    """
+    return f"models.{recipe.models.index(name)}" if name in recipe.models else "base"
+
+
+def _hashes(recipe: Recipe, opened: Mapping[str, Source]) -> dict[str, str]:
     """Return the sources' content hashes, once no weight of theirs is NaN or infinite."""
-    digests = {name: digest(source) for name, source in opened.items()}
-    faults = [
-        Fault(file, "models", f"'{n}' has NaN or infinity in {d.not_finite[0]}", "take another")
-        for n, d in digests.items()
-        if d.not_finite
-    ]
-    if faults:
-        raise BadInput(*faults)
-    return {name: d.sha256 for name, d in digests.items()}
+    faults = Faults()
+    hashes = {}
+    for name, source in opened.items():
+        sha256, not_finite = digest(source)
+        if not_finite:
+            wrong = f"'{name}' has NaN or infinity in {not_finite[0]}"
+            faults.add(source_key(recipe, name), wrong, "take another")
+        hashes[name] = sha256
+    faults.check()
+    return hashes
+
+
+def _config(recipe: Recipe, opened: Mapping[str, Source]) -> Mapping[str, Any]:
+    if isinstance(recipe, RoutingRecipe):
+        return routed_config(recipe, opened)
+    return opened[recipe.sources[0]].config
+
+
+def _mergekit_configuration(recipe: Recipe, opened: Mapping[str, Source]) -> str | None:
+    """Return a mergekit configuration of a recipe, if it can express it."""
+    if isinstance(recipe, RoutingRecipe):
+        return to_passthrough(recipe, opened)
+    if isinstance(recipe, ParametersRecipe):
+        return to_mergekit(recipe, opened[recipe.sources[0]])
+    return None
 
 
 def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> str:
     """Write each tensor as it comes, so that one is in memory at a time; return the checksum."""
-    shapes = merger.shapes(recipe)
-    size = SIZE[_CODES[recipe.dtype]]
+    code = CODES[recipe.dtype]
+    shards = _sharded(merger.shapes(recipe), SIZE[code], limit)
+    checksum, stream, total = Checksum(), merger.stream(recipe), 0
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys(shard, file)
+        with open(folder / file, "wb") as out:
+            out.write(header_bytes({name: (code, shape) for name, shape in shard.items()}))
+            for name, tensor in itertools.islice(stream, len(shard)):
+                checksum.update(name, tensor)
+                total += tensor.nbytes
+                flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                out.write(flat.numpy().data)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    return checksum.hexdigest()
+
+
+def _sharded(
+    shapes: Mapping[str, tuple[int, ...]], size: int, limit: int
+) -> list[dict[str, tuple[int, ...]]]:
+    """Part tensors, in their order, into shards of at most `limit` bytes, or of one tensor each.
+
+    Args:
+        shapes: by tensor name.
+        size: of a number in bytes.
+        limit: of a shard.
+    """
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
     for name, shape in shapes.items():
@@ -152,77 +225,16 @@ def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> 
             filled = 0
         shards[-1][name] = shape
         filled += taken
-    checksum, stream, weight_map, total = Checksum(), merger.stream(recipe), {}, 0
-    for index, shard in enumerate(shards):
-        file = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
-        file = "model.safetensors" if len(shards) == 1 else file
-        weight_map |= dict.fromkeys(shard, file)
-        with open(folder / file, "wb") as out:
-            code = _CODES[recipe.dtype]
-            out.write(header_bytes({n: (code, shape) for n, shape in shard.items()}))
-            for name, tensor in itertools.islice(stream, len(shard)):
-                checksum.update(name, tensor)
-                total += tensor.nbytes
-                flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                out.write(flat.numpy().data)
-    if len(shards) > 1:
-        listed = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(listed, indent=1))
-    return checksum.hexdigest()
+    return shards
 
 
-def _write_texts(
-    opened: Mapping[str, Source],
-    recipe: Recipe,
-    folder: Path,
-    card: str | None,
-    written: Mapping | None,
-) -> None:
-    """Write config, tokenizer, recipe and model card: all but the weights."""
-    frame = opened[recipe.sources[0]]
-    routed = recipe.kind == "routing"
-    config = routed_config(recipe, opened) if routed else frame.config
-    _write_config(frame, config, recipe.dtype, folder)
-    data = recipe.to_json() if written is None else written
-    (folder / "recipe.json").write_text(json.dumps(data, indent=1) + "\n")
-    config = to_passthrough(recipe, opened) if routed else to_mergekit(recipe, frame)
-    if config and all(is_portable(name) for name in recipe.sources):
-        (folder / "mergekit_config.yml").write_text(config)
-    (folder / "README.md").write_text(card or _short_card(recipe), encoding="utf-8")
-
-
-def _write_config(frame: Source, config: Mapping, dtype: str, folder: Path) -> None:
-    config = {k: v for k, v in config.items() if k not in ("torch_dtype", "_name_or_path")}
-    config["dtype"] = str(getattr(torch, dtype)).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+def _write_config(frame: Source, config: Mapping[str, Any], dtype: str, folder: Path) -> None:
+    """Write config.json, and copy tokenizer, generation config and code of a model's own."""
+    kept = {k: v for k, v in config.items() if k not in ("torch_dtype", "_name_or_path")}
+    (folder / "config.json").write_text(json.dumps({**kept, "dtype": dtype}, indent=2) + "\n")
     for name in _COMPANIONS:
         if (frame.path / name).exists():
             shutil.copyfile(frame.path / name, folder / name)
     if "auto_map" in frame.config:
         for code in frame.path.glob("*.py"):
             shutil.copyfile(code, folder / code.name)
-
-
-def _short_card(recipe: Recipe) -> str:
-    return card_head(recipe) + "# Merged model\n\nMade by evomerge from `recipe.json`.\n"
-
-
-def is_portable(name: str) -> bool:
-    """Tell whether a source's name means something to others: no candidate of a run."""
-    return "#" not in name or os.path.isdir(name)
-
-
-def card_head(recipe: Recipe, also: Iterable[str] = ()) -> str:
-    """Return the metadata block of a model card: the hub's merge tags and the sources.
-
-    Args:
-        recipe: of the model.
-        also: what candidates of runs among its sources were made of.
-    """
-    sources = [*recipe.sources, *(also if not all(map(is_portable, recipe.sources)) else ())]
-    portable = dict.fromkeys(name for name in sources if is_portable(name))
-    names = "".join(f"- {name}\n" for name in portable)
-    return (
-        "---\nlibrary_name: transformers\nbase_model:\n"
-        f"{names}tags:\n- mergekit\n- merge\n- evomerge\n---\n\n"
-    )

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.environment import cache_folder
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, placed
 from evomerge.export.candidates import places_of
-from evomerge.export.model_directory import merge_to
+from evomerge.export.model_directory import merge_to, source_key
 from evomerge.mergekit.reader import from_mergekit, read_file
-from evomerge.recipes.parse import from_json
+from evomerge.recipes.parse import parse_recipe
 
 
 def merge_file(file: Path, out: Path) -> str:
@@ -23,28 +23,46 @@ def merge_file(file: Path, out: Path) -> str:
 
     Returns:
         The weights' checksum.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "recipe.json"
+    ...     _ = file.write_text('{"kind": "soup"}')
+    ...     merge_file(file, Path(folder) / "out")
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: ...recipe.json: kind: there is no 'soup'; known: explicit, ...
     """
     data = read_file(file)
-    if file.suffix in (".yml", ".yaml"):
-        recipe = from_mergekit(data, str(file))
-        return merge_to(recipe, out, file=str(file), places=places_of(recipe, str(file)))
-    return _merge(data, out, str(file))
+    with placed(file=str(file)):
+        if file.suffix in (".yml", ".yaml"):
+            recipe = from_mergekit(data)
+            return merge_to(recipe, out, places=places_of(recipe))
+        return _merge(data, out, str(file))
 
 
-def _merge(data: Any, out: Path, file: str) -> str:
-    flat, inner = unnested(data, file)
-    recipe = from_json(flat, file)
-    used = [name for name in inner if name in recipe.sources]
+def _merge(data: Any, out: Path, name: str) -> str:
+    """Merge a recipe's JSON, and before it the recipes within it.
+
+    Args:
+        data: which may be anything.
+        out: a path that does not exist yet.
+        name: of the recipe.
+    """
+    flat, inner = unnested(data, name)
+    recipe = parse_recipe(flat)
+    used = [model for model in inner if model in recipe.sources]
     with contextlib.ExitStack() as stack:
-        made = stack.enter_context(_scratch(file)) if used else ""
-        places = {name: f"{made}/{index}" for index, name in enumerate(used)}
-        for name, place in places.items():
-            _merge(inner[name], Path(place), name)
-        others = places_of(recipe, file, known=places)
-        return merge_to(recipe, out, file=file, places=places | others, written=data)
+        places = {}
+        if used:
+            folder = stack.enter_context(_scratch(name))
+            places = {model: f"{folder}/{index}" for index, model in enumerate(used)}
+        for model, place in places.items():
+            with placed(source_key(recipe, model)):
+                _merge(inner[model], Path(place), model)
+        candidates = places_of(recipe, known=places)
+        return merge_to(recipe, out, places=places | candidates, written=data)
 
 
-def _scratch(file: str) -> tempfile.TemporaryDirectory:
+def _scratch(name: str) -> "tempfile.TemporaryDirectory[str]":
     """Return a folder for models that are merged only to be merged again."""
     folder = cache_folder("recipes")
     try:
@@ -52,22 +70,30 @@ def _scratch(file: str) -> tempfile.TemporaryDirectory:
         return tempfile.TemporaryDirectory(dir=folder)
     except OSError as error:
         reason = f"models within it cannot be written to {folder}: {error.strerror}"
-        raise EvomergeError(f"{file}: {reason}") from error
+        raise EvomergeError(f"{name}: {reason}") from error
 
 
-def unnested(data: Any, file: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:
-    """Return a recipe's JSON with names in the place of recipes, and these by name."""
-    if not isinstance(data, Mapping):
-        return data, {}
+def unnested(data: Any, name: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:
+    """Return a recipe's JSON with names in the place of recipes, and these by name.
+
+    Args:
+        data: which may be anything.
+        name: of the recipe, with which the names begin.
+
+    >>> flat, inner = unnested({"models": ["a", {"kind": "routing"}]}, "recipe.json")
+    >>> flat, inner
+    ({'models': ['a', 'recipe.json#models.1']}, {'recipe.json#models.1': {'kind': 'routing'}})
+    """
     inner: dict[str, Mapping[str, Any]] = {}
 
     def named(entry: Any, key: str) -> Any:
         if not isinstance(entry, Mapping):
             return entry
-        name = f"{file}#{key}"
-        inner[name] = entry
-        return name
+        inner[f"{name}#{key}"] = entry
+        return f"{name}#{key}"
 
+    if not isinstance(data, Mapping):
+        return data, inner
     flat = dict(data)
     if isinstance(data.get("models"), list):
         flat["models"] = [named(m, f"models.{i}") for i, m in enumerate(data["models"])]

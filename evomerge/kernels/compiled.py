@@ -1,4 +1,4 @@
-"""The kernels compiled for a GPU: a fused pass over memory where eager torch makes many.
+"""The back end compiled for a GPU: a fused pass over memory where eager torch makes many.
 
 What torch.compile makes of it (Triton on a GPU; C++ on a processor, where `native` is quicker)
 says the same as `eager.py`, operation by operation, and no product is contracted with a sum,
@@ -8,17 +8,21 @@ and goes on in eager torch.
 """
 
 import logging
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, ParamSpec
 
 import numpy as np
 import torch
 
-from evomerge.kernels import eager
+from evomerge.kernels.chances import keep_by_chance
+from evomerge.kernels.eager import EagerKernels
 from evomerge.kernels.masked import Masked
-from evomerge.kernels.philox import GROUP, philox_rounds
+from evomerge.kernels.merge_plan import Kept
+from evomerge.kernels.philox import GROUP, GROUP_BLOCKS, philox_rounds
 
 log = logging.getLogger("evomerge")
+
+P = ParamSpec("P")
 
 _ROUNDED = (torch.bfloat16, torch.float32)  # dtypes of task vectors that are rounded here
 
@@ -27,56 +31,89 @@ SMALLEST = 1 << 16  # elements below which a call costs more than its passes
 _broken = False
 
 
-def weighted_sum(
-    tensors: list[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype
-) -> torch.Tensor:
-    """Return what `eager.weighted_sum` returns."""
-    plain = any(t.dtype == torch.float64 for t in tensors) or not np.all(coefficients)
-    if plain or tensors[0].numel() < SMALLEST:
-        return eager.weighted_sum(tensors, coefficients, dtype)
-    device = tensors[0].device
-    scalars = [torch.tensor(float(c), dtype=torch.float32, device=device) for c in coefficients]
-    flat = [t.reshape(-1) for t in tensors]
-    found = _call(_weighted, flat, scalars, dtype)
-    if found is None:
-        return eager.weighted_sum(tensors, coefficients, dtype)
-    return found.view_as(tensors[0])
+class CompiledKernels(EagerKernels):
+    """Merges a plan tensor by tensor; what is not compiled is merged by eager torch.
+
+    Small tensors, double precision, ranks, votes and variances are not.
+
+    >>> kernels = CompiledKernels()
+    >>> kernels.weighted_sum([torch.ones(2), torch.ones(2)], np.array([0.5, 1.0]), torch.float32)
+    tensor([1.5000, 1.5000])
+    """
+
+    def weighted_sum(
+        self, tensors: Sequence[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """See `eager.weighted_sum`."""
+        plain = any(t.dtype == torch.float64 for t in tensors) or not np.all(coefficients)
+        if not plain and tensors[0].numel() >= SMALLEST:
+            device = tensors[0].device
+            scalars = [
+                torch.tensor(float(c), dtype=torch.float32, device=device) for c in coefficients
+            ]
+            flat = [tensor.reshape(-1) for tensor in tensors]
+            merged = _call(_weighted, flat, scalars, dtype)
+            if merged is not None:
+                return merged.view_as(tensors[0])
+        return super().weighted_sum(tensors, coefficients, dtype)
+
+    def masked_sum(
+        self,
+        base: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        masked: Masked,
+        kept: Sequence[Kept],
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """See `eager.masked_sum`."""
+        wide = any(t.dtype == torch.float64 for t in tensors) or base.dtype not in _ROUNDED
+        known = masked.thin in ("magnitude", "band", "random") and masked.join != "largest"
+        if not wide and known and base.numel() >= SMALLEST:
+            merged = self._fused(base, tensors, masked, kept, dtype)
+            if merged is not None:
+                return merged.view_as(base)
+        return super().masked_sum(base, tensors, masked, kept, dtype)
+
+    def _fused(
+        self,
+        base: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        masked: Masked,
+        kept: Sequence[Kept],
+        dtype: torch.dtype,
+    ) -> torch.Tensor | None:
+        """Return a masked sum, flattened; None where nothing compiles."""
+        random = masked.thin == "random"
+        chances = [keep_by_chance(density, masked) for density in masked.density]
+        rows = [
+            (float(weight), of_model.low, of_model.high, inverse)
+            for weight, of_model, (_, inverse) in zip(masked.weight, kept, chances, strict=True)
+        ]
+        draws = []
+        for of_model in kept if random else ():
+            drawn = _drawn(base, of_model.key)
+            if drawn is None:
+                return None
+            draws.append(drawn)
+        return _call(
+            _masked,
+            base.reshape(-1),
+            [tensor.reshape(-1) for tensor in tensors],
+            torch.tensor(rows, dtype=torch.float32, device=base.device),
+            torch.tensor([t for t, _ in chances], dtype=torch.int64, device=base.device),
+            draws,
+            torch.tensor(float(masked.scale), dtype=torch.float32, device=base.device),
+            _Form(random, masked.join == "elect", masked.normalize),
+            dtype,
+        )
 
 
-def masked_sum(
-    base: torch.Tensor,
-    tensors: list[torch.Tensor],
-    how: Masked,
-    kept: list[eager.Kept],
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Return what `eager.masked_sum` returns."""
-    wide = any(t.dtype == torch.float64 for t in tensors) or base.dtype not in _ROUNDED
-    ours = how.thin in ("magnitude", "band", "random") and how.join in ("sum", "elect")
-    if wide or not ours or base.numel() < SMALLEST:
-        return eager.masked_sum(base, tensors, how, kept, dtype)
-    chances = [eager.keep_by_chance(density, how) for density in how.density]
-    rows = [
-        (float(weight), k.low, k.high, inverse)
-        for weight, k, (_, inverse) in zip(how.weight, kept, chances, strict=True)
-    ]
-    below = [threshold for threshold, _ in chances]
-    random = how.thin == "random"
-    drawn = [_drawn(base, k.key) for k in kept] if random else []
-    found = _call(
-        _masked,
-        base.reshape(-1),
-        [t.reshape(-1) for t in tensors],
-        torch.tensor(rows, dtype=torch.float32, device=base.device),
-        torch.tensor(below, dtype=torch.int64, device=base.device),
-        drawn,
-        torch.tensor(float(how.scale), dtype=torch.float32, device=base.device),
-        _How(random, how.join == "elect", how.normalize),
-        dtype,
-    )
-    if found is None:
-        return eager.masked_sum(base, tensors, how, kept, dtype)
-    return found.view_as(base)
+class _Form(NamedTuple):
+    """What is compiled in; what changes from candidate to candidate comes as tensors."""
+
+    random: bool
+    elect: bool
+    normalize: bool
 
 
 def _weighted(
@@ -88,14 +125,6 @@ def _weighted(
     return total.to(dtype)
 
 
-class _How(NamedTuple):
-    """What is compiled in."""
-
-    random: bool
-    elect: bool
-    normalize: bool
-
-
 def _masked(
     base: torch.Tensor,
     tensors: list[torch.Tensor],
@@ -103,7 +132,7 @@ def _masked(
     below: torch.Tensor,
     drawn: list[tuple[torch.Tensor, torch.Tensor]],
     scale: torch.Tensor,
-    how: _How,
+    form: _Form,
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """The eager kernel's steps; rows of `scalars` are weight, low, high, inverse of a model."""
@@ -113,7 +142,7 @@ def _masked(
         weight, low, high, inverse = scalars[i, 0], scalars[i, 1], scalars[i, 2], scalars[i, 3]
         tau = tensor.to(torch.float32) - origin
         tau = _to_bfloat16(tau) if base.dtype == torch.bfloat16 else tau
-        if how.random:
+        if form.random:
             tau = tau * (_draws(base, *drawn[i]) < below[i]) * inverse
         else:
             size = tau.abs()
@@ -122,29 +151,30 @@ def _masked(
     whole = torch.zeros_like(origin)
     for part in parts:
         whole = whole + part
-    if not how.elect and not how.normalize:
+    if not form.elect and not form.normalize:
         return (origin + whole * scale).to(dtype)
     total, divisor = torch.zeros_like(origin), torch.zeros_like(origin)
     for i, part in enumerate(parts):
         left = part != 0
-        if how.elect:
+        if form.elect:
             left = left & (part.sign() == whole.sign())
         total = total + part * left
         divisor = divisor + left * scalars[i, 0].abs()
-    if how.normalize:
+    if form.normalize:
         total = total * (1.0 / torch.where(divisor > 0, divisor, torch.ones_like(divisor)))
     return (origin + total * scale).to(dtype)
 
 
-def _drawn(like: torch.Tensor, key: tuple[int, int]) -> tuple[torch.Tensor | None, ...]:
+def _drawn(like: torch.Tensor, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return words with the high bytes of `philox`'s draws, and with the low ones of its groups.
 
-    None where nothing compiles, as `_call` then says of what is to use them.
+    None where nothing compiles.
     """
     groups = (like.numel() + GROUP - 1) // GROUP
-    blocks = GROUP // 16 * groups, GROUP // 16 * ((groups + GROUP - 1) // GROUP)
+    blocks = GROUP_BLOCKS * groups, GROUP_BLOCKS * ((groups + GROUP - 1) // GROUP)
     words = torch.tensor(key, dtype=torch.int64, device=like.device)
-    return tuple(_call(_words, n, words, stream) for stream, n in enumerate(blocks))
+    high, low = (_call(_words, n, words, stream) for stream, n in enumerate(blocks))
+    return None if high is None or low is None else (high, low)
 
 
 def _words(blocks: int, key: torch.Tensor, stream: int) -> torch.Tensor:
@@ -161,9 +191,9 @@ def _draws(like: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> torch.T
 
 
 def _bytes(words: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return the bytes that `philox_bytes` has at some places."""
+    """Return the bytes that `philox_bytes` has at some places; see there for their order."""
     at = index & (GROUP - 1)
-    block = index // GROUP * 8 + ((at >> 2) & 1) * 4 + ((at >> 3) & 3)
+    block = index // GROUP * GROUP_BLOCKS + ((at >> 2) & 1) * 4 + ((at >> 3) & 3)
     return (words[at >> 5, block] >> ((at & 3) * 8)) & 0xFF
 
 
@@ -173,10 +203,12 @@ def _to_bfloat16(x: torch.Tensor) -> torch.Tensor:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
 
 
-_COMPILED: dict[Callable, Callable] = {}
+_COMPILED: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}
 
 
-def _call(function: Callable, *arguments: object) -> torch.Tensor | None:
+def _call(
+    function: Callable[P, torch.Tensor], *arguments: P.args, **options: P.kwargs
+) -> torch.Tensor | None:
     """Run a compiled function; None, said once, where there is nothing to compile with."""
     global _broken
     if _broken:
@@ -184,7 +216,7 @@ def _call(function: Callable, *arguments: object) -> torch.Tensor | None:
     if function not in _COMPILED:
         _COMPILED[function] = torch.compile(function, dynamic=True, fullgraph=True)
     try:
-        return _COMPILED[function](*arguments)
+        return _COMPILED[function](*arguments, **options)
     except torch.OutOfMemoryError:
         raise  # the candidate's trouble, not the compiler's
     except Exception as error:  # a missing compiler shows in many ways

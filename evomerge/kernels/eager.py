@@ -1,27 +1,101 @@
-"""The two kernels that every merge method runs on: weighted sums and masked task vectors.
+"""The reference back end: plain torch, on any device and in any floating dtype.
 
-Eager float32 forms, exact and in a fixed order: products and sums are separate operations
-(no contraction to FMA), so the same recipe gives the same bits on the same kind of device.
+Exact and in a fixed order: products and sums are separate operations in float32 (no contraction
+to FMA), so that the same plan gives the same bits on the same kind of device.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
+from evomerge.kernels.chances import keep_by_chance, keep_by_rank
+from evomerge.kernels.checksum import tile_digests
+from evomerge.kernels.magnitude_histogram import in_bin, ranked
 from evomerge.kernels.masked import Masked
+from evomerge.kernels.merge_plan import (
+    Kept,
+    MergePlan,
+    SegmentedSums,
+    Sums,
+    WeightedSums,
+    check_finite,
+)
 from evomerge.kernels.philox import philox
+from evomerge.kernels.task_vector import accumulator, task_vector, variance
 
-TILE = 1 << 18  # elements worked on at a time: a few float32 tiles stay in the cache
+TILE = 1 << 18  # elements worked on at a time: a few float32 tiles of 1 MiB stay in the cache
 
-CHANCES = 1 << 16  # a random draw is one of these
 
-LEVELS = 256  # of magnitude in a row, for probabilities that hang on it
+class EagerKernels:
+    """Merges a plan tensor by tensor; see `merge_plan.MergeKernels`.
+
+    >>> from evomerge.kernels.merge_plan import Operands
+    >>> operands = Operands({"w": (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))})
+    >>> plan = MergePlan(operands, torch.float32, (WeightedSums(("w",), np.array([0.5, 0.5])),))
+    >>> live = {"w": torch.empty(2)}
+    >>> digests = EagerKernels().merge(plan, live)
+    >>> live["w"]
+    tensor([2., 3.])
+    """
+
+    def merge(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """See `merge_plan.MergeKernels.merge`."""
+        digests = {}
+        for group in plan.groups:
+            for row, name in enumerate(group.names):
+                merged = self._merged(plan, group, row)
+                check_finite(name, merged)
+                digests[name] = tile_digests(merged)
+                targets[name].copy_(merged)
+        return digests
+
+    def weighted_sum(
+        self, tensors: Sequence[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """See `weighted_sum`."""
+        return weighted_sum(tensors, coefficients, dtype)
+
+    def masked_sum(
+        self,
+        base: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+        masked: Masked,
+        kept: Sequence[Kept],
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """See `masked_sum`."""
+        return masked_sum(base, tensors, masked, kept, dtype)
+
+    def _merged(self, plan: MergePlan, group: Sums, row: int) -> torch.Tensor:
+        operands = plan.operands.tensors[group.names[row]]
+        if isinstance(group, WeightedSums):
+            return self.weighted_sum(operands, group.of(row), plan.dtype)
+        if isinstance(group, SegmentedSums):
+            starts, coefficients = group.starts[row], group.coefficients[row]
+            return self._segments(operands, starts, coefficients, plan.dtype)
+        base, *models = operands
+        return self.masked_sum(base, models, group.masked, group.kept[row], plan.dtype)
+
+    def _segments(
+        self,
+        tensors: Sequence[torch.Tensor],
+        starts: np.ndarray,
+        coefficients: np.ndarray,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """Return a tensor whose runs of elements are each a weighted sum of its own."""
+        flat = [tensor.reshape(-1) for tensor in tensors]
+        merged = torch.empty_like(flat[0], dtype=dtype)
+        stops = [*starts[1:], len(merged)]
+        for start, stop, row in zip(starts, stops, coefficients, strict=True):
+            parts = [tensor[start:stop] for tensor in flat]
+            merged[start:stop] = self.weighted_sum(parts, row, dtype)
+        return merged.view_as(tensors[0])
 
 
 def weighted_sum(
-    tensors: list[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype | None = None
+    tensors: Sequence[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """Return sum_k c_k W_k.
 
@@ -33,8 +107,11 @@ def weighted_sum(
 
     Returns:
         The sum, accumulated in float32 (float64 if a tensor is) in the order given.
+
+    >>> weighted_sum([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.0])], np.array([0.5, 2.0]))
+    tensor([6.5000, 1.0000])
     """
-    wide = _accumulator(tensors)
+    wide = accumulator(tensors)
     terms = [(t.reshape(-1), float(c)) for t, c in zip(tensors, coefficients, strict=True) if c]
 
     def tile(start: int, stop: int) -> torch.Tensor:
@@ -59,26 +136,11 @@ def _tiled(
     return out.view_as(like)
 
 
-class Kept(NamedTuple):
-    """What thinning one task vector needs beside it.
-
-    Attributes:
-        low, high: the magnitudes kept; of a variance, the least.
-        key: of the random generator.
-        levels: uint8, of the base's size: every element's rank (see `rank_levels`).
-    """
-
-    low: float = 0.0
-    high: float = float("inf")
-    key: tuple[int, int] | None = None
-    levels: torch.Tensor | None = None
-
-
 def masked_sum(
     base: torch.Tensor,
-    tensors: list[torch.Tensor],
-    how: Masked,
-    kept: list[Kept],
+    tensors: Sequence[torch.Tensor],
+    masked: Masked,
+    kept: Sequence[Kept],
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Return base + scale * what is left of the thinned and weighted task vectors, joined.
@@ -86,174 +148,109 @@ def masked_sum(
     Args:
         base: W_0.
         tensors: n models' tensors of base's shape.
-        how: see `Masked`.
-        kept: for each model.
+        masked: what is done with them.
+        kept: see `MaskedSums.kept`.
         dtype: of the result, rounded to once; that of the accumulation by default.
 
     Returns:
         A tensor of base's shape, computed in float32 (float64 if a tensor is).
+
+    >>> trimmed = Masked(np.ones(1), np.array([0.5]), "magnitude")
+    >>> masked_sum(torch.zeros(2), [torch.tensor([0.1, 3.0])], trimmed, [Kept(low=3.0)])
+    tensor([0., 3.])
     """
-    wide = _accumulator([base, *tensors])
-    flat, models = base.reshape(-1), [t.reshape(-1) for t in tensors]
+    wide = accumulator([base, *tensors])
+    flat, models = base.reshape(-1), [tensor.reshape(-1) for tensor in tensors]
+    if masked.thin == "variance":
+        kept = [_found(flat, models, kept[0])]
 
     def thinned(start: int, stop: int) -> list[torch.Tensor]:
         taus = [task_vector(flat[start:stop], m[start:stop]).to(wide) for m in models]
-        if how.thin in ("variance", "votes"):
-            mask = _agreed(taus, how, kept)
-            return [tau * mask for tau in taus]
-        return [_thinned(tau, how, i, kept[i], start) for i, tau in enumerate(taus)]
+        if masked.thin == "variance":
+            varies = variance(taus) >= kept[0].low
+            return [tau * varies for tau in taus]
+        if masked.thin == "votes":
+            agreed = _agreed(taus, masked)
+            return [tau * agreed for tau in taus]
+        return [_thinned(tau, masked, i, kept[i], start) for i, tau in enumerate(taus)]
 
-    weights = [float(w) for w in how.weight]
-    if how.energy:
+    weights = [float(w) for w in masked.weight]
+    if masked.energy:
+        # SCE (arXiv:2408.07990), "calculate": w_i = E[tau_i^2] / sum_j E[tau_j^2] of what is kept
         energy = [float((tau.double() ** 2).mean()) for tau in thinned(0, flat.numel())]
         weights = [w * e / (sum(energy) or 1.0) for w, e in zip(weights, energy, strict=True)]
 
     def tile(start: int, stop: int) -> torch.Tensor:
         taus = thinned(start, stop)
         parts = [tau * w for tau, w in zip(taus, weights, strict=True)]
-        return flat[start:stop].to(wide) + _joined(parts, weights, how) * how.scale
+        return flat[start:stop].to(wide) + _joined(parts, weights, masked) * masked.scale
 
     return _tiled(base, dtype or wide, tile)
 
 
-def _joined(parts: list[torch.Tensor], weights: list[float], how: Masked) -> torch.Tensor:
-    if how.join == "largest":
+def _found(base: torch.Tensor, models: Sequence[torch.Tensor], kept: Kept) -> Kept:
+    """Return the least variance that is kept, searched in its bin if need be."""
+    if kept.place is None:
+        return kept
+    spread = variance([task_vector(base, model).float() for model in models])
+    return Kept(low=ranked(in_bin(spread, kept.place.bin), kept.place.rank))
+
+
+def _joined(
+    parts: Sequence[torch.Tensor], weights: Sequence[float], masked: Masked
+) -> torch.Tensor:
+    """Return the thinned and weighted task vectors as one (TIES, arXiv:2306.01708, algorithm 1)."""
+    if masked.join == "largest":
         return _largest(parts)
     whole = torch.zeros_like(parts[0])
     for part in parts:
-        whole += part
-    if how.join == "sum" and not how.normalize:
+        whole += part  # sum_i w_i tau_i, whose sign is elected
+    if masked.join == "sum" and not masked.normalize:
         return whole
-    sign = whole.sign() if how.join == "elect" else None
+    elected = whole.sign() if masked.join == "elect" else None
     total, divisor = torch.zeros_like(parts[0]), torch.zeros_like(parts[0])
     for part, weight in zip(parts, weights, strict=True):
         left = part != 0
-        if sign is not None:
-            left &= part.sign() == sign
+        if elected is not None:
+            left &= part.sign() == elected
         total += part * left
         divisor += left * abs(weight)
-    return total * (1.0 / divisor.where(divisor > 0, 1.0)) if how.normalize else total
+    # times the inverse, not a division: what the native kernel looks up
+    return total * (1.0 / divisor.where(divisor > 0, 1.0)) if masked.normalize else total
 
 
-def _thinned(tau: torch.Tensor, how: Masked, i: int, kept: Kept, start: int) -> torch.Tensor:
+def _largest(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    largest = parts[0]
+    for part in parts[1:]:
+        largest = torch.where(part.abs() >= largest.abs(), part, largest)
+    return largest + 0.0  # no negative zero, as in a sum
+
+
+def _thinned(tau: torch.Tensor, masked: Masked, i: int, kept: Kept, start: int) -> torch.Tensor:
     """Thin a tile of tau_i that begins at element `start`."""
-    if how.thin in ("magnitude", "band"):
+    if masked.thin in ("magnitude", "band"):
         if kept.low == 0.0 and kept.high == float("inf"):
             return tau
         size = tau.abs()
         return tau * ((size >= kept.low) & (size <= kept.high))
     draws = philox(tau.numel(), kept.key, tau.device, start)
-    if how.thin == "random":
-        threshold, inverse = keep_by_chance(how.density[i], how)
+    if masked.thin == "random":
+        threshold, inverse = keep_by_chance(masked.density[i], masked)
         return tau * (draws < threshold) * inverse
+    assert kept.levels is not None, "a ranked mask needs ranks"
     level = kept.levels.reshape(-1)[start : start + tau.numel()].long()
-    thresholds, inverses = (
-        torch.from_numpy(x).to(tau.device)[level] for x in keep_by_rank(how.density[i], how)
-    )
-    return tau * (draws < thresholds) * inverses
+    thresholds, inverses = keep_by_rank(masked.density[i], masked)
+    drawn = draws < torch.from_numpy(thresholds).to(tau.device)[level]
+    return tau * drawn * torch.from_numpy(inverses).to(tau.device)[level]
 
 
-def keep_by_chance(density: float, how: Masked) -> tuple[int, float]:
-    """Return below which of 2^16 draws an element is kept, and by what it is multiplied then.
-
-    The inverse of the probability as the draws have it, where `how` asks to rescale.
-    """
-    threshold = int(min(float(density), 1.0) * CHANCES)
-    return threshold, CHANCES / threshold if how.rescale and threshold else 1.0
-
-
-def keep_by_rank(density: float, how: Masked) -> tuple[np.ndarray, np.ndarray]:
-    """Return the same for the 256 levels of magnitude in a row, (256,) int64 and float32.
-
-    From density - epsilon for the smallest to density + epsilon for the largest, clipped to
-    [0, 1] (DELLA, arXiv:2406.11617, section 3).
-    """
-    first, step = chances_of_rank(density, how)
-    chance = first + np.arange(LEVELS, dtype=np.float32) * step
-    thresholds = np.clip(chance, 0.0, CHANCES).astype(np.int64)
-    inverses = np.float32(CHANCES) / np.maximum(thresholds, 1).astype(np.float32)
-    return thresholds, inverses if how.rescale else np.ones_like(inverses)
-
-
-def chances_of_rank(density: float, how: Masked) -> tuple[np.float32, np.float32]:
-    """Return the threshold of the first level, before it is rounded down, and what a level adds.
-
-    A density of 1 keeps everything.
-    """
-    epsilon = how.epsilon if density < 1.0 else 0.0
-    first = (density - epsilon) * CHANCES + 0.5
-    return np.float32(first), np.float32(2.0 * epsilon * CHANCES / (LEVELS - 1))
-
-
-def rank_levels(tau: torch.Tensor) -> torch.Tensor:
-    """Return uint8 ranks of |tau| in its row (last dimension), from 0 for the smallest to 255.
-
-    The nearest of 256 levels; equals are ranked in their order. A row of one element has 128.
-    """
-    n = tau.shape[-1] if tau.dim() else 1
-    if n <= 1 or not tau.numel():
-        return torch.full(tau.shape, LEVELS // 2, dtype=torch.uint8, device=tau.device)
-    rows = tau.abs().reshape(-1, n)
-    order = rows.argsort(dim=1, stable=True)
-    steps = torch.arange(n, device=tau.device)
-    level = ((steps * (LEVELS - 1) + (n - 1) // 2) // (n - 1)).to(torch.uint8)
-    levels = torch.empty(rows.shape, dtype=torch.uint8, device=tau.device)
-    return levels.scatter_(1, order, level.expand_as(order).contiguous()).view_as(tau)
-
-
-def _agreed(taus: list[torch.Tensor], how: Masked, kept: list[Kept]) -> torch.Tensor:
-    """Return the mask that all models share."""
-    if how.thin == "variance":
-        return variance(taus) >= kept[0].low
+def _agreed(taus: Sequence[torch.Tensor], masked: Masked) -> torch.Tensor:
+    """Return where `least` models or more find an element important (arXiv:2405.07813)."""
+    assert masked.threshold is not None, "votes need thresholds"
     total, votes = torch.zeros_like(taus[0]), torch.zeros_like(taus[0])
     for tau in taus:
         total += tau
-    for tau, threshold in zip(taus, how.threshold, strict=True):
+    for tau, threshold in zip(taus, masked.threshold, strict=True):
+        # the TALL mask: |tau_i| > threshold_i |sum_j tau_j - tau_i|
         votes += tau.abs() > (total - tau).abs() * float(threshold)
-    return votes >= float(how.least)
-
-
-def variance(taus: list[torch.Tensor]) -> torch.Tensor:
-    """Return the variance of n tensors across them (divided by n), float32 or float64.
-
-    0 where all are equal: they are taken from the first.
-    """
-    apart = [tau - taus[0] for tau in taus]
-    mean = sum(apart[1:], start=apart[0]) / len(taus)
-    return sum((a - mean) ** 2 for a in apart) / len(taus)
-
-
-def _largest(parts: list[torch.Tensor]) -> torch.Tensor:
-    found = parts[0]
-    for part in parts[1:]:
-        found = torch.where(part.abs() >= found.abs(), part, found)
-    return found + 0.0  # no negative zero, as in a sum
-
-
-def task_vector(base: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Return tensor - base in base's dtype, rounded once.
-
-    The rounding is none where the two are within a factor of two of each other (Sterbenz),
-    which holds for nearly every weight of a fine-tune.
-    """
-    dtype = _accumulator([base, tensor])
-    return (tensor.to(dtype) - base.to(dtype)).to(base.dtype)
-
-
-def _accumulator(tensors: list[torch.Tensor]) -> torch.dtype:
-    wide = any(t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if wide else torch.float32
-
-
-def gram_matrix(
-    tensors: list[torch.Tensor], origin: torch.Tensor | None = None, chunk: int = 1 << 22
-) -> np.ndarray:
-    """Return the (K, K) inner products of K flattened tensors less `origin`, in float64."""
-    flat = [t.reshape(-1) for t in tensors]
-    total = np.zeros((len(flat), len(flat)))
-    for start in range(0, flat[0].numel(), chunk):
-        rows = torch.stack([f[start : start + chunk].double() for f in flat])
-        if origin is not None:
-            rows -= origin.reshape(-1)[start : start + chunk].double()
-        total += (rows @ rows.T).cpu().numpy()
-    return total
+    return votes >= float(masked.least)

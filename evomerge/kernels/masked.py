@@ -1,11 +1,16 @@
 """What a masked merge is told of its task vectors."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+Thinning = Literal["magnitude", "band", "random", "ranked", "variance", "votes"]
 
-@dataclass(frozen=True)
+Joining = Literal["sum", "elect", "largest"]
+
+
+@dataclass(frozen=True, eq=False)
 class Masked:
     """What the masked kernel does with task vectors tau_i = W_i - W_base, i = 1..n.
 
@@ -28,16 +33,24 @@ class Masked:
             "elect"      those whose sign is that of the sum are added
             "largest"    the one of largest magnitude stands for all
         whole: rank magnitudes over the whole task vector, not tensor by tensor.
-        rescale: divide what a draw kept by its probability, so the mean stays.
+        rescale: divide what a draw kept by its probability, so that the mean stays.
         normalize: divide by the sum of |weight| of the elements that are left.
         energy: multiply each weight by the share of tau_i's kept mean square in all of them.
         scale: multiplier of the merged task vector (lambda).
+        gamma: (n,) float64, of "band".
+        epsilon: of "ranked".
+        threshold: (n,) float64, of "votes".
+        least: of "votes".
+
+    >>> trimmed = Masked(np.array([1.0, 0.5]), np.array([0.2, 0.2]), "magnitude", "elect")
+    >>> trimmed.thin, trimmed.scale
+    ('magnitude', 1.0)
     """
 
     weight: np.ndarray
     density: np.ndarray
-    thin: str
-    join: str = "sum"
+    thin: Thinning
+    join: Joining = "sum"
     whole: bool = False
     rescale: bool = False
     normalize: bool = False

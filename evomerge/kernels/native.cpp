@@ -1,4 +1,4 @@
-// The kernels of kernels.py in one pass over memory; see native.py for who calls this.
+// The kernels of eager.py in one pass over memory; see native.py for who calls this.
 //
 // Operation by operation the same as the eager kernels in float32, so the bits are the same: compile
 // with -ffp-contract=off. Vectors are GCC's (and clang's), eight lanes wide, and worked on in pairs.
@@ -47,7 +47,7 @@ struct Piece {  // one tensor
   char* out;
   const Term* terms;
   uint64_t* digests;   // one a tile
-  float* found;        // variances in `bin`: `inside` of them, `room` at most
+  float* variances;    // those in `bin`: `inside` of them, `room` at most
   int64_t first_tile, inside, room;
   int32_t count, base_dtype, dtype, out_dtype;
   int32_t thin, join, normalize, least;
@@ -294,7 +294,7 @@ static INLINE F thinned(const Term& t, F tau, int h, const uint16_t* draws, W le
   if (THIN == RANDOM)
     return only((I)widen<S>(draws, h) < (I)splat(t.threshold), tau * splat(t.inverse));
   if (THIN == RANKED) {
-    // `low` is the threshold of level 0, `high` what a level adds; see keep_by_rank in kernels.py.
+    // `low` is the threshold of level 0, `high` what a level adds; see keep_by_rank in chances.py.
     F level = __builtin_convertvector((I)(S != BF16 ? widen<S>((const uint16_t*)&levels, h)
                                           : h       ? (U)levels >> 16
                                                     : (U)levels & splat(0xFFFFu)),
@@ -341,7 +341,7 @@ struct Sharing {
   }
 };
 
-// The variance across models, in the order of `variance` in kernels.py.
+// The variance across models, in the order of `variance` in task_vector.py.
 template <int K>
 static INLINE F spread(const Pair* parts, int given, int h) {
   const int count = K ? K : given;
@@ -527,7 +527,7 @@ static void survey(Piece& p, int64_t start, int64_t stop, double* energy) {
       for (int i = 0; i < LANES; i++) {
         if (!inside[i]) continue;
         int64_t place = __atomic_fetch_add(&p.inside, 1, __ATOMIC_RELAXED);
-        if (place < p.room) p.found[place] = found[i];
+        if (place < p.room) p.variances[place] = found[i];
       }
     }
   };

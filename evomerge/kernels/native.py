@@ -1,42 +1,32 @@
-"""The kernels in C++ for the processor: one pass over memory where eager torch makes many.
+"""The back end in C++ for a processor: one pass over memory where eager torch makes many.
 
-`native.cpp` is compiled once with the machine's own compiler (some seconds) and kept under
-`$XDG_CACHE_HOME/evomerge/native`, by the source's hash and the processor's. It says the same as
-`kernels.py`, operation by operation, and gives the same bits of finite task vectors (energies are
-summed in another order, in float64). A machine without a compiler says so once and goes on in
-eager torch.
+`native.cpp` says the same as `eager.py`, operation by operation, and gives the same bits of finite
+task vectors (energies are summed in another order, in float64). It reads tables of addresses and
+numbers; those of addresses are kept from merge to merge, which for 25 million parameters would
+otherwise take as long as a tenth of the merge.
 """
 
-import ctypes
-import functools
-import hashlib
 import itertools
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from evomerge.environment import cache_folder
-from evomerge.errors import one_line
-from evomerge.kernels.checksum import TILE_BYTES, digest_keys
-from evomerge.kernels.eager import Kept, chances_of_rank, keep_by_chance
+from evomerge.kernels.chances import chances_of_rank, keep_by_chance
+from evomerge.kernels.checksum import TILE_BYTES, digest_keys, tile_digests
+from evomerge.kernels.magnitude_histogram import HistogramPlace, ranked
 from evomerge.kernels.masked import Masked
-
-log = logging.getLogger("evomerge")
-
-SOURCE = Path(__file__).with_name("native.cpp")
-
-FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -std=c++17 -shared -fPIC -pthread"
-
-MOST = 32  # models of one tensor, as native.cpp has it
+from evomerge.kernels.merge_plan import (
+    MaskedSums,
+    MergePlan,
+    Operands,
+    SegmentedSums,
+    Sums,
+    WeightedSums,
+    not_finite,
+)
+from evomerge.kernels.native_library import MOST, PIECE, TERM, library
 
 _DTYPES = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2}
 
@@ -44,239 +34,305 @@ _THIN = {"magnitude": 1, "band": 2, "random": 3, "ranked": 4, "votes": 5, "varia
 
 _JOIN = {"sum": 0, "elect": 1, "largest": 2}
 
-_TERM = np.dtype(
-    [(name, np.uint64) for name in ("data", "levels")]
-    + [(name, np.float32) for name in ("weight", "low", "high", "inverse")]
-    + [(name, np.uint32) for name in ("key0", "key1", "threshold", "dtype")]
-)
-
-_PIECE = np.dtype(
-    [("size", np.int64)]
-    + [(name, np.uint64) for name in ("base", "out", "terms", "digests", "found")]
-    + [(name, np.int64) for name in ("first_tile", "inside", "room")]
-    + [(name, np.int32) for name in ("count", "base_dtype", "dtype", "out_dtype")]
-    + [(name, np.int32) for name in ("thin", "join", "normalize", "least")]
-    + [("scale", np.float32)]
-    + [(name, np.int32) for name in ("broken", "bin", "spare")]
-)
+_NOT_SURVEYED = -1  # as the `bin` of a piece
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, compiling them if need be; None, said once, if that fails."""
-    try:
-        try:
-            found = ctypes.CDLL(str(_compiled()))
-        except OSError:  # a damaged file, or one of another system
-            found = ctypes.CDLL(str(_compiled(anew=True)))
-    except (OSError, subprocess.SubprocessError) as error:
-        stderr = getattr(error, "stderr", None) or one_line(error)
-        said = (stderr if isinstance(stderr, str) else stderr.decode(errors="replace")).splitlines()
-        line = next((line for line in said if "error" in line), said[0])
-        log.warning("merging in eager torch, which is slower: %s", line.strip()[:200])
-        return None
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    found.evomerge_sizes.restype = number
-    if found.evomerge_sizes() != _PIECE.itemsize << 32 | _TERM.itemsize:
-        log.warning("merging in eager torch, which is slower: evomerge changed while it ran")
-        return None
-    for function in (found.evomerge_merge, found.evomerge_survey):
-        function.restype = None
-        function.argtypes = [pointer, number, number, pointer, ctypes.c_int]
-    return found
+class NativeKernels:
+    """Merges all tensors of a plan in one call; see `merge_plan.MergeKernels`.
+
+    >>> operands = Operands({"w": (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))})
+    >>> plan = MergePlan(operands, torch.float32, (WeightedSums(("w",), np.array([0.5, 0.5])),))
+    >>> live, kernels = {"w": torch.zeros(2)}, NativeKernels()
+    >>> if kernels.takes(plan, live):  # not on a machine without a compiler
+    ...     digests = kernels.merge(plan, live)
+    """
+
+    def __init__(self) -> None:
+        # by the operands, which live as long as whoever merges them again and again wants
+        self._tables: weakref.WeakKeyDictionary[Operands, _Tables] = weakref.WeakKeyDictionary()
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the tables take."""
+        return sum(tables.nbytes for tables in self._tables.values())
+
+    def takes(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> bool:
+        """Tell whether `merge` can merge a plan into tensors."""
+        if not all(map(_has_form, plan.groups)):
+            return False
+        if self._known(plan, targets) is not None:
+            return True
+        rows = plan.operands.tensors.values()
+        tensors = [*itertools.chain.from_iterable(rows), *targets.values()]
+        dtypes = {tensor.dtype for tensor in tensors} | {plan.dtype}
+        fits = max(map(len, rows), default=0) <= MOST and dtypes <= _DTYPES.keys()
+        if not fits or not all(t.is_contiguous() and t.device.type == "cpu" for t in tensors):
+            return False
+        native = library()  # asked for last: it may have to be compiled
+        return native is not None and (
+            torch.float16 not in dtypes or bool(native.evomerge_has_f16())
+        )
+
+    def merge(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """See `merge_plan.MergeKernels.merge`."""
+        if not targets:
+            return {}
+        starts = _starts(plan)
+        if starts:
+            return self._merge_runs(plan, targets, starts)
+        tables = self._known(plan, targets)
+        if tables is None:
+            tables = self._tables[plan.operands] = _Tables(plan, targets, starts)
+        return tables.merge(plan)
+
+    def _known(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> "_Tables | None":
+        """Return the tables of a plan's operands and of these targets, if they were made."""
+        tables = self._tables.get(plan.operands)
+        if tables is None or tables.targets is not targets or tables.dtype != plan.dtype:
+            return None
+        return tables
+
+    def _merge_runs(
+        self,
+        plan: MergePlan,
+        targets: Mapping[str, torch.Tensor],
+        starts: Mapping[str, np.ndarray],
+    ) -> dict[str, np.ndarray]:
+        """Merge tensors of several runs, which have tiles across them: digested afterwards."""
+        several = [name for name, of_name in starts.items() if len(of_name) > 1]
+        merged = dict(targets)
+        for name in several:
+            # digests are of what is merged, and a narrower target does not hold that
+            if targets[name].dtype.itemsize < plan.dtype.itemsize:
+                merged[name] = torch.empty_like(targets[name], dtype=plan.dtype)
+        digests = _Tables(plan, merged, starts).merge(plan)
+        for name in several:
+            digests[name] = tile_digests(merged[name].to(plan.dtype))
+            if merged[name] is not targets[name]:
+                targets[name].copy_(merged[name])
+        return digests
 
 
-def _compiled(anew: bool = False) -> Path:
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        raise OSError("there is no C++ compiler (g++ or clang++, or one that CXX names)")
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = "".join(sorted({x for x in lines if x.startswith(("flags", "Features"))}))
-    except OSError:
-        processor = platform.node()
-    named = f"{platform.machine()}{processor}{compiler}{FLAGS}".encode() + SOURCE.read_bytes()
-    folder = cache_folder("native")
-    path = folder / f"{hashlib.sha256(named).hexdigest()[:24]}.so"
-    if anew or not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as own:
-            beside = Path(own) / path.name
-            command = [*compiler.split(), *FLAGS.split(), str(SOURCE), "-o", str(beside)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-            beside.replace(path)
-    return path
+def _has_form(group: Sums) -> bool:
+    """Tell whether a group has a native form; energies have one beside variances alone."""
+    if isinstance(group, MaskedSums):
+        return group.masked.thin == "variance" or not group.masked.energy
+    return True
 
 
-def does(how: Masked) -> bool:
-    """Whether a masked sum has a native form."""
-    return how.thin == "variance" or (how.thin in _THIN and not how.energy)
+def _starts(plan: MergePlan) -> dict[str, np.ndarray]:
+    """Return where runs begin, of the tensors that have them."""
+    starts: dict[str, np.ndarray] = {}
+    for group in plan.groups:
+        if isinstance(group, SegmentedSums):
+            starts |= zip(group.names, group.starts, strict=True)
+    return starts
 
 
-def takes(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
-    """Whether the native kernels read and write these tensors, for results of `dtype`."""
-    dtypes = {t.dtype for t in tensors} | {dtype}
-    if not dtypes <= _DTYPES.keys() or not all(t.is_contiguous() for t in tensors):
-        return False
-    native = library()
-    return native is not None and (torch.float16 not in dtypes or bool(native.evomerge_has_f16()))
+class _Tables:
+    """Addresses, and room for numbers, of tensors that may be merged again with other numbers.
 
-
-class Batch:
-    """Tensors to be merged again and again with other numbers, all in one call.
-
-    Columns are set for all tensors or for some rows of them; see `kernels.Kept` and `Masked`
-    for what they mean.
+    A row is a run of one tensor's elements, nearly always all of them.
     """
 
     def __init__(
         self,
-        bases: Sequence[torch.Tensor] | None,
-        tensors: Sequence[Sequence[torch.Tensor]],
-        outs: Sequence[torch.Tensor],
-        dtype: torch.dtype,
-        cuts: Sequence[np.ndarray] | None = None,
+        plan: MergePlan,
+        targets: Mapping[str, torch.Tensor],
+        starts: Mapping[str, np.ndarray],
     ):
-        """
-        Args:
-            bases: W_0 of each tensor for a masked sum; None for a weighted sum.
-            tensors: of each tensor, the models'.
-            outs: where each result goes, rounded to `dtype` and stored in its own.
-            dtype: of the results.
-            cuts: of a weighted sum's tensors, where runs of elements begin, the first at 0: each
-                run is a row of its own.
-        """
-        self._alive: list[Any] = [bases, tensors, outs]  # what the pointers point at
-        of, starts, sizes = _runs([out.numel() for out in outs], cuts)
-        self._pieces = np.zeros(len(of), _PIECE)
-        self._terms = np.zeros((len(of), len(tensors[0])), _TERM)
-        self._kept: dict[int, Any] = {}
-        tiles = (sizes * dtype.itemsize + TILE_BYTES - 1) // TILE_BYTES
-        self._first = np.concatenate([[0], np.cumsum(tiles)])
-        self._digests = np.empty(self._first[-1], np.uint64)
-        p, t = self._pieces, self._terms
-        p["size"], p["count"], p["dtype"] = sizes, t.shape[1], _DTYPES[dtype]
-        p["first_tile"] = self._first[:-1]
-        p["digests"] = self._digests.ctypes.data + 8 * self._first[:-1].astype(np.uint64)
-        p["terms"] = t.ctypes.data + t.strides[0] * np.arange(len(of), dtype=np.uint64)
-        data, kinds = _pointers([[out] for out in outs], of, starts)
-        p["out"], p["out_dtype"] = data[:, 0], kinds[:, 0]
-        if bases is not None:
-            p["base"] = [base.data_ptr() for base in bases]
-            p["base_dtype"] = [_DTYPES[base.dtype] for base in bases]
-        t["data"], t["dtype"] = _pointers(tensors, of, starts)
+        self.targets, self.dtype = targets, plan.dtype
+        self._operands = plan.operands.tensors  # what the addresses point at stays alive
+        names = list(targets)
+        whole = np.zeros(1, np.int64)
+        runs = [starts.get(name, whole) for name in names]
+        counts = np.array([len(of_name) for of_name in runs])
+        sizes = [
+            np.diff(of_name, append=targets[name].numel())
+            for name, of_name in zip(names, runs, strict=True)
+        ]
+        self._first: dict[str, int] = dict(
+            zip(names, (np.cumsum(counts) - counts).tolist(), strict=True)
+        )
+        of, begin, size = np.repeat(np.arange(len(names)), counts), _joined(runs), _joined(sizes)
+        operands, self._dtypes = _addresses([self._operands[name] for name in names], of, begin)
+        outs, out_dtypes = _addresses([(targets[name],) for name in names], of, begin)
+        self._pieces = np.zeros(len(of), PIECE)
+        self._terms = np.zeros(operands.shape, TERM)
+        tiles = (size * plan.dtype.itemsize + TILE_BYTES - 1) // TILE_BYTES
+        self._tiles = np.concatenate([[0], np.cumsum(tiles)])
+        self._digests = np.empty(self._tiles[-1], np.uint64)
+        pieces, terms = self._pieces, self._terms
+        pieces["size"], pieces["dtype"] = size, _DTYPES[plan.dtype]
+        pieces["out"], pieces["out_dtype"] = outs[:, 0], out_dtypes[:, 0]
+        pieces["first_tile"] = self._tiles[:-1]
+        pieces["digests"] = self._digests.ctypes.data + 8 * self._tiles[:-1].astype(np.uint64)
+        terms["data"], terms["dtype"] = operands, self._dtypes
+        self._rows = terms.ctypes.data + terms.strides[0] * np.arange(len(of), dtype=np.uint64)
 
     @property
     def nbytes(self) -> int:
         return self._pieces.nbytes + self._terms.nbytes + self._digests.nbytes
 
-    def weigh(self, rows: Any, weights: np.ndarray) -> None:
-        """Set the weights of a weighted sum: (models,), or (rows, models)."""
-        self._terms["weight"][rows] = weights
+    def merge(self, plan: MergePlan) -> dict[str, np.ndarray]:
+        """Merge all tensors, each in one pass, on torch's number of threads.
 
-    def thin(self, rows: Any, how: Masked) -> None:
-        """Set what tensors of one group of layers and modules have in common in a masked sum."""
-        p, t = self._pieces, self._terms
-        p["thin"][rows], p["join"][rows] = _THIN[how.thin], _JOIN[how.join]
-        p["normalize"][rows], p["scale"][rows] = how.normalize, how.scale
-        p["least"][rows] = min(int(np.ceil(how.least)), MOST + 1)
-        t["weight"][rows] = how.weight
-        if how.thin == "votes":
-            t["low"][rows] = how.threshold
-        for k, density in enumerate(how.density):
-            if how.thin == "random":
-                t["threshold"][rows, k], t["inverse"][rows, k] = keep_by_chance(density, how)
-            elif how.thin == "ranked":
-                t["low"][rows, k], t["high"][rows, k] = chances_of_rank(density, how)
-                t["inverse"][rows, k] = how.rescale
-
-    def keep(self, row: int, kept: Sequence[Kept]) -> None:
-        """Set what thinning one tensor's task vectors needs beside that."""
-        t, thin, self._kept[row] = self._terms[row], self._pieces["thin"][row], kept
-        if thin in (_THIN["magnitude"], _THIN["band"], _THIN["variance"]):
-            t["low"], t["high"] = [k.low for k in kept], [k.high for k in kept]
-        elif thin != _THIN["votes"]:
-            t["key0"], t["key1"] = zip(*(k.key for k in kept), strict=True)
-        if thin == _THIN["ranked"]:
-            t["levels"] = [k.levels.data_ptr() for k in kept]
-
-    def variances(self, places: Mapping[int, tuple[int, int]]) -> dict[int, torch.Tensor]:
-        """Return the variances across models above zero that fall into one bin, unordered.
-
-        Args:
-            places: tensor's row -> the upper 16 bits of a float32 (see `MagnitudeTable`), and how
-                many there are; rows are thinned by variance.
+        Returns:
+            name -> digests of its first run's tiles.
         """
-        found = {
-            row: torch.empty(size, dtype=torch.float32, device="cpu")
-            for row, (_, size) in places.items()
-        }
-        self._pieces["bin"], self._pieces["inside"] = -1, 0
-        for row, (index, size) in places.items():
-            self._pieces["bin"][row], self._pieces["room"][row] = index, size
-            self._pieces["found"][row] = found[row].data_ptr()
-        self._survey(None)
-        return {row: inside[: self._pieces["inside"][row]] for row, inside in found.items()}
-
-    def share(self, rows: Sequence[int], how: Masked) -> None:
-        """Multiply the weights of rows thinned by variance by the models' shares of energy."""
-        energy = self._energies(rows)
-        total = energy.sum(axis=1, keepdims=True)
-        self._terms["weight"][rows] = how.weight * energy / np.where(total, total, 1.0)
-
-    def _energies(self, rows: Sequence[int]) -> np.ndarray:
-        """Return the sums of squares of what is kept by variance, (rows, models) float64."""
-        sums = np.zeros((int(self._first[-1]), MOST))
-        self._pieces["bin"] = -1
-        self._pieces["bin"][rows] = 0
-        self._survey(sums)
-        of = (slice(*self._first[row : row + 2]) for row in rows)
-        return np.array([sums[tiles].sum(axis=0) for tiles in of])[:, : self._terms.shape[1]]
-
-    def _survey(self, sums: np.ndarray | None) -> None:
-        library().evomerge_survey(
+        for group in plan.groups:
+            if isinstance(group, WeightedSums):
+                self._weigh(self._of(group.names), group.coefficients)
+            elif isinstance(group, SegmentedSums):
+                counts = [len(rows) for rows in group.coefficients]
+                firsts = self._of(group.names)
+                rows = np.concatenate(
+                    [np.arange(a, a + n) for a, n in zip(firsts, counts, strict=True)]
+                )
+                self._weigh(rows, np.concatenate(group.coefficients))
+            else:
+                self._thin(self._of(group.names), group)
+        self._find_variances([g for g in plan.groups if isinstance(g, MaskedSums)])
+        self._pieces["broken"] = 0
+        native = library()
+        assert native is not None, "whoever merges asks `takes` first"
+        native.evomerge_merge(
             self._pieces.ctypes.data,
             len(self._pieces),
-            int(self._first[-1]),
+            len(self._digests),
+            digest_keys().ctypes.data,
+            torch.get_num_threads(),
+        )
+        if self._pieces["broken"].any():
+            first_row = int(self._pieces["broken"].argmax())
+            raise not_finite([name for name, row in self._first.items() if row <= first_row][-1])
+        made = self._digests.copy()
+        return {
+            name: made[self._tiles[row] : self._tiles[row + 1]] for name, row in self._first.items()
+        }
+
+    def _of(self, names: Sequence[str]) -> np.ndarray:
+        """Return the first rows of tensors."""
+        return np.array([self._first[name] for name in names])
+
+    def _weigh(self, rows: np.ndarray, coefficients: np.ndarray) -> None:
+        """Set what a weighted sum needs: (operands,) coefficients, or (rows, operands)."""
+        pieces, count = self._pieces, coefficients.shape[-1]
+        pieces["base"][rows], pieces["thin"][rows] = 0, 0
+        pieces["terms"][rows], pieces["count"][rows] = self._rows[rows], count
+        self._terms["weight"][rows, :count] = coefficients
+
+    def _thin(self, rows: np.ndarray, group: MaskedSums) -> None:
+        """Set what a masked sum needs; of variances, what is known without a look at them."""
+        pieces, masked, kept = self._pieces, group.masked, group.kept
+        pieces["base"][rows] = self._terms["data"][rows, 0]
+        pieces["base_dtype"][rows] = self._dtypes[rows, 0]
+        # the models come after the base
+        pieces["terms"][rows] = self._rows[rows] + np.uint64(TERM.itemsize)
+        pieces["count"][rows] = len(masked.weight)
+        pieces["thin"][rows], pieces["join"][rows] = _THIN[masked.thin], _JOIN[masked.join]
+        pieces["normalize"][rows], pieces["scale"][rows] = masked.normalize, masked.scale
+        pieces["least"][rows] = min(int(np.ceil(masked.least)), MOST + 1)
+        terms = self._terms[:, 1 : 1 + len(masked.weight)]
+        terms["weight"][rows] = masked.weight
+        match masked.thin:
+            case "magnitude" | "band":
+                terms["low"][rows] = [[k.low for k in of_tensor] for of_tensor in kept]
+                terms["high"][rows] = [[k.high for k in of_tensor] for of_tensor in kept]
+            case "variance":
+                terms["low"][rows] = [[of_tensor[0].low] for of_tensor in kept]
+            case "votes":
+                terms["low"][rows] = masked.threshold
+            case "random" | "ranked":
+                keys = np.array([[k.key for k in of_tensor] for of_tensor in kept], np.uint32)
+                terms["key0"][rows], terms["key1"][rows] = keys[..., 0], keys[..., 1]
+                self._set_chances(terms, rows, masked)
+        if masked.thin == "ranked":
+            terms["levels"][rows] = [
+                [k.levels.data_ptr() for k in of_tensor if k.levels is not None]
+                for of_tensor in kept
+            ]
+
+    def _set_chances(self, terms: np.ndarray, rows: np.ndarray, masked: Masked) -> None:
+        for model, density in enumerate(masked.density):
+            of_model = terms[:, model]
+            if masked.thin == "random":
+                threshold, inverse = keep_by_chance(density, masked)
+                of_model["threshold"][rows], of_model["inverse"][rows] = threshold, inverse
+            else:
+                first, step = chances_of_rank(density, masked)
+                of_model["low"][rows], of_model["high"][rows] = first, step
+                of_model["inverse"][rows] = masked.rescale
+
+    def _find_variances(self, groups: Sequence[MaskedSums]) -> None:
+        """Look for the least variances that are kept, and for the energies of what is kept."""
+        places: dict[int, HistogramPlace] = {}
+        for group in groups:
+            for name, kept in zip(group.names, group.kept, strict=True):
+                if group.masked.thin == "variance" and kept[0].place is not None:
+                    places[self._first[name]] = kept[0].place
+        if places:
+            for row, inside in self._in_bins(places).items():
+                self._terms["low"][row, 1:] = ranked(inside, places[row].rank)
+        for group in groups:
+            if group.masked.energy:
+                rows = self._of(group.names)
+                energy = self._energies(rows)[:, : len(group.masked.weight)]
+                total = energy.sum(axis=1, keepdims=True)
+                share = energy / np.where(total, total, 1.0)
+                self._terms["weight"][rows, 1 : 1 + energy.shape[1]] = group.masked.weight * share
+
+    def _in_bins(self, places: Mapping[int, HistogramPlace]) -> dict[int, torch.Tensor]:
+        """Return rows' variances across models that fall into one bin, without zeros, unordered."""
+        pieces = self._pieces
+        room = {row: torch.empty(place.size) for row, place in places.items()}
+        pieces["bin"], pieces["inside"] = _NOT_SURVEYED, 0
+        for row, place in places.items():
+            pieces["bin"][row], pieces["room"][row] = place.bin, place.size
+            pieces["variances"][row] = room[row].data_ptr()
+        self._survey(None)
+        return {row: variances[: pieces["inside"][row]] for row, variances in room.items()}
+
+    def _energies(self, rows: np.ndarray) -> np.ndarray:
+        """Return the sums of squares of what is kept by variance, (rows, MOST) float64."""
+        sums = np.zeros((len(self._digests), MOST))
+        self._pieces["bin"] = _NOT_SURVEYED
+        self._pieces["bin"][rows] = 0
+        self._survey(sums)
+        return np.array([sums[self._tiles[r] : self._tiles[r + 1]].sum(axis=0) for r in rows])
+
+    def _survey(self, sums: np.ndarray | None) -> None:
+        native = library()
+        assert native is not None, "whoever merges asks `takes` first"
+        native.evomerge_survey(
+            self._pieces.ctypes.data,
+            len(self._pieces),
+            len(self._digests),
             None if sums is None else sums.ctypes.data,
             torch.get_num_threads(),
         )
 
-    def merge(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Merge all tensors, each in one pass, on torch's number of threads.
 
-        Returns:
-            The digests of each tensor's tiles (see `checksum`), and which are not finite.
-        """
-        self._pieces["broken"] = 0
-        library().evomerge_merge(
-            self._pieces.ctypes.data,
-            len(self._pieces),
-            int(self._first[-1]),
-            digest_keys().ctypes.data,
-            torch.get_num_threads(),
-        )
-        made = self._digests.copy()
-        digests = [made[a:b] for a, b in itertools.pairwise(self._first)]
-        return digests, self._pieces["broken"].astype(bool)
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays).astype(np.int64)
 
 
-def _runs(
-    sizes: list[int], cuts: Sequence[np.ndarray] | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, of each run: its tensor, its first element, and how many it has."""
-    if cuts is None:
-        return np.arange(len(sizes)), np.zeros(len(sizes), np.int64), np.array(sizes, np.int64)
-    of = np.repeat(np.arange(len(sizes)), [len(c) for c in cuts])
-    lengths = [np.diff(c, append=size) for c, size in zip(cuts, sizes, strict=True)]
-    return of, np.concatenate(cuts).astype(np.int64), np.concatenate(lengths).astype(np.int64)
-
-
-def _pointers(
-    tensors: Sequence[Sequence[torch.Tensor]], of: np.ndarray, starts: np.ndarray
+def _addresses(
+    tensors: Sequence[Sequence[torch.Tensor]], of: np.ndarray, begin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return where runs of tensors begin, and their dtypes, each (runs, models)."""
-    data = np.array([[x.data_ptr() for x in row] for row in tensors], np.uint64)
-    size = np.array([[x.element_size() for x in row] for row in tensors], np.uint64)
-    kinds = np.array([[_DTYPES[x.dtype] for x in row] for row in tensors])
-    return data[of] + size[of] * starts[:, None].astype(np.uint64), kinds[of]
+    """Return where runs of tensors begin, and their dtypes, each (runs, operands).
+
+    Args:
+        tensors: of each name, its operands; fewer than others' are followed by zeros.
+        of: (runs,), the place of each run's name in `tensors`.
+        begin: (runs,), its first element.
+    """
+    shape = len(tensors), max(map(len, tensors))
+    data, width = np.zeros(shape, np.uint64), np.zeros(shape, np.uint64)
+    dtypes = np.zeros(shape, np.int32)
+    for row, operands in enumerate(tensors):
+        count = len(operands)
+        data[row, :count] = [tensor.data_ptr() for tensor in operands]
+        width[row, :count] = [tensor.element_size() for tensor in operands]
+        dtypes[row, :count] = [_DTYPES[tensor.dtype] for tensor in operands]
+    return data[of] + width[of] * begin[:, None].astype(np.uint64), dtypes[of]

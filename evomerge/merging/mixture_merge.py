@@ -1,75 +1,57 @@
-"""A mixture becomes tensors: each run of elements is a weighted sum of its own, all in one pass."""
+"""A mixture as a merge plan: each run of elements is a weighted sum of its own."""
 
-from collections.abc import Mapping
-from types import ModuleType
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from evomerge.errors import CandidateFailure
-from evomerge.kernels import native
-from evomerge.kernels.checksum import tile_digests
-from evomerge.merging.source_weights import Weights
-from evomerge.recipes.mixture import Layout, Mixture
+from evomerge.kernels.merge_plan import MergePlan, Operands, SegmentedSums
+from evomerge.merging.source_weights import SourceWeights
+from evomerge.recipes.mixture import MixtureRecipe
+from evomerge.recipes.parameter_index import ParameterIndex
 
 
-def mix(
-    recipe: Mixture,
-    targets: Mapping[str, torch.Tensor],
-    weights: Weights,
-    layout: Layout,
-    kernels: ModuleType,
-) -> dict[str, np.ndarray]:
-    """Merge a mixture into `targets`.
+class MixtureMerge:
+    """Plans the merges of one mixture.
 
-    Args:
-        recipe: what to merge.
-        targets: tensor name -> contiguous tensor, which gets the values as rounded to the
-            recipe's dtype.
-        weights: of its models.
-        layout: of theirs.
-        kernels: has `weighted_sum`, for where the native kernels do not go.
-
-    Returns:
-        name -> digests of its tiles in the recipe's dtype, see `checksum`.
-
-    Raises:
-        CandidateFailure: a merged tensor is not finite, or the recipe is of another layout.
+    >>> import numpy as np
+    >>> from evomerge.recipes.mixture import Chromosome
+    >>> index = ParameterIndex({"w": 4})
+    >>> halves = Chromosome(None, np.array([0, 2, 4]), np.array([[1.0, 0.0], [0.0, 1.0]]))
+    >>> recipe = MixtureRecipe(("a", "b"), (halves,), "float32", index.hash)
+    >>> MixtureMerge(recipe, index, SourceWeights({}, torch.device("cpu"))).dtype
+    torch.float32
     """
-    if layout.hash != recipe.layout or layout.total != recipe.chromosomes[0].edges[-1]:
-        raise CandidateFailure("the recipe is of models whose tensors have other names or sizes")
-    dtype, names = getattr(torch, recipe.dtype), list(targets)
-    if any(t.dtype.itemsize < dtype.itemsize for t in targets.values()):
-        # digests are of what is merged, and a narrower target does not hold that
-        wide = {n: torch.empty(t.shape, dtype=dtype, device=t.device) for n, t in targets.items()}
-        digests = mix(recipe, wide, weights, layout, kernels)
-        for name, target in targets.items():
-            target.copy_(wide[name])
-        return digests
-    outs = [target.view(-1) for target in targets.values()]
-    tensors = [[weights.tensor(m, name).reshape(-1) for m in recipe.models] for name in names]
-    runs = [recipe.runs(name, *layout.span[name]) for name in names]
-    every = [t for row in (*tensors, outs) for t in row]
-    on_cpu = all(out.device.type == "cpu" for out in outs)
-    digests = {}
-    if on_cpu and len(recipe.models) <= native.MOST and native.takes(every, dtype):
-        batch = native.Batch(None, tensors, outs, dtype, [starts for starts, _ in runs])
-        batch.weigh(slice(None), np.concatenate([rows for _, rows in runs]))
-        made, broken = batch.merge()
-        first = np.cumsum([0, *(len(starts) for starts, _ in runs)])
-        # a tensor of several runs has tiles across them
-        whole = [i for i, (starts, _) in enumerate(runs) if len(starts) == 1]
-        digests = {names[i]: made[first[i]] for i in whole}
-        broken = np.logical_or.reduceat(broken, first[:-1])
-    else:
-        for out, models, (starts, rows) in zip(outs, tensors, runs, strict=True):
-            for start, stop, row in zip(starts, [*starts[1:], len(out)], rows, strict=True):
-                parts = [m[start:stop] for m in models]
-                out[start:stop] = kernels.weighted_sum(parts, row, dtype)
-        broken = np.array([not bool(out.isfinite().all()) for out in outs])
-    if broken.any():
-        raise CandidateFailure(f"merged tensor {names[int(broken.argmax())]} is not finite")
-    return {
-        name: digests[name] if name in digests else tile_digests(target.to(dtype))
-        for name, target in targets.items()
-    }
+
+    def __init__(self, recipe: MixtureRecipe, index: ParameterIndex, weights: SourceWeights):
+        """
+        Args:
+            recipe: what to merge.
+            index: of its models' parameters.
+            weights: of its models.
+
+        Raises:
+            CandidateFailure: the recipe is of another index.
+        """
+        same = index.hash == recipe.parameter_index_hash
+        if not same or index.total != recipe.chromosomes[0].edges[-1]:
+            wrong = "the recipe is of models whose tensors have other names or sizes"
+            raise CandidateFailure(wrong)
+        self._recipe, self._index, self._weights = recipe, index, weights
+        self.dtype: torch.dtype = getattr(torch, recipe.dtype)
+
+    @property
+    def remade(self) -> bool:
+        """Whether operands are made anew for each merge, and so should be few at a time."""
+        return self._weights.adapted(self._recipe.models) or not self._weights.keeps
+
+    def plan(self, names: Sequence[str], again: bool = False) -> MergePlan:
+        """Return the plan by which some tensors are merged; see `MethodMerge.plan`."""
+        tensors, starts, coefficients = {}, [], []
+        for name in names:
+            tensors[name] = tuple(self._weights.tensor(m, name) for m in self._recipe.models)
+            begins, rows = self._recipe.runs(name, *self._index.span[name])
+            starts.append(begins)
+            coefficients.append(rows)
+        sums = SegmentedSums(tuple(names), tuple(starts), tuple(coefficients))
+        return MergePlan(Operands(tensors), self.dtype, (sums,))

@@ -3,22 +3,31 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 
-from evomerge.errors import CandidateFailure
-from evomerge.kernels.eager import gram_matrix
+from evomerge.kernels.task_vector import gram_matrix
 from evomerge.sources.lora import LowRank
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source, open_source
 
 
-class Weights:
-    """Reads through the operating system's page cache, which the workers of a node share."""
+class SourceWeights:
+    """Reads through the operating system's page cache, which the workers of a node share.
+
+    >>> import tempfile
+    >>> from evomerge.testing import tiny_llama
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     source = open_source(str(tiny_llama(folder, 0)))
+    ...     weights = SourceWeights({"a": source}, torch.device("cpu"))
+    ...     weights.tensor("a", "model.norm.weight").shape
+    torch.Size([16])
+    """
 
     def __init__(self, sources: Mapping[str, Source], device: torch.device, keep: bool = True):
         """
@@ -27,25 +36,31 @@ class Weights:
             device: to which tensors are copied.
             keep: copy each of them there once, which takes all sources' room on a GPU.
         """
-        self._sources, self._device, self._keep = sources, device, keep
-        self._files: dict = {}
-        self._there: dict[tuple, torch.Tensor] = {}
+        self._sources, self._device = dict(sources), device
+        self.keeps = keep
+        self._files: dict[Path, Any] = {}  # as safetensors opens them; it has no types
+        self._on_device: dict[tuple[Path, str], torch.Tensor] = {}
+
+    def add(self, sources: Mapping[str, Source]) -> None:
+        """Know more sources, by name."""
+        self._sources |= sources
 
     def tensor(self, source: str, name: str) -> torch.Tensor:
         """Return one tensor of a source on the device.
 
         In its own dtype; where an adapter adds to it, W + scale * B A in float32, unrounded.
         """
-        stored, factor = self._found(source, name)
+        stored, factor = self._stored(source, name)
         tensor = self._read(stored)
         if factor is None:
             return tensor
         dtype = torch.promote_types(tensor.dtype, torch.float32)
-        return torch.addmm(tensor.to(dtype), *self._factors(factor, dtype), alpha=factor.scale)
+        left, right = self._factors(factor, dtype)
+        return torch.addmm(tensor.to(dtype), left, right, alpha=factor.scale)
 
     def adapted(self, sources: Sequence[str]) -> bool:
         """Tell whether one of the sources has an adapter."""
-        return any(self._sources[s].adapter for s in sources)
+        return any(self._sources[source].adapter for source in sources)
 
     def joined(
         self, sources: Sequence[str], name: str, coefficients: np.ndarray
@@ -60,33 +75,40 @@ class Weights:
             name: of the tensor.
             coefficients: (K,).
         """
-        shared: dict[tuple, tuple[Tensor, float]] = {}
+        shared: dict[tuple[str, str], tuple[Tensor, float]] = {}
         updates = []
         for source, c in zip(sources, map(float, coefficients), strict=True):
-            stored, factor = self._found(source, name)
-            where = (_real(stored.file), stored.key)  # however its folder is written
-            shared[where] = (stored, c + shared.get(where, (stored, 0.0))[1])
-            updates += [(factor, c)] if factor and c else []
+            stored, factor = self._stored(source, name)
+            key = (_real(stored.file), stored.key)  # however its folder is written
+            before = shared[key][1] if key in shared else 0.0
+            shared[key] = (stored, c + before)
+            if factor is not None and c:
+                updates.append((factor, c))
         tensors = [self._read(stored) for stored, _ in shared.values()]
         weights = [c for _, c in shared.values()]
         if updates:
             dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-            pairs = [(*self._factors(factor, dtype), c * factor.scale) for factor, c in updates]
-            left = torch.cat([left * c for left, _, c in pairs], dim=1)
-            tensors.append(left @ torch.cat([right for _, right, _ in pairs]))
+            # [c_1 s_1 B_1, c_2 s_2 B_2, ...] [A_1; A_2; ...]
+            lefts, rights = [], []
+            for factor, c in updates:
+                left, right = self._factors(factor, dtype)
+                lefts.append(left * (c * factor.scale))
+                rights.append(right)
+            tensors.append(torch.cat(lefts, dim=1) @ torch.cat(rights))
             weights.append(1.0)
         return tensors, np.array(weights)
 
     @contextlib.contextmanager
     def read_once(self) -> Iterator[None]:
         """Keep no tensor on the device that is read meanwhile."""
-        keep, self._keep = self._keep, False
+        keeps, self.keeps = self.keeps, False
         try:
             yield
         finally:
-            self._keep = keep
+            self.keeps = keeps
 
-    def _found(self, source: str, name: str) -> tuple[Tensor, LowRank | None]:
+    def _stored(self, source: str, name: str) -> tuple[Tensor, LowRank | None]:
+        """Return where a source's tensor lies, and what an adapter adds to it."""
         opened = self._sources[source]
         if opened.adapter is None:
             return opened.tensors[name], None
@@ -99,46 +121,50 @@ class Weights:
         return (a.T, b.T) if factor.transposed else (b, a)
 
     def _read(self, stored: Tensor) -> torch.Tensor:
-        where = (stored.file, stored.key)
-        if where in self._there:
-            return self._there[where]
+        key = (stored.file, stored.key)
+        if key in self._on_device:
+            return self._on_device[key]
         if stored.file not in self._files:
             self._files[stored.file] = safe_open(stored.file, framework="pt", device="cpu")
-        tensor = self._files[stored.file].get_tensor(stored.key).to(self._device)
-        if self._keep:
-            self._there[where] = tensor
+        tensor: torch.Tensor = self._files[stored.file].get_tensor(stored.key).to(self._device)
+        if self.keeps:
+            self._on_device[key] = tensor
         return tensor
 
 
-@functools.lru_cache(maxsize=1 << 12)
+@functools.lru_cache(maxsize=1 << 12)  # files of sources
 def _real(file: Path) -> str:
     return os.path.realpath(file)
 
 
 def flattened(source: Source) -> np.ndarray:
-    """Return a source's (parameters,) float32 weights in canonical order."""
-    weights = Weights({source.name: source}, torch.device("cpu"))
-    parts = [weights.tensor(source.name, name).float().reshape(-1) for name in source.tensors]
-    return torch.cat(parts).numpy()
+    """Return a source's (parameters,) float32 weights in canonical order.
 
-
-def finite(
-    stream: Iterable[tuple[str, torch.Tensor]],
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass (name, tensor) on.
-
-    Raises:
-        CandidateFailure: at the first tensor that is not finite.
+    >>> import tempfile
+    >>> from evomerge.testing import tiny_llama
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     flattened(open_source(str(tiny_llama(folder, 0)))).dtype
+    dtype('float32')
     """
-    for name, tensor in stream:
-        if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
-            raise CandidateFailure(f"merged tensor {name} is not finite")
-        yield name, tensor
+    weights = SourceWeights({source.name: source}, torch.device("cpu"))
+    parts = [weights.tensor(source.name, name).float().reshape(-1) for name in source.tensors]
+    flat: np.ndarray = torch.cat(parts).numpy()
+    return flat
 
 
 def grams_of(places: Sequence[str]) -> np.ndarray:
-    """Return the (tensors, models, models) float64 inner products of the models at places."""
+    """Return the (tensors, models, models) float64 inner products of the models at places.
+
+    Args:
+        places: as `open_source` takes them.
+
+    >>> import tempfile
+    >>> from evomerge.testing import tiny_llama
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     grams_of([str(tiny_llama(folder, 0))]).shape
+    (20, 1, 1)
+    """
     opened = {place: open_source(place, trust_remote_code=True) for place in places}
-    weights = Weights(opened, torch.device("cpu"))
+    weights = SourceWeights(opened, torch.device("cpu"))
     names = opened[places[0]].tensors
     return np.stack([gram_matrix([weights.tensor(p, n) for p in places], None) for n in names])

@@ -6,7 +6,6 @@ options and the sources' hashes, in the base's dtype, and are mapped like any so
 """
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -14,17 +13,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from filelock import FileLock
 
 from evomerge.canonical import canonical_json
 from evomerge.dtypes import STORED_DTYPES
 from evomerge.environment import cache_folder
 from evomerge.errors import EvomergeError
-from evomerge.kernels.eager import task_vector
 from evomerge.kernels.magnitude_histogram import kth_largest
-from evomerge.merging.methods import Operator
+from evomerge.kernels.task_vector import task_vector
+from evomerge.merging.methods import MergeMethod
 from evomerge.sources.safetensors_file import header_bytes, read_header
 from evomerge.sources.source import Source
 
@@ -34,12 +33,12 @@ _VERSION = 1  # of the methods' arithmetic and of the files
 
 
 class TaskVectors:
-    """The task vectors of one base, tensor by tensor; the view that a `prepare` gets.
+    """The task vectors of one base, tensor by tensor; see `methods.TaskVectorsView`.
 
-    Attributes:
-        names: of the tensors, in canonical order.
-        count: models.
-        size: elements of one whole task vector.
+    >>> tensors = {"base": torch.tensor([1.0]), "a": torch.tensor([3.0])}
+    >>> base = Source("base", Path("base"), {}, {}, {})
+    >>> TaskVectors(base, ["a"], lambda source, name: tensors[source]).of("norm.weight")
+    [tensor([2.])]
     """
 
     def __init__(
@@ -47,11 +46,19 @@ class TaskVectors:
         base: Source,
         models: Sequence[str],
         tensor: Callable[[str, str], torch.Tensor],
-        base_name: str,
+        base_name: str | None = None,
     ):
+        """
+        Args:
+            base: whose tensors they are.
+            models: names of sources.
+            tensor: gives a source's tensor by both names.
+            base_name: as `tensor` has it; the base's own by default.
+        """
         self.names, self.count = list(base.tensors), len(models)
-        self.size = sum(t.elements for t in base.tensors.values())
-        self._models, self._base, self._tensor = list(models), base_name, tensor
+        self.size = sum(stored.elements for stored in base.tensors.values())
+        self._models, self._tensor = list(models), tensor
+        self._base = base.name if base_name is None else base_name
 
     def base(self, name: str) -> torch.Tensor:
         """Return W_0 in float32."""
@@ -62,6 +69,7 @@ class TaskVectors:
         return [self.one(i, name) for i in range(self.count)]
 
     def one(self, i: int, name: str) -> torch.Tensor:
+        """Return one model's tau of one tensor, in float32."""
         tau = task_vector(self._tensor(self._base, name), self._tensor(self._models[i], name))
         return tau.float()
 
@@ -71,8 +79,8 @@ class TaskVectors:
 
 
 def prepared(
-    operator: Operator,
-    options: Mapping[str, Any],
+    method: MergeMethod,
+    options: Mapping[str, object],
     base: str,
     models: Sequence[str],
     sources: Mapping[str, Source],
@@ -82,7 +90,7 @@ def prepared(
     """Return the directions of `models` as sources, computing them if they are not kept yet.
 
     Args:
-        operator: a method with `prepare`.
+        method: one with `prepare`.
         options: of the recipe.
         base, models: names of sources.
         sources, hashes: by name.
@@ -90,68 +98,72 @@ def prepared(
 
     Raises:
         EvomergeError: the disk does not take them.
+
+    >>> from evomerge.testing import merge_arrays  # which merges by way of this
+    >>> import numpy as np
+    >>> merge_arrays("wudi", np.zeros((1, 2)), [np.ones((1, 2))])
+    array([[1., 1.]], dtype=float32)
     """
-    told = {name: options.get(name, default) for name, default in operator.prepares.items()}
-    first = tensor(base, next(iter(sources[base].tensors)))
-    key = [_VERSION, operator.name, told, hashes[base], [hashes[m] for m in models]]
-    key.append(first.device.type)  # which may round otherwise
+    own = {name: options.get(name, default) for name, default in method.prepares.items()}
+    frame = sources[base]
+    device = tensor(base, next(iter(frame.tensors))).device
+    key = [_VERSION, method.name, own, hashes[base], [hashes[model] for model in models]]
+    key.append(device.type)  # which may round otherwise
     digest = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
     folder = cache_folder("prepared") / digest
+    vectors = TaskVectors(frame, models, tensor, base)
     try:
-        found = _read(folder, sources[base], len(models), operator.name)
-        if found is None:
-            vectors = TaskVectors(sources[base], models, tensor, base)
-            _make_once(folder, sources[base], len(models), operator, vectors, told)
-            found = _read(folder, sources[base], len(models), operator.name)
+        directions = _read(folder, frame, len(models), method.name)
+        while directions is None:  # again, if somebody else takes them away in between
+            _make_once(folder, frame, method, vectors, own)
+            directions = _read(folder, frame, len(models), method.name)
     except OSError as error:
-        raise EvomergeError(
-            f"the prepared sources cannot be written to {folder}: {error.strerror}"
-        ) from error
-    return found
+        wrong = f"the prepared sources cannot be written to {folder}: {error.strerror}"
+        raise EvomergeError(wrong) from error
+    return directions
 
 
 def _read(folder: Path, base: Source, count: int, method: str) -> list[Source] | None:
     """Return the directions that are kept, None if they are not or not whole."""
-    found = []
+    directions = []
     for i in range(count):
         try:
             tensors = read_header(folder / f"{i}.safetensors")
             ordered = {name: tensors[name] for name in base.tensors}
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        found.append(Source(f"{method}/{folder.name}/{i}", folder, {}, ordered, {}))
-    return found
+        directions.append(Source(f"{method}/{folder.name}/{i}", folder, {}, ordered, {}))
+    return directions
 
 
 def _make_once(
     folder: Path,
     base: Source,
-    count: int,
-    operator: Operator,
+    method: MergeMethod,
     vectors: TaskVectors,
-    told: Mapping[str, Any],
+    options: Mapping[str, object],
 ) -> None:
     """Write the directions beside and rename; others of this machine wait for the first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _read(folder, base, count, operator.name):
+    assert method.prepare is not None, "only prepared methods have directions"
+    with FileLock(folder.with_suffix(".lock")):
+        if _read(folder, base, vectors.count, method.name):
             return
         started, threads = time.monotonic(), torch.get_num_threads()
-        log.info("preparing %s: %d sources, once", operator.name, count)
+        log.info("preparing %s: %d sources, once", method.name, vectors.count)
         beside = folder.with_suffix(".tmp")
         for left in (folder, beside):  # by one who was killed, or by a disk
             shutil.rmtree(left, ignore_errors=True)
         try:
-            torch.set_num_threads(1)  # a decomposition's last bits hang on their number
+            torch.set_num_threads(1)  # a decomposition's last bits depend on their number
             beside.mkdir()
-            files = [beside / f"{i}.safetensors" for i in range(count)]
-            _write(files, base, operator.prepare(vectors, **told))
+            files = [beside / f"{i}.safetensors" for i in range(vectors.count)]
+            _write(files, base, method.prepare(vectors, **options))
             beside.rename(folder)
         finally:
             torch.set_num_threads(threads)
             shutil.rmtree(beside, ignore_errors=True)
-        log.info("prepared %s in %.1f s", operator.name, time.monotonic() - started)
+        log.info("prepared %s in %.1f s", method.name, time.monotonic() - started)
 
 
 def _write(
@@ -164,8 +176,9 @@ def _write(
             stream.write(header)
         for (name, like), (given, directions) in zip(base.tensors.items(), made, strict=True):
             assert name == given, f"{given} comes where {name} should"
+            dtype: torch.dtype = getattr(torch, STORED_DTYPES[like.dtype])
             for stream, direction in zip(streams, directions, strict=True):
-                stored = direction.to(getattr(torch, STORED_DTYPES[like.dtype])).contiguous().cpu()
+                stored = direction.to(dtype).contiguous().cpu()
                 stream.write(stored.reshape(-1).view(torch.uint8).numpy().data)
         for stream in streams:  # a rename may outlive a power cut that the data does not
             stream.flush()

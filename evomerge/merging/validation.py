@@ -1,52 +1,79 @@
-"""A recipe against the signature of its method: what is missing, unknown or out of range."""
+"""A recipe against its method and its sources: what is missing, unknown or out of range."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from evomerge.errors import BadInput, CandidateFailure, Fault, nearest
-from evomerge.merging.methods import OPERATORS, Operator
-from evomerge.recipes.mixture import Layout
-from evomerge.recipes.parameters import Group, Recipe
-from evomerge.recipes.routing import Routing
+from evomerge.errors import BadInput, CandidateFailure, Fault, Faults, nearest, placed
+from evomerge.merging.methods import METHODS, MergeMethod
+from evomerge.recipes.lineage import ExplicitRecipe
+from evomerge.recipes.mixture import MixtureRecipe
+from evomerge.recipes.parameter_index import ParameterIndex
+from evomerge.recipes.parameters import Group, ParametersRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.routing import RoutingRecipe
 from evomerge.sources.source import Source
 from evomerge.tensor_names import place
 
 
-def path_faults(recipe: Routing, sources: Mapping[str, Source], file: str) -> list[Fault]:
-    """Return the hops whose layer is not there."""
+def path_faults(recipe: RoutingRecipe, sources: Mapping[str, Source]) -> list[Fault]:
+    """Return the hops whose layer is not there.
+
+    Args:
+        recipe: whose path it is.
+        sources: by name.
+
+    >>> from pathlib import Path
+    >>> from evomerge.recipes.routing import Hop
+    >>> empty = Source("a", Path("a"), {}, {}, {})
+    >>> recipe = RoutingRecipe(("a",), (Hop(0, 3),), 0, "float32")
+    >>> [str(fault) for fault in path_faults(recipe, {"a": empty})]
+    ["path.0: 'a' has no layer 3; it has none"]
+    """
     faults = []
     for index, hop in enumerate(recipe.path):
         source = sources[recipe.models[hop.model]]
         if hop.layer >= source.layers:
             wrong = f"'{source.name}' has no layer {hop.layer}"
-            mend = f"write 0 to {source.layers - 1}"
-            faults.append(Fault(file, f"path.{index}", wrong, mend))
+            mend = f"write 0 to {source.layers - 1}" if source.layers else "it has none"
+            faults.append(Fault(f"path.{index}", wrong, mend))
     return faults
 
 
-def layout_faults(recipe: Any, frame: Source, file: str) -> list[Fault]:
-    """Return why positions in a recipe are not those of its models' parameters, if they are not."""
-    if recipe.kind in ("parameters", "routing"):
+def layout_faults(recipe: Recipe, frame: Source) -> list[Fault]:
+    """Return why positions in a recipe are not those of its models' parameters, if they are not.
+
+    Args:
+        recipe: of any kind; some have no positions.
+        frame: one of its models.
+
+    >>> from pathlib import Path
+    >>> recipe = MixtureRecipe(("a",), (), "float32", "hash of another index")
+    >>> [fault.key for fault in layout_faults(recipe, Source("a", Path("a"), {}, {}, {}))]
+    ['parameter_index_hash']
+    """
+    if not isinstance(recipe, MixtureRecipe | ExplicitRecipe):
         return []
-    layout = Layout({n: t.elements for n, t in frame.tensors.items()})
-    if layout.hash != recipe.layout:
+    index = ParameterIndex({name: t.elements for name, t in frame.tensors.items()})
+    if index.hash != recipe.parameter_index_hash:
         wrong = f"is not that of '{frame.name}': its tensors have other names or sizes"
-        return [Fault(file, "layout", wrong, "take the models that the recipe was made with")]
-    if recipe.kind == "mixture":
-        ends = {int(c.edges[-1]) for c in recipe.chromosomes}
-        fits = ends == {layout.total}
-        mend = f"end each chromosome at parameter {layout.total}"
-        return [] if fits else [Fault(file, "chromosomes", "do not cover the parameters", mend)]
-    if any(isinstance(p, str) for birth in recipe.births for p in birth.parents):
+        mend = "take the models that the recipe was made with"
+        return [Fault("parameter_index_hash", wrong, mend)]
+    if isinstance(recipe, MixtureRecipe):
+        ends = {int(chromosome.edges[-1]) for chromosome in recipe.chromosomes}
+        if ends == {index.total}:
+            return []
+        mend = f"end each chromosome at parameter {index.total}"
+        return [Fault("chromosomes", "do not cover the parameters", mend)]
+    parents = [parent for birth in recipe.births for parent in birth.parents]
+    if any(isinstance(parent, str) for parent in parents):
         mend = "take the recipe.json that `evomerge export` writes"
-        return [Fault(file, "births", "names parents that are in an archive", mend)]
+        return [Fault("births", "names parents that are in an archive", mend)]
     return []
 
 
-def by_method(recipe: Recipe, file: str = "recipe") -> dict[str, Recipe]:
+def by_method(recipe: ParametersRecipe) -> dict[str, ParametersRecipe]:
     """Part a recipe whose groups have methods of their own into recipes of one method each.
 
     Returns:
@@ -54,95 +81,146 @@ def by_method(recipe: Recipe, file: str = "recipe") -> dict[str, Recipe]:
 
     Raises:
         BadInput: there is no such method.
+
+    >>> everything, mlp = {"weight": (1.0,)}, {"weight": (1.0,), "density": (0.2,)}
+    >>> groups = Group(None, "mlp", mlp, "ties"), Group(None, None, everything)
+    >>> parts = by_method(ParametersRecipe("linear", ("a",), groups, "base"))
+    >>> {method: len(part.groups) for method, part in parts.items()}
+    {'ties': 1, 'linear': 1}
     """
     if len(recipe.methods) == 1 and recipe.groups[0].method is None:
         return {recipe.method: recipe}
     parts = {}
-    for method in recipe.methods:
-        operator = OPERATORS.get(method, file, "method")
-        mine = [g for g in recipe.groups if (g.method or recipe.method) == method]
-        groups = tuple(replace(g, method=None) for g in mine)
-        options = {k: v for k, v in recipe.options.items() if k in operator.options}
-        parts[method] = replace(recipe, method=method, groups=groups, options=options)
+    for name in recipe.methods:
+        with placed("method"):
+            method = METHODS.get(name)
+        held = [group for group in recipe.groups if (group.method or recipe.method) == name]
+        groups = tuple(replace(group, method=None) for group in held)
+        options = {k: v for k, v in recipe.options.items() if k in method.options}
+        parts[name] = replace(recipe, method=name, groups=groups, options=options)
     return parts
 
 
-def check_methods(recipe: Any, file: str = "recipe") -> None:
+def check_methods(recipe: Recipe) -> None:
     """Check a recipe of any kind against the signatures of its methods.
 
     Raises:
         BadInput: with every fault.
+
+    >>> check_methods(ParametersRecipe("linear", ("a",), (Group(None, None, {"weight": (1.0,)}),)))
     """
-    if recipe.kind != "parameters":
+    if not isinstance(recipe, ParametersRecipe):
         return
-    for part in by_method(recipe, file).values():
-        method_of(part, file)
+    faults = Faults()
+    known: dict[str, bool | float] = {}
+    for name, part in by_method(recipe).items():
+        with placed("method"):
+            method = METHODS.get(name)
+        held = [i for i, g in enumerate(recipe.groups) if (g.method or recipe.method) == name]
+        faults.extend(_faults(part, method, held))
+        known |= method.options
+    if len(recipe.methods) > 1:  # of which each is shown the options that it knows alone
+        for name in recipe.options:
+            if name not in known:
+                wrong = f"none of the recipe's methods has an option '{name}'"
+                faults.add(f"options.{name}", wrong, nearest(name, known))
+    faults.check()
 
 
-def method_of(recipe: Recipe, file: str = "recipe") -> Operator:
+def method_of(recipe: ParametersRecipe) -> MergeMethod:
     """Check a recipe of one method against its signature and return the method.
 
     Raises:
         BadInput: with every fault.
+
+    >>> method_of(ParametersRecipe("ties", ("a",), (Group(None, None, {"weight": (1.0,)}),)))
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: base: ties needs a base; write the common ancestor's directory or id
     """
-    if recipe.kind != "parameters":
-        return OPERATORS.get("linear")
-    operator = OPERATORS.get(recipe.method, file, "method")
-    faults = []
-
-    def fault(key: str, wrong: str, mend: str) -> None:
-        faults.append(Fault(file, key, wrong, mend))
-
-    if operator.needs_base and recipe.base is None:
-        fault(
-            "base", f"{operator.name} needs a base", "write the common ancestor's directory or id"
-        )
-    if operator.models and len(recipe.models) != operator.models:
-        wrong = f"{operator.name} merges {operator.models} models, not {len(recipe.models)}"
-        fault("models", wrong, f"list {operator.models}")
-    if operator.draws and recipe.seed is None:
-        fault("seed", f"{operator.name} draws random masks", "write a whole number")
-    for name, value in recipe.options.items():
-        if wrong := operator.option_fault(name, value):
-            fault(f"options.{name}", *wrong)
-    for index, group in enumerate(recipe.groups):
-        for name, wrong, mend in _value_faults(group, operator, len(recipe.models)):
-            fault(f"groups.{index}.{name}", wrong, mend)
+    with placed("method"):
+        method = METHODS.get(recipe.method)
+    faults = list(_faults(recipe, method, range(len(recipe.groups))))
     if faults:
         raise BadInput(*faults)
-    return operator
+    return method
 
 
-def _value_faults(group: Group, operator: Operator, models: int) -> Iterator[tuple[str, str, str]]:
+def _faults(
+    recipe: ParametersRecipe, method: MergeMethod, places: Sequence[int]
+) -> Iterator[Fault]:
+    """Yield what is wrong with a recipe of one method, whose groups stand at `places`."""
+    if method.needs_base and recipe.base is None:
+        mend = "write the common ancestor's directory or id"
+        yield Fault("base", f"{method.name} needs a base", mend)
+    if method.models and len(recipe.models) != method.models:
+        wrong = f"{method.name} merges {method.models} models, not {len(recipe.models)}"
+        yield Fault("models", wrong, f"list {method.models}")
+    if method.draws and recipe.seed is None:
+        yield Fault("seed", f"{method.name} draws random masks", "write a whole number")
+    for name, value in recipe.options.items():
+        if wrong_and_mend := method.option_fault(name, value):
+            yield Fault(f"options.{name}", *wrong_and_mend)
+    for index, group in zip(places, recipe.groups, strict=True):
+        for fault in _value_faults(group, method, len(recipe.models)):
+            yield fault.under(f"groups.{index}")
+
+
+def _value_faults(group: Group, method: MergeMethod, models: int) -> Iterator[Fault]:
     for name, value in group.values.items():
-        if name not in operator.parameter:
-            yield name, f"{operator.name} has no '{name}'", nearest(name, operator.parameter)
+        if name not in method.parameter:
+            yield Fault(name, f"{method.name} has no '{name}'", nearest(name, method.parameter))
             continue
-        axis = operator.parameter[name].axis
-        if axis.per_model != isinstance(value, tuple) or (axis.per_model and len(value) != models):
-            wanted = f"a list of {models} numbers, one per model" if axis.per_model else "a number"
-            yield name, f"{value!r} is not {wanted}", f"write {wanted}"
+        axis = method.parameter[name].axis
+        if axis.per_model:
+            wanted = f"a list of {models} numbers, one per model"
+            fits = isinstance(value, tuple) and len(value) == models
+        else:
+            wanted = "a number"
+            fits = not isinstance(value, tuple)
+        if not fits:
+            yield Fault(name, f"{value!r} is not {wanted}", f"write {wanted}")
         elif not all(axis.low <= v <= axis.high for v in np.atleast_1d(value)):
-            yield name, f"{value!r} is out of range", f"stay within {axis.low:g} to {axis.high:g}"
-    for parameter in operator.parameters:
+            mend = f"stay within {axis.low:g} to {axis.high:g}"
+            yield Fault(name, f"{value!r} is out of range", mend)
+    for parameter in method.parameters:
         if parameter.default is None and parameter.name not in group.values:
-            yield parameter.name, "is missing", f"{operator.name} needs it in every group"
+            yield Fault(parameter.name, "is missing", f"{method.name} needs it in every group")
 
 
-def values_in(recipe: Recipe, operator: Operator, group: Group) -> dict[str, Any]:
-    """Return a method's arguments in a group: float64 arrays, floats, and the recipe's options."""
-    values: dict[str, Any] = {}
-    for p in operator.parameters:
-        value = group.values.get(p.name, p.default)
-        per_model = np.full(len(recipe.models), value, float) if p.axis.per_model else None
-        values[p.name] = float(value) if per_model is None else per_model
-    return values | {k: v for k, v in recipe.options.items() if k not in operator.prepares}
+def values_in(recipe: ParametersRecipe, method: MergeMethod, group: Group) -> dict[str, object]:
+    """Return a method's arguments in a group: float64 arrays, floats, and the recipe's options.
+
+    >>> group = Group(None, None, {"weight": (1.0, 0.5)})
+    >>> recipe = ParametersRecipe("task_arithmetic", ("a", "b"), (group,), "base")
+    >>> values_in(recipe, METHODS.get("task_arithmetic"), group)
+    {'weight': array([1. , 0.5]), 'scale': 1.0}
+    """
+    values: dict[str, object] = {}
+    for parameter in method.parameters:
+        value = group.values.get(parameter.name, parameter.default)
+        if parameter.axis.per_model:
+            values[parameter.name] = np.full(len(recipe.models), value, np.float64)
+        else:
+            assert isinstance(value, int | float), "whoever merges asks `method_of` first"
+            values[parameter.name] = float(value)
+    for name, option in recipe.options.items():
+        if name not in method.prepares:
+            values[name] = option
+    return values
 
 
-def group_of(recipe: Recipe, name: str) -> Group:
-    """Return the first group of `recipe` that holds the tensor `name`."""
+def group_index(recipe: ParametersRecipe, name: str) -> int:
+    """Return which is the first group of a recipe that holds the tensor `name`.
+
+    Raises:
+        CandidateFailure: none does.
+
+    >>> groups = Group("embed", None, {"weight": (1.0,)}), Group(None, None, {"weight": (0.5,)})
+    >>> group_index(ParametersRecipe("linear", ("a",), groups), "model.norm.weight")
+    1
+    """
     where = place(name)
-    for group in recipe.groups:
+    for index, group in enumerate(recipe.groups):
         if group.holds(name, where):
-            return group
+            return index
     raise CandidateFailure(f"no group of the recipe holds tensor {name}")

@@ -1,4 +1,4 @@
-"""Mixture: a recipe whose coefficients are constant on segments of the flattened parameters.
+"""Recipes of kind `mixture`: coefficients that are constant on segments of the parameters.
 
 A crossover of linear combinations of models is one again (M2N2, arXiv:2508.16204, equation 2), so
 a descendant of any depth is segments and coefficients, and is merged in one pass over the models.
@@ -6,48 +6,33 @@ a descendant of any depth is segments and coefficients, and is merged in one pas
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from evomerge.dtypes import DTYPES
-from evomerge.errors import BadInput, Checks, Fault
-from evomerge.recipes.parameters import VERSION, Recipe
+from evomerge.recipes.parameter_index import ParameterIndex
+from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.recipes.recipe import VERSION, Recipe
 
 _SMALLEST_SINE = 1e-6  # below it slerp is lerp, as in M2N2's code
-
-_KEYS = {"version", "kind", "models", "dtype", "layout", "chromosomes"}
-
-
-class Layout:
-    """Where each tensor begins and ends among the flattened parameters, in canonical order."""
-
-    def __init__(self, sizes: Mapping[str, int]):
-        """
-        Args:
-            sizes: tensor name -> elements, in canonical order.
-        """
-        self.names = tuple(sizes)
-        self.edges = np.concatenate([[0], np.cumsum(list(sizes.values()), dtype=np.int64)])
-        spans = zip(self.names, self.edges[:-1], self.edges[1:], strict=True)
-        self.span = {n: (int(a), int(b)) for n, a, b in spans}
-        listed = json.dumps(list(sizes.items())).encode()
-        self.hash = hashlib.sha256(listed).hexdigest()[:16]
-
-    @property
-    def total(self) -> int:
-        return int(self.edges[-1])
 
 
 @dataclass(frozen=True, eq=False)
 class Chromosome:
-    """The coefficients of the tensors whose name contains `modules` (None: of all the others).
+    """The coefficients of the tensors whose name contains `modules`, segment by segment.
 
-    Segment s holds the flattened parameters from edges[s] to edges[s + 1], and has one
-    coefficient a model: `edges` is (segments + 1,) int64, `coefficients` is (segments, models)
-    float64.
+    Attributes:
+        modules: a substring of tensor names, or None for all that no other chromosome holds.
+        edges: (segments + 1,) int64; segment s holds the parameters edges[s] to edges[s + 1].
+        coefficients: (segments, models) float64.
+
+    >>> halves = Chromosome(None, np.array([0, 5, 10]), np.array([[1.0, 0.0], [0.5, 0.5]]))
+    >>> halves.at(np.array([4, 5]))
+    array([[1. , 0. ],
+           [0.5, 0.5]])
     """
 
     modules: str | None
@@ -56,8 +41,8 @@ class Chromosome:
 
     def joined(self) -> "Chromosome":
         """Return the same with equal neighbours joined."""
-        new = np.any(self.coefficients[1:] != self.coefficients[:-1], axis=1)
-        starts = np.concatenate([[True], new])
+        changes = np.any(self.coefficients[1:] != self.coefficients[:-1], axis=1)
+        starts = np.concatenate([[True], changes])
         edges = np.concatenate([self.edges[:-1][starts], self.edges[-1:]])
         return Chromosome(self.modules, edges, self.coefficients[starts])
 
@@ -66,130 +51,156 @@ class Chromosome:
         segment = np.searchsorted(self.edges, positions, side="right") - 1
         return self.coefficients[segment]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the chromosome as JSON-able data."""
+        edges = self.edges.tolist()
+        rows = (self.coefficients + 0.0).tolist()  # -0.0 + 0.0 is 0.0
+        segments = [list(segment) for segment in zip(edges[:-1], edges[1:], rows, strict=True)]
+        return {"modules": self.modules, "segments": segments}
+
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
-    """One merged model of kind `mixture`: sum_k c_k W_k, c constant on segments.
+class MixtureRecipe(Recipe):
+    """One merged model: sum_k c_k W_k, c constant on segments.
 
     A tensor has the coefficients of the first chromosome whose `modules` its name contains.
-    `layout` is the hash of the layout that positions refer to.
+
+    Attributes:
+        models, dtype: see `Recipe`.
+        chromosomes: at least one, the last of all modules.
+        parameter_index_hash: of the index that positions refer to.
+
+    >>> index = ParameterIndex({"embed.weight": 6, "lm_head.weight": 4})
+    >>> cut = Chromosome(None, np.array([0, 8, 10]), np.array([[1.0, 0.0], [0.5, 0.5]]))
+    >>> recipe = MixtureRecipe(("a", "b"), (cut,), "float32", index.hash)
+    >>> recipe.runs("lm_head.weight", *index.span["lm_head.weight"])
+    (array([0, 2]), array([[1. , 0. ],
+           [0.5, 0.5]]))
     """
+
+    kind: ClassVar[Literal["mixture"]] = "mixture"
 
     models: tuple[str, ...]
     chromosomes: tuple[Chromosome, ...]
     dtype: str
-    layout: str
-    kind: str = "mixture"
+    parameter_index_hash: str
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The distinct models."""
-        return tuple(dict.fromkeys(self.models))
-
-    def to_json(self) -> dict:
-        """Return the recipe as JSON-able data; `recipe.from_json` reads it back."""
-        return {
-            "version": VERSION,
-            "kind": self.kind,
-            "models": list(self.models),
-            "dtype": self.dtype,
-            "layout": self.layout,
-            "chromosomes": [_chromosome_to_json(c) for c in self.chromosomes],
-        }
+    def to_json(self) -> dict[str, Any]:
+        """See `Recipe.to_json`."""
+        return self._head() | {"chromosomes": [c.to_json() for c in self.chromosomes]}
 
     def id(self, hashes: Mapping[str, str]) -> str:
-        """Return the recipe's id, 64 hex digits; see `Recipe.id`."""
-        data = self.to_json() | {"models": [hashes[m] for m in self.models]}
+        """See `Recipe.id`."""
+        data = self.to_json() | {"models": [hashes[model] for model in self.models]}
+        # `json_hash`, without its pass over each number in search of negative zeros: there is none
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()  # canonical: no zero here is negative
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def runs(self, name: str, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Return where runs of a tensor's elements begin, and their (runs, models) coefficients.
 
         Args:
             name: of the tensor.
-            first, last: where it begins and ends in the layout.
+            first, last: where it begins and ends in the parameter index.
         """
-        held = (c for c in self.chromosomes if c.modules is None or c.modules in name)
-        chromosome = next(held)
-        last_row = len(chromosome.coefficients) - 1
-        low = min(int(np.searchsorted(chromosome.edges, first, side="right")) - 1, last_row)
+        chromosome = next(c for c in self.chromosomes if c.modules is None or c.modules in name)
+        last_segment = len(chromosome.coefficients) - 1
+        low = min(int(np.searchsorted(chromosome.edges, first, side="right")) - 1, last_segment)
         high = max(low + 1, int(np.searchsorted(chromosome.edges, last, side="left")))
         starts = np.maximum(chromosome.edges[low:high], first) - first
         return starts, chromosome.coefficients[low:high]
 
+    def _head(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "kind": self.kind,
+            "models": list(self.models),
+            "dtype": self.dtype,
+            "parameter_index_hash": self.parameter_index_hash,
+        }
 
-def one_hot(recipe: Recipe, models: Sequence[str], layout: Layout, modules: tuple) -> Mixture:
-    """Return a source's own recipe (`recipe.single`) as a mixture over `models`."""
-    coefficients = np.array([[float(m == recipe.models[0]) for m in models]])
-    edges = np.array([0, layout.total])
+
+def packed(recipe: MixtureRecipe) -> tuple[dict[str, Any], bytes]:
+    """Return a mixture in a small form: JSON-able data without the numbers, and these.
+
+    Returns:
+        The recipe's JSON, where each chromosome has the number of its segments in the place of
+        them, and bytes: of one chromosome after the other the edges (little-endian int64) and the
+        coefficients (little-endian float64), all compressed by zlib.
+
+    >>> one = Chromosome(None, np.array([0, 10]), np.array([[0.25, 0.75]]))
+    >>> data, numbers = packed(MixtureRecipe(("a", "b"), (one,), "float32", "hash"))
+    >>> data["chromosomes"]
+    [{'modules': None, 'segments': 1}]
+    """
+    listed = [{"modules": c.modules, "segments": len(c.coefficients)} for c in recipe.chromosomes]
+    numbers = bytearray()
+    for chromosome in recipe.chromosomes:
+        numbers += chromosome.edges.astype("<i8").tobytes()
+        numbers += chromosome.coefficients.astype("<f8").tobytes()
+    return recipe._head() | {"chromosomes": listed}, zlib.compress(numbers)
+
+
+def unpacked(data: Mapping[str, Any], numbers: bytes) -> MixtureRecipe:
+    """Return the mixture that `packed` made smaller.
+
+    >>> one = Chromosome(None, np.array([0, 10]), np.array([[0.25, 0.75]]))
+    >>> recipe = MixtureRecipe(("a", "b"), (one,), "float32", "hash")
+    >>> unpacked(*packed(recipe)).to_json() == recipe.to_json()
+    True
+    """
+    raw, offset = zlib.decompress(numbers), 0
+    models = tuple(data["models"])
+    chromosomes = []
+    for entry in data["chromosomes"]:
+        segments = entry["segments"]
+        edges = np.frombuffer(raw, "<i8", segments + 1, offset)
+        offset += edges.nbytes
+        coefficients = np.frombuffer(raw, "<f8", segments * len(models), offset)
+        offset += coefficients.nbytes
+        by_segment = coefficients.reshape(segments, len(models))
+        chromosomes.append(Chromosome(entry["modules"], edges, by_segment))
+    index_hash = data["parameter_index_hash"]
+    return MixtureRecipe(models, tuple(chromosomes), data["dtype"], index_hash)
+
+
+def one_hot(
+    recipe: ParametersRecipe,
+    models: Sequence[str],
+    index: ParameterIndex,
+    modules: Sequence[str | None],
+) -> MixtureRecipe:
+    """Return a source's own recipe (`parameters.single`) as a mixture over `models`.
+
+    Args:
+        recipe: of one source.
+        models: of the mixture, the source among them.
+        index: of their parameters.
+        modules: of each chromosome.
+
+    >>> from evomerge.recipes.parameters import single
+    >>> index = ParameterIndex({"weight": 4})
+    >>> one_hot(single("b", "float32"), ("a", "b"), index, (None,)).chromosomes[0].coefficients
+    array([[0., 1.]])
+    """
+    coefficients = np.array([[float(model == recipe.models[0]) for model in models]])
+    edges = np.array([0, index.total])
     chromosomes = tuple(Chromosome(m, edges, coefficients) for m in modules)
-    return Mixture(tuple(models), chromosomes, recipe.dtype, layout.hash)
+    return MixtureRecipe(tuple(models), chromosomes, recipe.dtype, index.hash)
 
 
 def interpolated(t: float, angle: float) -> tuple[float, float]:
-    """Return the shares of two vectors at t between them: slerp's, or lerp's at no angle."""
+    """Return the shares of two vectors at t between them: slerp's, or lerp's at no angle.
+
+    Args:
+        t: from 0 (the first) to 1 (the second).
+        angle: between the vectors, in radians.
+
+    >>> interpolated(0.25, 0.0)
+    (0.75, 0.25)
+    """
     sine = np.sin(angle)
     if sine <= _SMALLEST_SINE:
         return 1.0 - t, t
+    # sin((1 - t) Omega) / sin(Omega) and sin(t Omega) / sin(Omega) (Shoemake 1985)
     return float(np.sin((1.0 - t) * angle) / sine), float(np.sin(t * angle) / sine)
-
-
-def _chromosome_to_json(chromosome: Chromosome) -> dict:
-    edges = chromosome.edges.tolist()
-    rows = (chromosome.coefficients + 0.0).tolist()  # no negative zeros
-    segments = [list(s) for s in zip(edges[:-1], edges[1:], rows, strict=True)]
-    return {"modules": chromosome.modules, "segments": segments}
-
-
-def mixture_from_json(data: Mapping[str, Any], file: str) -> Mixture:
-    """Read a mixture back from its JSON; see `recipe.from_json`."""
-    checks = Checks(data, _KEYS, file)
-    need, faults = checks.need, checks.faults
-    models, listed = data.get("models"), data.get("chromosomes")
-    texts = isinstance(models, list) and all(isinstance(m, str) and m for m in models)
-    need("version", data.get("version") == VERSION, f"write {VERSION}")
-    need("models", texts and bool(models), "write a list of model directories or hub ids")
-    need("dtype", data.get("dtype") in DTYPES, f"write one of {', '.join(DTYPES)}")
-    need("layout", isinstance(data.get("layout"), str), "write the layout's hash")
-    need("chromosomes", isinstance(listed, list) and bool(listed), "write a list")
-    if faults:
-        raise BadInput(*faults)
-    chromosomes = []
-    for index, entry in enumerate(listed):
-        try:
-            chromosomes.append(_chromosome_from_json(entry, len(models)))
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
-            wrong = f"is no chromosome ({str(error)[:80]})"
-            mend = "write {modules, segments: [[first, last + 1, [one coefficient a model]], ...]}"
-            faults.append(Fault(file, f"chromosomes.{index}", wrong, mend))
-    if not faults and chromosomes[-1].modules is not None:
-        wrong = "leave out tensors without one of the substrings"
-        faults.append(Fault(file, "chromosomes", wrong, "let the last one's modules be null"))
-    if not faults and len({int(c.edges[-1]) for c in chromosomes}) > 1:
-        faults.append(Fault(file, "chromosomes", "end at different parameters", "end them alike"))
-    if faults:
-        raise BadInput(*faults)
-    return Mixture(tuple(models), tuple(chromosomes), data["dtype"], data["layout"])
-
-
-def _chromosome_from_json(entry: Any, models: int) -> Chromosome:
-    if not isinstance(entry, dict) or set(entry) != {"modules", "segments"}:
-        raise ValueError("not {modules, segments}")
-    modules, segments = entry["modules"], entry["segments"]
-    if modules is not None and not (isinstance(modules, str) and modules):
-        raise ValueError(f"modules is {modules!r}")
-    if not isinstance(segments, list) or not segments:
-        raise ValueError("no segments")
-    for first, last, row in segments:
-        if not all(type(x) is int for x in (first, last)) or first >= last:
-            raise ValueError(f"segment {first!r} to {last!r}")
-        if not all(type(x) in (int, float) for x in row) or len(row) != models:
-            raise ValueError(f"coefficients {row!r}")
-    edges = np.array([0, *(s[1] for s in segments)], np.int64)
-    if [s[0] for s in segments] != edges[:-1].tolist():
-        raise ValueError("segments do not follow one another from 0")
-    coefficients = np.array([s[2] for s in segments], np.float64)
-    if not np.isfinite(coefficients).all():
-        raise ValueError("a coefficient is not finite")
-    return Chromosome(modules, edges, coefficients)

@@ -1,29 +1,29 @@
-"""Recipe: the frozen, JSON-able, complete description of one merged model. Outcome: what
-became of it.
+"""Recipes of kind `parameters`: a merge method, and its coefficients by groups of tensors."""
 
-A recipe's id is the sha256 of its canonical JSON with each model replaced by the hash of
-its content, so the same merge has the same id wherever its sources lie.
-"""
-
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from evomerge.canonical import _positive_zeros, canonical_json
+from evomerge.canonical import json_hash, positive_zeros
+from evomerge.recipes.recipe import VERSION, Recipe
 from evomerge.tensor_names import Place
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
 class Group:
     """The coefficients of the tensors in `layers` whose name contains `modules`.
 
-    `layers` is (first, last + 1), "embed", "norm", "head", or None for every tensor;
-    `modules` is a substring, or None for every name. `values` maps a parameter of the
-    method to a float, or to a tuple with one float per model. `method` is that of the group,
-    where it is not the recipe's.
+    Attributes:
+        layers: (first, last + 1), "embed", "norm", "head", or None for every tensor.
+        modules: a substring of tensor names, or None for every name.
+        values: parameter of the method -> a float, or a tuple with one float a model.
+        method: that of the group, where it is not the recipe's.
+
+    >>> from evomerge.tensor_names import place
+    >>> group = Group((0, 4), "mlp", {"weight": (0.5, 0.5)})
+    >>> name = "model.layers.3.mlp.up_proj.weight"
+    >>> group.holds(name, place(name))
+    True
     """
 
     layers: tuple[int, int] | str | None
@@ -32,6 +32,7 @@ class Group:
     method: str | None = None
 
     def holds(self, name: str, where: Place) -> bool:
+        """Tell whether the tensor `name`, which stands at `where`, is one of the group's."""
         if self.modules is not None and self.modules not in name:
             return False
         if self.layers is None:
@@ -40,15 +41,35 @@ class Group:
             return where.part == self.layers
         return where.layer is not None and self.layers[0] <= where.layer < self.layers[1]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the group as JSON-able data."""
+        layers = list(self.layers) if isinstance(self.layers, tuple) else self.layers
+        data: dict[str, Any] = {"layers": layers, "modules": self.modules}
+        if self.method is not None:
+            data["method"] = self.method
+        return data | positive_zeros(self.values)
+
 
 @dataclass(frozen=True)
-class Recipe:
-    """One merged model of kind `parameters`: a method and its coefficients by group.
+class ParametersRecipe(Recipe):
+    """One merged model: a method and its coefficients by group.
 
-    `models` and `base` name sources (a directory, or a hub id with or without @revision). A
-    tensor takes the values of the first group that holds it. `seed` is there only if the
-    method draws.
+    A tensor takes the values of the first group that holds it.
+
+    Attributes:
+        method: the name of a merge method.
+        models, dtype: see `Recipe`.
+        groups: at least one.
+        base: the common ancestor, for methods that need one.
+        seed: of the method's random masks; None if it draws none.
+        options: of the method, which knows their types.
+
+    >>> group = Group(None, None, {"weight": (0.4, 0.7), "density": (0.5, 0.5)})
+    >>> ParametersRecipe("ties", ("a", "b"), (group,), base="base").sources
+    ('base', 'a', 'b')
     """
+
+    kind: ClassVar[Literal["parameters"]] = "parameters"
 
     method: str
     models: tuple[str, ...]
@@ -56,11 +77,10 @@ class Recipe:
     base: str | None = None
     dtype: str = "bfloat16"
     seed: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    kind: str = "parameters"
+    options: Mapping[str, object] = field(default_factory=dict)
 
-    def to_json(self) -> dict:
-        """Return the recipe as JSON-able data; `from_json` reads it back, equal."""
+    def to_json(self) -> dict[str, Any]:
+        """See `Recipe.to_json`."""
         data = {
             "version": VERSION,
             "kind": self.kind,
@@ -69,9 +89,11 @@ class Recipe:
             "base": self.base,
             "dtype": self.dtype,
             "options": dict(self.options),
-            "groups": [_group_to_json(g) for g in self.groups],
+            "groups": [group.to_json() for group in self.groups],
         }
-        return data | ({} if self.seed is None else {"seed": self.seed})
+        if self.seed is not None:
+            data["seed"] = self.seed
+        return data
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -80,35 +102,32 @@ class Recipe:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The distinct sources it reads, the base first."""
-        named = ((self.base,) if self.base else ()) + self.models
-        return tuple(dict.fromkeys(named))
+        """The distinct sources that it reads, the base first."""
+        base = () if self.base is None else (self.base,)
+        return tuple(dict.fromkeys(base + self.models))
 
     def id(self, hashes: Mapping[str, str]) -> str:
-        """Return the recipe's id, 64 hex digits.
-
-        Args:
-            hashes: the content hash of each of `sources`.
-        """
+        """See `Recipe.id`."""
         data = self.to_json()
-        data["models"] = [hashes[m] for m in self.models]
-        data["base"] = hashes[self.base] if self.base else None
-        return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+        data["models"] = [hashes[model] for model in self.models]
+        data["base"] = None if self.base is None else hashes[self.base]
+        return json_hash(data)
 
 
-def _group_to_json(group: Group) -> dict:
-    layers = list(group.layers) if isinstance(group.layers, tuple) else group.layers
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in group.values.items()}
-    own = {} if group.method is None else {"method": group.method}
-    return {"layers": layers, "modules": group.modules, **own, **_positive_zeros(values)}
+def single(model: str, dtype: str) -> ParametersRecipe:
+    """Return the recipe of one source as it is: the baseline that a merge has to beat.
 
-
-def single(model: str, dtype: str) -> Recipe:
-    """Return the recipe of one source as it is: the baseline that a merge has to beat."""
+    >>> single("a", "float32").groups[0].values
+    {'weight': (1.0,)}
+    """
     return uniform((model,), dtype)
 
 
-def uniform(models: tuple[str, ...], dtype: str) -> Recipe:
-    """Return the recipe of the uniform average of `models` (a model soup, arXiv:2203.05482)."""
+def uniform(models: tuple[str, ...], dtype: str) -> ParametersRecipe:
+    """Return the recipe of the uniform average of `models` (a model soup, arXiv:2203.05482).
+
+    >>> uniform(("a", "b"), "float32").groups[0].values
+    {'weight': (0.5, 0.5)}
+    """
     weight = (1.0 / len(models),) * len(models)
-    return Recipe("linear", models, (Group(None, None, {"weight": weight}),), dtype=dtype)
+    return ParametersRecipe("linear", models, (Group(None, None, {"weight": weight}),), dtype=dtype)

@@ -5,36 +5,50 @@ from dataclasses import replace
 
 import numpy as np
 
-from evomerge.recipes.parameters import Group, Recipe, uniform
+from evomerge.recipes.parameters import Group, ParametersRecipe, uniform
 
 SOUPS = ("model_stock", "metrics", "greedy")
 
 
-def model_stock(models: tuple[str, ...], base: str, dtype: str) -> Recipe:
-    """Return Model Stock's recipe: per tensor, as far to the average as the models agree."""
+def model_stock(models: tuple[str, ...], base: str, dtype: str) -> ParametersRecipe:
+    """Return Model Stock's recipe: per tensor, as far to the average as the models agree.
+
+    >>> model_stock(("a", "b"), "base", "float32").method
+    'model_stock'
+    """
     group = Group(None, None, {"scale": 1.0})
-    return Recipe("model_stock", models, (group,), base, dtype)
+    return ParametersRecipe("model_stock", models, (group,), base, dtype)
 
 
-def by_metrics(models: tuple[str, ...], values: Mapping[str, float], dtype: str) -> Recipe:
-    """Return the average weighed by the models' own values (metrics-weighted averaging,
-    arXiv:2504.18580).
+def by_metrics(
+    models: tuple[str, ...], values: Mapping[str, float], dtype: str
+) -> ParametersRecipe:
+    """Return the average weighed by the models' own values.
+
+    That is metrics-weighted averaging (arXiv:2504.18580).
 
     Args:
+        models: to average.
         values: of each model, 0 for the worst source; one that has none weighs nothing. Equal
             weights where no value is above 0.
+        dtype: of the soup.
+
+    >>> by_metrics(("a", "b", "c"), {"a": 3.0, "b": 1.0}, "float32").groups[0].values
+    {'weight': (0.75, 0.25, 0.0)}
     """
-    weight = np.array([max(values.get(m, 0.0), 0.0) for m in models])
-    weight = weight / weight.sum() if weight.sum() > 0 else np.full(len(models), 1 / len(models))
-    group = Group(None, None, {"weight": tuple(map(float, weight))})
-    return Recipe("linear", models, (group,), dtype=dtype)
+    worth = np.array([max(values.get(model, 0.0), 0.0) for model in models])
+    if not worth.any():
+        return uniform(models, dtype)
+    weight = tuple(float(share) for share in worth / worth.sum())
+    group = Group(None, None, {"weight": weight})
+    return ParametersRecipe("linear", models, (group,), dtype=dtype)
 
 
 def greedy(
     models: Sequence[str],
     values: Mapping[str, float],
     dtype: str,
-    value_of: Callable[[tuple[str, ...], Recipe], float | None],
+    value_of: Callable[[tuple[str, ...], ParametersRecipe], float | None],
 ) -> tuple[str, ...]:
     """Return the greedy soup's members (Wortsman et al. 2022, arXiv:2203.05482, recipe 1).
 
@@ -45,15 +59,22 @@ def greedy(
         values: of each model by itself.
         dtype: of the soups.
         value_of: scores a soup of members; None if it failed.
+
+    >>> scores = {("a", "b"): 0.4, ("a", "c"): 0.6}
+    >>> greedy("abc", {"a": 0.5, "b": 0.3, "c": 0.2}, "float32", lambda soup, _: scores[soup])
+    ('a', 'c')
     """
-    known = sorted((m for m in models if m in values), key=lambda m: -values[m])
-    soup, best = known[:1], values[known[0]] if known else 0.0
-    for model in known[1:]:
-        members = (*soup, model)
-        value = value_of(members, uniform(members, dtype))
+    ranked = sorted((model for model in models if model in values), key=lambda m: -values[m])
+    if not ranked:
+        return ()
+    soup: tuple[str, ...] = (ranked[0],)
+    best = values[ranked[0]]
+    for model in ranked[1:]:
+        larger = (*soup, model)
+        value = value_of(larger, uniform(larger, dtype))
         if value is not None and value >= best:
-            soup, best = list(members), value
-    return tuple(soup)
+            soup, best = larger, value
+    return soup
 
 
 def cook(
@@ -62,45 +83,60 @@ def cook(
     labels: Mapping[str, str],
     values: Mapping[str, float],
     dtype: str,
-    value_of: Callable[[str, Recipe], float | None],
-) -> list[tuple[Recipe, float]]:
-    """Score the uniform soup and those wanted that hang on the models' values.
+    value_of: Callable[[str, ParametersRecipe], float | None],
+) -> list[tuple[ParametersRecipe, float]]:
+    """Score the uniform soup, and those wanted that depend on the models' values.
 
     Args:
         wanted: some of SOUPS.
         models: in the campaign's order.
-        labels, values: of the models, by name.
+        labels: of the models, by name.
+        values: of the models, by name.
         dtype: of the soups.
-        value_of: scores a soup under a label, or tells what it scored.
+        value_of: scores a soup under a label, or says what it scored.
 
     Returns:
         Each soup of weights that was scored, and its value.
-    """
-    found: list[tuple[Recipe, float | None]] = []
-    if not models:
-        return []
 
-    def taste(label: str, soup: Recipe) -> float | None:
-        found.append((soup, value_of(label, soup)))
-        return found[-1][1]
+    >>> def value_of(label, soup):
+    ...     print(label, soup.groups[0].values["weight"])
+    ...     return 0.5
+    >>> soups = cook(["metrics"], ("a", "b"), {}, {"a": 3.0, "b": 1.0}, "float32", value_of)
+    uniform (0.5, 0.5)
+    metrics (0.75, 0.25)
+    """
+    scored: list[tuple[ParametersRecipe, float]] = []
+
+    def score(label: str, soup: ParametersRecipe) -> float | None:
+        value = value_of(label, soup)
+        if value is not None:
+            scored.append((soup, value))
+        return value
+
+    def score_members(members: tuple[str, ...], soup: ParametersRecipe) -> float | None:
+        return score("greedy " + "+".join(labels[model] for model in members), soup)
 
     if len(models) > 1:
-        taste("uniform", uniform(models, dtype))
-    if "metrics" in wanted:
-        taste("metrics", by_metrics(models, values, dtype))
+        score("uniform", uniform(models, dtype))
+    if models and "metrics" in wanted:
+        score("metrics", by_metrics(models, values, dtype))
     if "greedy" in wanted:
-        greedy(
-            models,
-            values,
-            dtype,
-            lambda members, soup: taste("greedy " + "+".join(labels[m] for m in members), soup),
-        )
-    return [(soup, value) for soup, value in found if value is not None]
+        greedy(models, values, dtype, score_members)
+    return scored
 
 
-def seasoned(recipe: Recipe, soup: Recipe) -> Recipe:
-    """Return `recipe` with the weights of a linear soup in all its groups."""
-    weights = dict(zip(soup.models, soup.groups[0].values["weight"], strict=True))
+def seasoned(recipe: ParametersRecipe, soup: ParametersRecipe) -> ParametersRecipe:
+    """Return `recipe` with the weights of a linear soup in all its groups.
+
+    >>> recipe = uniform(("a", "b", "c"), "float32")
+    >>> seasoned(recipe, by_metrics(("b", "a"), {"a": 1.0, "b": 3.0}, "float32")).groups[0].values
+    {'weight': (0.25, 0.75, 0.0)}
+    """
+    values = soup.groups[0].values["weight"]
+    assert isinstance(values, tuple)  # linear has one weight a model
+    weights = dict(zip(soup.models, values, strict=True))
     weight = tuple(weights.get(model, 0.0) for model in recipe.models)
-    groups = (replace(g, values=dict(g.values) | {"weight": weight}) for g in recipe.groups)
+    groups = []
+    for group in recipe.groups:
+        groups.append(replace(group, values={**group.values, "weight": weight}))
     return replace(recipe, groups=tuple(groups))

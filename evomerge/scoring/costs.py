@@ -1,34 +1,36 @@
 """What a candidate costs to run, as an objective: depth, size, or measured time."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from evomerge.canonical import item_hash
+from evomerge.scoring.fitness import CostSection, Fitness
 
+# Enough of each to leave out what the first steps cost, and to take less than a second.
 _PROMPT, _TOKENS = 32, 16
 
 
-class CostFitness:
+class CostFitness(Fitness):
     """One item, whose score is the cost; for the search and, measured again, held out.
 
     - `hops`: layers that a token passes.
     - `parameters`: of the model as it is exported, where a layer that comes twice counts twice.
     - `seconds_per_token`: the quickest of some greedy steps with the key-value cache, batch 1; what
       else the machine does can only add to it.
+
+    >>> CostFitness(CostSection(name="depth", cost="hops")).is_cost
+    True
     """
 
-    def __init__(self, spec: Mapping[str, Any]):
-        self.direction = spec.get("direction") or "minimize"
-        self.definition, self.test_from = "", None
-        self.hashes = [item_hash(spec["cost"])]
-        self._measure = {
-            "hops": _hops,
-            "parameters": _parameters,
-            "seconds_per_token": _seconds_per_token,
-        }[spec["cost"]]
+    is_cost = True
+
+    def __init__(self, section: CostSection):
+        self.direction = section.direction or "minimize"
+        self.hashes = [item_hash(section.cost)]
+        self._measure = _MEASURES[section.cost]
 
     def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
         self._model = model
@@ -40,12 +42,9 @@ class CostFitness:
         """Return the length of what is read to score it: next to nothing."""
         return 0.0
 
-    def answers(self, ordinals: Sequence[int]) -> None:
-        return None
-
 
 def _hops(model: Any) -> float:
-    return model.config.num_hidden_layers
+    return float(model.config.num_hidden_layers)
 
 
 def _parameters(model: Any) -> float:
@@ -72,3 +71,10 @@ def _seconds_per_token(model: Any) -> float:
             out.logits[0, -1, 0].item()  # waits for a device
             seconds.append(time.perf_counter() - started)
     return min(seconds)
+
+
+_MEASURES: dict[str, Callable[[Any], float]] = {
+    "hops": _hops,
+    "parameters": _parameters,
+    "seconds_per_token": _seconds_per_token,
+}

@@ -1,88 +1,189 @@
-"""What scores: a Python module, an lm-eval task (lm_eval.py), or a cost (costs.py).
+"""What scores a model: an lm-eval task, a Python module, or what the model costs to run.
 
-A module has `items()`, which returns a list, and `score(model, tokenizer, items)`, which
-returns one float per item.
+An entry of a campaign's `fitness` is one of three sections, told apart by their key: `task`,
+`function` or `cost`.
 """
 
-import importlib.util
-import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BeforeValidator
 
-from evomerge.canonical import file_hash, item_hash
-from evomerge.errors import BadInput, Fault, one_line
-from evomerge.scoring.costs import CostFitness
-from evomerge.scoring.items import Fitness
-from evomerge.scoring.lm_eval_task import TaskFitness
-
-_DEFINE = "define items() and score(model, tokenizer, items)"
+from evomerge.errors import Fault, Faults
+from evomerge.sections import Flag, Number, Section, Text, Whole, one_of, option, refuse
 
 
-def open_fitness(spec: Mapping[str, Any], file: str, key: str) -> Fitness:
-    """Open the fitness of a campaign's entry `spec`; loads its items but no model.
+class FitnessSection(Section):
+    """What every entry of `fitness` has.
 
-    Raises:
-        BadInput: the task, metric, file or items will not do.
+    >>> CostSection(name="size", cost="parameters").weight
+    1.0
     """
-    if "function" in spec:
-        return FunctionFitness(spec, file, key)
-    if "cost" in spec:
-        return CostFitness(spec)
-    return TaskFitness(spec, file, key)
 
+    name: Text = option("the objective's name", pattern=r"^[A-Za-z0-9_.-]+$", example="maths")
+    weight: Number = option("in the weighted mean of the objectives", 1.0, gt=0)
+    direction: Literal["maximize", "minimize"] | None = option(
+        "what is better; null: what the task says, maximize for a function, minimize for a cost",
+        None,
+    )
+    constraint: Text | None = option(
+        'what the mean has to keep, e.g. ">= 0.4", "<= 12" or ">= base - 0.01"; a baseline is'
+        " written by its label, `baseline` means the best source",
+        None,
+        example=">= base - 0.01",
+    )
 
-class FunctionFitness:
-    """A Python module's `items()` and `score(model, tokenizer, items)`."""
-
-    def __init__(self, spec: Mapping[str, Any], file: str, key: str):
-        self.direction = spec.get("direction") or "maximize"
-        self.test_from = None
-        self._module = _import_file(Path(spec["function"]), file, f"{key}.function")
-        self.definition = file_hash(Path(spec["function"]))
-        try:
-            self._items = list(self._module.items())
-        except Exception as error:
-            wrong = f"{spec['function']}: items() failed with {one_line(error)}"
-            raise BadInput(Fault(file, f"{key}.function", wrong, "mend items()")) from error
-        self.hashes = [item_hash(item) for item in self._items]
-
-    def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
-        self._model, self._tokenizer = model, tokenizer
-
-    def score(self, ordinals: Sequence[int]) -> np.ndarray:
-        items = [self._items[i] for i in ordinals]
-        scores = np.asarray(self._module.score(self._model, self._tokenizer, items), np.float32)
-        if scores.shape != (len(items),):
-            raise ValueError(f"score() gave shape {scores.shape} for {len(items)} items")
-        return scores
-
-    def answers(self, ordinals: Sequence[int]) -> None:
+    @property
+    def taken(self) -> int | None:
+        """How many items to take before the split; None for all."""
         return None
 
+    def resolved(self) -> "FitnessSection":
+        """Return the section with its file's path from the root: workers may start elsewhere."""
+        return self
 
-def _import_file(path: Path, file: str, key: str) -> ModuleType:
-    if not path.is_file():
-        raise BadInput(Fault(file, key, f"there is no file '{path}'", "write a path to a .py file"))
-    spec = importlib.util.spec_from_file_location(f"evomerge_fitness_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        wrong = f"{path} cannot be imported: {one_line(error)}"
-        raise BadInput(Fault(file, key, wrong, "mend the module")) from error
-    if missing := [n for n in ("items", "score") if not callable(getattr(module, n, None))]:
-        wrong = f"{path} has no function {missing[0]}"
-        raise BadInput(Fault(file, key, wrong, _DEFINE))
-    for name, count in (("items", 0), ("score", 3)):
-        try:
-            inspect.signature(getattr(module, name)).bind(*range(count))
-        except TypeError:
-            wrong = f"{path}: {name} does not take {count} arguments"
-            raise BadInput(Fault(file, key, wrong, _DEFINE)) from None
-        except ValueError:  # made in C: it says nothing of its arguments
-            continue
-    return module
+
+class TaskSection(FitnessSection):
+    """An lm-eval task, scored item by item.
+
+    >>> TaskSection(name="maths", task="gsm8k", metric="exact_match,strict-match").fewshot is None
+    True
+    """
+
+    task: Text = option("an lm-eval task's name, or the path of its YAML", example="gsm8k")
+    metric: Text = option(
+        "one that lm-eval averages over items, or bits_per_byte; of several filters METRIC,FILTER",
+        example="exact_match",
+    )
+    items: Whole | None = option("items to take before the split; null: all", None, ge=1)
+    fewshot: Whole | None = option("worked examples in each prompt; null: the task's", None, ge=0)
+    generation: dict[str, Any] | None = option(
+        "generation arguments that replace the task's", None, example={"max_gen_toks": 64}
+    )
+    chat_template: Flag = option("put prompts into the tokenizer's chat template", False)
+    system: Text | None = option("system message of the chat template", None)
+    batch_size: Whole | None = option("prompts at once; null: 64", None, ge=1)
+
+    @property
+    def taken(self) -> int | None:
+        return self.items
+
+    def resolved(self) -> FitnessSection:
+        return self.model_copy(update={"task": _from_root(self.task)})
+
+
+class FunctionSection(FitnessSection):
+    """A Python file with `items()` and `score(model, tokenizer, items)`, one float for each item.
+
+    >>> FunctionSection(name="brevity", function="fitness/brevity.py").items is None
+    True
+    """
+
+    function: Text = option("path of the Python file", example="fitness/brevity.py")
+    items: Whole | None = option("items to take before the split; null: all", None, ge=1)
+
+    @property
+    def taken(self) -> int | None:
+        return self.items
+
+    def resolved(self) -> FitnessSection:
+        return self.model_copy(update={"function": _from_root(self.function)})
+
+
+class CostSection(FitnessSection):
+    """What a model costs to run.
+
+    >>> CostSection(name="depth", cost="hops").direction is None
+    True
+    """
+
+    cost: Literal["hops", "parameters", "seconds_per_token"] = option(
+        "hops: layers that a token passes; parameters: of the exported model; seconds_per_token:"
+        " measured, greedy, at batch 1",
+        example="hops",
+    )
+
+
+def _from_root(path: str) -> str:
+    return str(Path(path).resolve()) if Path(path).is_file() else path
+
+
+_KINDS: dict[str, type[FitnessSection]] = {
+    "task": TaskSection,
+    "function": FunctionSection,
+    "cost": CostSection,
+}
+
+
+def _which(value: Any) -> str:
+    given = value if isinstance(value, Mapping) else {}
+    return next((kind for kind in _KINDS if given.get(kind) is not None), "task")
+
+
+def _one_kind(value: Any) -> Any:
+    """Refuse an entry of no kind or of several, and keys that belong to another kind."""
+    if not isinstance(value, Mapping):
+        return value
+    entry = {key: given for key, given in value.items() if given is not None}
+    kinds = [kind for kind in _KINDS if kind in entry]
+    if len(kinds) != 1:
+        wrong = f"has {' and '.join(kinds)}" if kinds else "needs a task, a function or a cost"
+        refuse([Fault("", wrong, "write one of them")])
+    own = _KINDS[kinds[0]].model_fields
+    known = {key for section in _KINDS.values() for key in section.model_fields}
+    faults = Faults()
+    for key in [key for key in entry if key in known and key not in own]:
+        if entry[key] is not False:
+            faults.add(key, f"belongs to tasks, not to a {kinds[0]}", "leave it out")
+        entry.pop(key)
+    refuse(faults.found)
+    return entry
+
+
+if TYPE_CHECKING:
+    AnyFitness = FitnessSection
+else:
+    AnyFitness = Annotated[one_of(_KINDS, _which), BeforeValidator(_one_kind)]
+
+
+class Fitness(ABC):
+    """What scores a model on items known by their ordinal, 0 to len(hashes) - 1.
+
+    Attributes:
+        direction: "maximize" or "minimize".
+        definition: hash of what scores, a module's or a task's file; "" where there is none.
+        hashes: one for each item; they tell whether the items are still the same.
+        test_from: the first ordinal of the task's own held-out items, where asked for.
+        is_cost: whether its one item is the model itself, measured on both sides.
+        searches_public_test_split: whether items are the test split of a public benchmark.
+
+    >>> from evomerge.scoring.costs import CostFitness
+    >>> CostFitness(CostSection(name="size", cost="parameters")).direction
+    'minimize'
+    """
+
+    direction: Literal["maximize", "minimize"]
+    definition: str = ""
+    hashes: list[str]
+    test_from: int | None = None
+    is_cost: bool = False
+    searches_public_test_split: bool = False
+
+    @abstractmethod
+    def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
+        """Get ready to score `model`, whose weights will change, on any of `ordinals`."""
+
+    @abstractmethod
+    def score(self, ordinals: Sequence[int]) -> np.ndarray:
+        """Return the (len(ordinals),) float32 scores of the model as it is now."""
+
+    def answers(self, ordinals: Sequence[int]) -> list[str] | None:
+        """Return what the model said when it was last scored; None if it does not speak."""
+        return None
+
+    def characters(self) -> float | None:
+        """Return the mean length of what is read to score an item; None if it is unknown."""
+        return None

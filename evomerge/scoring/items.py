@@ -1,70 +1,89 @@
 """What is scored: a fitness's items, known by ordinal and hash, split once for the search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Literal
 
 import numpy as np
 
+from evomerge.sections import Number, Section, option
 
-class Fitness(Protocol):
-    """What scores a model on items known by their ordinal, 0 to len(hashes) - 1.
 
-    Attributes:
-        direction: "maximize" or "minimize".
-        definition: hash of what scores, a module's or a task's file; "" where there is none.
-        hashes: one per item; they tell whether the items are still the same.
-        test_from: the first ordinal of the task's own held-out items, where asked for.
+class LastSection(Section):
+    """Hold the last items out, in order.
+
+    >>> LastSection(last=0.2).last
+    0.2
     """
 
-    direction: str
-    definition: str
-    hashes: list[str]
-    test_from: int | None
+    last: Number = option("share of the items", ge=0, lt=1, example=0.2)
 
-    def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
-        """Get ready to score `model`, whose weights will change, on any of `ordinals`."""
 
-    def score(self, ordinals: Sequence[int]) -> np.ndarray:
-        """Return the (len(ordinals),) float32 scores of the model as it is now."""
+class TestSplitSection(Section):
+    """Search on a task's validation (or training) items, hold its test items out.
 
-    def answers(self, ordinals: Sequence[int]) -> list[str] | None:
-        """Return what the model said when it was last scored; None if it does not speak."""
+    >>> TestSplitSection(split="test").split
+    'test'
+    """
+
+    __test__ = False  # pytest takes it for a test by its name
+
+    split: Literal["test"] = option("the task's own test split", example="test")
+
+
+HeldOut = float | LastSection | TestSplitSection
 
 
 @dataclass(frozen=True)
 class Split:
-    """Ordinals of the items that the search sees, and of those it never does; both sorted."""
+    """Ordinals of the items that the search sees, and of those it never does; both sorted.
+
+    >>> Split((0, 2), (1, 3)).heldout
+    (1, 3)
+    """
 
     search: tuple[int, ...]
     heldout: tuple[int, ...]
 
+    def of(self, side: str) -> tuple[int, ...]:
+        """Return the ordinals of a side, "search" or "heldout"."""
+        return self.search if side == "search" else self.heldout
+
 
 def split_items(
-    fitness: Fitness, items: int | None, heldout: float | Mapping[str, Any], seed: int
+    count: int, test_from: int | None, items: int | None, heldout: HeldOut, seed: int
 ) -> Split:
     """Choose a fitness's items and hold a share of them out.
 
     Args:
-        fitness: an opened fitness.
+        count: items of the fitness.
+        test_from: the first ordinal of the task's own held-out items, where these are asked for.
         items: how many to take before the split; None for all.
-        heldout: a share in [0, 1), drawn with `seed`; {"last": share}, in order; or
-            {"split": "test"}, the task's own (then `items` limits both sides).
+        heldout: a share in [0, 1), drawn with `seed`; the last share, in order; or the task's own
+            test split (then `items` limits both sides).
         seed: the campaign's. Tasks of equal size hold the same ordinals out, so parallel
             tasks (one question in several languages) do not leak into each other.
 
     Returns:
         The split; either side may be empty.
+
+    >>> split_items(10, None, 4, LastSection(last=0.5), seed=0)
+    Split(search=(0, 1), heldout=(2, 3))
     """
     rng = np.random.default_rng(seed)
-    size = len(fitness.hashes)
-    if isinstance(heldout, Mapping) and "split" in heldout:
-        sides = np.arange(fitness.test_from), np.arange(fitness.test_from, size)
-        taken = [rng.permutation(side)[:items] for side in sides]
-        return Split(*(tuple(sorted(map(int, side))) for side in taken))
-    if isinstance(heldout, Mapping):
-        chosen, share = np.arange(size)[:items], heldout["last"]
+    if isinstance(heldout, TestSplitSection):
+        if test_from is None:
+            raise ValueError("the fitness has no test split of its own")
+        own = rng.permutation(np.arange(test_from))[:items]
+        test = rng.permutation(np.arange(test_from, count))[:items]
+        return Split(_sorted(own), _sorted(test))
+    if isinstance(heldout, LastSection):
+        chosen, share = np.arange(count)[:items], heldout.last
     else:
-        chosen, share = rng.permutation(size)[:items], heldout
+        chosen, share = rng.permutation(count)[:items], heldout
     cut = len(chosen) - round(share * len(chosen))
-    return Split(*(tuple(sorted(map(int, side))) for side in (chosen[:cut], chosen[cut:])))
+    return Split(_sorted(chosen[:cut]), _sorted(chosen[cut:]))
+
+
+def _sorted(ordinals: Sequence[int] | np.ndarray) -> tuple[int, ...]:
+    return tuple(sorted(map(int, ordinals)))

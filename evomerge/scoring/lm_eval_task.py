@@ -13,7 +13,7 @@ import logging
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,66 +21,71 @@ import numpy as np
 
 from evomerge.canonical import file_hash, item_hash
 from evomerge.errors import BadInput, Fault, nearest, one_line
+from evomerge.scoring.fitness import Fitness, TaskSection
 
-DEFAULT_BATCH = 64
+DEFAULT_BATCH = 64  # prompts; a worker holds one model, and most fit its cache of keys and values
 
 _FEWSHOT_SEED = 1234  # lm-eval's own default, so that its command line draws the same examples
 
+_SAMPLE = 32  # documents whose lengths are averaged; enough for an estimate
 _HUB_FORMATS = {"json", "csv", "parquet", "text", "arrow"}  # dataset_path of local files
 
 
-class TaskFitness:
-    """One lm-eval task and one of its metrics."""
+class TaskFitness(Fitness):
+    """One lm-eval task and one of its metrics.
 
-    def __init__(self, spec: Mapping[str, Any], file: str, key: str):
+    >>> section = TaskSection(name="x", task="x.yaml", metric="acc")
+    >>> TaskFitness(section, own_test=False)
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: task: there is no file 'x.yaml'; write a path to a task YAML
+    """
+
+    def __init__(self, section: TaskSection, own_test: bool):
         """
         Args:
-            spec: a campaign's fitness entry: task, metric, fewshot, generation, chat_template,
-                system, batch_size; with own_test, items are the validation (or training)
-                documents, then the test ones.
-            file, key: for faults.
+            section: the campaign's entry.
+            own_test: items are the validation (or training) documents, then the test ones.
 
         Raises:
             BadInput: the task cannot be loaded or the metric cannot be an objective.
         """
-        self._spec, self._file = dict(spec), file
-        self._fault = lambda sub, wrong, mend="": BadInput(Fault(file, f"{key}.{sub}", wrong, mend))
+        self._section = section
         self._task = self._load()
-        path = Path(spec["task"])
+        path = Path(section.task)
         self.definition = file_hash(path) if path.is_file() else ""
         self._metric, self._filter = self._choose_metric()
         better = self._task.higher_is_better()[self._metric]
-        self.direction = spec.get("direction") or ("maximize" if better else "minimize")
+        self.direction = section.direction or ("maximize" if better else "minimize")
         self._parts = [self._task]
-        self.test_from = None
-        if spec.get("own_test"):
+        if own_test:
             self._parts = [self._on_development_split(), self._task]
             self.test_from = len(self._parts[0].eval_docs)
         self._docs = [doc for part in self._parts for doc in part.eval_docs]
         self.hashes = [item_hash(doc) for doc in self._docs]
+        self.searches_public_test_split = self._is_public_test_split()
+        # lm-eval compiles its templates for every document, every time
         for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
             setattr(self._task, name, self._rendered_once(getattr(self._task, name)))
 
-    @property
-    def searches_public_test_split(self) -> bool:
-        """Whether the documents are the test split of a data set that others report on."""
+    def _is_public_test_split(self) -> bool:
+        """Tell whether the documents are the test split of a data set that others report on."""
         config = self._task.config
         public = config.dataset_path is not None and config.dataset_path not in _HUB_FORMATS
         return public and not callable(config.custom_dataset) and self._task.has_test_docs()
 
-    def characters(self, sample: int = 32) -> float:
+    def characters(self) -> float:
         """Return the mean length of a document's prompt and target, over the first few."""
-        docs = self._docs[:sample]
+        docs = self._docs[:_SAMPLE]
         texts = [f"{self._task.doc_to_text(d)}{self._task.doc_to_target(d)}" for d in docs]
         return sum(map(len, texts)) / max(1, len(texts))
 
     def _load(self) -> Any:
-        name = self._spec["task"]
+        name = self._section.task
         is_file = name.endswith((".yaml", ".yml"))
         if is_file and not Path(name).is_file():
-            raise self._fault("task", f"there is no file '{name}'", "write a path to a task YAML")
+            raise _refused("task", f"there is no file '{name}'", "write a path to a task YAML")
         if not is_file and "/" in name:
-            raise self._fault("task", f"there is no task '{name}'", "a task's path ends in .yaml")
+            raise _refused("task", f"there is no task '{name}'", "a task's path ends in .yaml")
         with _quietly():
             from lm_eval.tasks import TaskManager
 
@@ -89,27 +94,28 @@ class TaskFitness:
                 known = manager.all_subtasks
                 mend = nearest(name, known) if known else "write a path to a task YAML"
                 mend = mend if mend.startswith("did") else "`lm-eval ls tasks` lists them"
-                raise self._fault("task", f"there is no task '{name}'", mend)
+                raise _refused("task", f"there is no task '{name}'", mend)
             try:
                 (task,) = manager.load(name)["tasks"].values()
             except Exception as error:
                 wrong = f"'{name}' cannot be loaded: {one_line(error)}"
-                raise self._fault("task", wrong, "mend the task or its data") from error
+                raise _refused("task", wrong, "mend the task or its data") from error
         if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-            raise self._fault("task", f"'{name}' runs code or needs images", "take another task")
-        if self._spec.get("fewshot") is not None:
-            task.set_config("num_fewshot", self._spec["fewshot"])
+            raise _refused("task", f"'{name}' runs code or needs images", "take another task")
+        if self._section.fewshot is not None:
+            task.set_config("num_fewshot", self._section.fewshot)
         elif task.config.num_fewshot is None:
             task.set_config("num_fewshot", 0)
-        if self._spec.get("generation"):
+        if self._section.generation:
             if task.OUTPUT_TYPE != "generate_until":
                 wrong = f"'{name}' generates nothing ({task.OUTPUT_TYPE})"
-                raise self._fault("generation", wrong, "leave it out")
-            task.set_config("generation_kwargs", self._spec["generation"], update=True)
+                raise _refused("generation", wrong, "leave it out")
+            task.set_config("generation_kwargs", self._section.generation, update=True)
         return task
 
     def _rendered_once(self, render: Callable) -> Callable:
         """Remember what a template makes of each document: lm-eval compiles it every time."""
+        # documents are not hashable; each is known by its identity, and lives as long as the task
         known: dict[int, Any] = {}
         ours = {id(doc) for doc in self._docs}
 
@@ -128,7 +134,7 @@ class TaskFitness:
         development = config.validation_split or config.training_split
         if not self._task.has_test_docs() or development is None:
             wrong = f"'{self._task.task_name}' has no validation and test split of its own"
-            raise BadInput(Fault(self._file, "heldout", wrong, "write a share such as 0.5"))
+            raise _refused("task", wrong, "write heldout: 0.5, or another share")
         part = copy.copy(self._task)
         part._config = copy.copy(config)
         part._config.test_split = development
@@ -136,31 +142,33 @@ class TaskFitness:
 
     def _choose_metric(self) -> tuple[str, str]:
         aggregation = self._task.aggregation()
-        metric, _, chosen = self._spec["metric"].partition(",")
+        metric, _, chosen = self._section.metric.partition(",")
         if metric not in aggregation:
             wrong = f"'{self._task.task_name}' has no metric '{metric}'"
-            raise self._fault("metric", wrong, nearest(metric, aggregation))
-        how = getattr(aggregation[metric], "__name__", str(aggregation[metric]))
+            raise _refused("metric", wrong, nearest(metric, aggregation))
+        averaged_by = getattr(aggregation[metric], "__name__", str(aggregation[metric]))
         # Of one document bits per byte is a score like any; lm-eval weighs documents by length.
-        self._of_one = (lambda v: aggregation[metric]([v])) if how == "bits_per_byte" else float
-        if how not in ("mean", "nanmean", "bits_per_byte"):
+        self._of_one = (
+            (lambda v: aggregation[metric]([v])) if averaged_by == "bits_per_byte" else float
+        )
+        if averaged_by not in ("mean", "nanmean", "bits_per_byte"):
             usable = [m for m, a in aggregation.items() if getattr(a, "__name__", "") == "mean"]
-            wrong = f"'{metric}' is no mean of items (lm-eval aggregates it by {how})"
+            wrong = f"'{metric}' is no mean of items (lm-eval aggregates it by {averaged_by})"
             mend = f"take one of {', '.join(usable)}" if usable else "take another task"
-            raise self._fault("metric", wrong, mend)
+            raise _refused("metric", wrong, mend)
         filters = [f.name for f in self._task._filters]
         if not chosen and len(filters) > 1:
             wrong = f"'{metric}' is reported after each of the filters {', '.join(filters)}"
-            raise self._fault("metric", wrong, f"write e.g. '{metric},{filters[0]}'")
+            raise _refused("metric", wrong, f"write e.g. '{metric},{filters[0]}'")
         if chosen and chosen not in filters:
             wrong = f"'{self._task.task_name}' has no filter '{chosen}'"
-            raise self._fault("metric", wrong, nearest(chosen, filters))
+            raise _refused("metric", wrong, nearest(chosen, filters))
         return metric, chosen or filters[0]
 
     def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
-        chat = bool(self._spec.get("chat_template", False))
+        chat = self._section.chat_template
         with _quietly():
-            batch_size = self._spec.get("batch_size") or DEFAULT_BATCH
+            batch_size = self._section.batch_size or DEFAULT_BATCH
             self._lm = _language_model(model, tokenizer, batch_size)
         self._requests: dict[int, list] = {}
         first = 0
@@ -172,7 +180,7 @@ class TaskFitness:
                     part.set_fewshot_seed(_FEWSHOT_SEED)
                     part.build_all_requests(
                         samples=set(wanted),
-                        system_instruction=self._spec.get("system"),
+                        system_instruction=self._section.system,
                         apply_chat_template=chat,
                         fewshot_as_multiturn=chat,  # as lm-eval's command line does
                         chat_template=self._lm.apply_chat_template if chat else None,
@@ -213,6 +221,10 @@ class TaskFitness:
                     request.resps.append(answer)
             for ensemble in self._task._filters:
                 ensemble.apply(requests)
+
+
+def _refused(key: str, wrong: str, mend: str = "") -> BadInput:
+    return BadInput(Fault(key, wrong, mend))
 
 
 def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:

@@ -1,22 +1,33 @@
-"""Item scores: their mean with its standard error, and how the archive packs them."""
+"""What became of a candidate: item scores, their mean with its standard error, or a failure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+Status = Literal["ok", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one candidate on one split.
+    """What became of one candidate on one side of the split.
 
-    `scores` maps an objective to its item scores, float32, in the order of the split's
-    items; empty unless `status` is "ok". Seconds are wall time in the worker. `answers` maps
-    an objective to what the model said to each item, where that is kept.
+    Attributes:
+        status: "ok", "failed", or "stopped": not scored in full.
+        reason: of a failure, in one line.
+        scores: objective -> (items,) float32, in the order of the split's items; empty unless
+            the status is "ok".
+        seconds_merge, seconds_score: wall time in the worker.
+        weights_checksum: of the merged weights, see `kernels.checksum`; "" where none is made.
+        worker: HOST/PID/DEVICE.
+        answers: objective -> what the model said to each item, where that is kept.
+
+    >>> Outcome("failed", "a weight is not finite").scores
+    {}
     """
 
-    status: str  # "ok" | "failed"; "stopped" is for candidates that are not scored in full
+    status: Status
     reason: str = ""
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     seconds_merge: float = 0.0
@@ -25,9 +36,18 @@ class Outcome:
     worker: str = ""
     answers: Mapping[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def means(self) -> dict[str, float] | None:
+        """The mean scores by objective; None of a failure."""
+        return {o: summary(items).mean for o, items in self.scores.items()} or None
+
 
 class Score(NamedTuple):
-    """The mean over the items of one split, with its standard error."""
+    """The mean over the items of one side of the split, with its standard error.
+
+    >>> Score(0.5, 0.1, 25).items
+    25
+    """
 
     mean: float
     stderr: float
@@ -35,7 +55,14 @@ class Score(NamedTuple):
 
 
 def summary(items: np.ndarray) -> Score:
-    """Return mean, standard error of the mean (n - 1 in the variance; 0 for one item), count."""
+    """Return mean, standard error of the mean (n - 1 in the variance; 0 for one item), count.
+
+    Args:
+        items: (items,) scores.
+
+    >>> summary(np.array([0.0, 1.0, 1.0, 0.0]))
+    Score(mean=0.5, stderr=0.28867513459481287, items=4)
+    """
     wide = np.asarray(items, np.float64)
     n = len(wide)
     if not n:
@@ -45,7 +72,11 @@ def summary(items: np.ndarray) -> Score:
 
 
 def encode_scores(items: np.ndarray) -> tuple[str, bytes]:
-    """Return (encoding, bytes) of float32 item scores: packed bits if all are 0 or 1."""
+    """Return (encoding, bytes) of float32 item scores: packed bits if all are 0 or 1.
+
+    >>> encode_scores(np.array([1, 0, 1], np.float32))
+    ('bits', b'\\xa0')
+    """
     items = np.asarray(items, np.float32)
     plain = ~np.signbit(items)  # -0.0 is no bit
     if ((items == 0.0) | (items == 1.0)).all() and plain.all():
@@ -54,7 +85,11 @@ def encode_scores(items: np.ndarray) -> tuple[str, bytes]:
 
 
 def decode_scores(encoding: str, blob: bytes, n: int) -> np.ndarray:
-    """Invert `encode_scores` for `n` items."""
+    """Invert `encode_scores` for `n` items; returns (n,) float32.
+
+    >>> decode_scores("bits", b"\\xa0", 3).tolist()
+    [1.0, 0.0, 1.0]
+    """
     if encoding == "bits":
         return np.unpackbits(np.frombuffer(blob, np.uint8), count=n).astype(np.float32)
     return np.frombuffer(blob, "<f4")

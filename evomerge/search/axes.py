@@ -1,33 +1,94 @@
-"""An axis of a search space: its range and its genes, and what a campaign file may say of it."""
+"""An axis of a search space: what a campaign file says of it, and its genes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from evomerge.errors import Fault, nearest
-from evomerge.merging.methods import Operator
-from evomerge.registry import fits
+from evomerge.errors import Fault
+from evomerge.merging.methods import Axis
+from evomerge.sections import Flag, Number, Section, option
 
-_AXIS_KEYS = {"low", "high", "log", "integer", "start", "tied"}
 
-_TIES = ("layers", "modules", "models", "outside")
+class AxisSection(Section):
+    """The range of a method's parameter, and how it is searched.
+
+    >>> AxisSection(low=0.0, high=1.5).start is None
+    True
+    """
+
+    low: Number = option("least value", example=0.0)
+    high: Number = option("largest value", example=1.0)
+    log: Flag = option("search on a logarithmic scale; low has to be above 0", False)
+    integer: Flag = option("search whole numbers only", False)
+    start: Number | None = option(
+        "where the search begins; null: weights at 1/n of n models, all else in the middle", None
+    )
+    tied: list[Literal["layers", "modules", "models", "outside"]] = option(
+        "what shares one value: all layers, all modules, all models; `outside`: what is outside the"
+        " layers follows the first group",
+        factory=list,
+    )
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        low, high = fields.get("low"), fields.get("high")
+        if low is None or high is None:
+            return
+        if low >= high:
+            wrong = f"low {low} is not below high {high}"
+            yield Fault("", wrong, "swap them, or write one number to fix the axis")
+        elif fields.get("integer") and (fields.get("log") or low != int(low) or high != int(high)):
+            mend = "write whole numbers for low and high, and no log"
+            yield Fault("integer", "has a range that is none of integers", mend)
+        elif fields.get("log") and low <= 0:
+            yield Fault("log", "a log axis needs low above 0", "raise low")
+
+
+def axis_faults(entry: AxisSection | float, axis: Axis) -> Iterable[Fault]:
+    """Return where an entry of `axes` leaves the range in which its parameter makes sense.
+
+    >>> [fault.key for fault in axis_faults(AxisSection(low=0.0, high=2.0), Axis(0.0, 1.0))]
+    ['high']
+    """
+    bounded = math.isfinite(axis.low) and math.isfinite(axis.high)
+    allowed = f"within {axis.low:g} to {axis.high:g}" if bounded else "that is finite"
+    if not isinstance(entry, AxisSection):
+        if not axis.low <= entry <= axis.high:
+            yield Fault(
+                "", f"{entry} is out of range", f"write {{low, high}}, or a number {allowed}"
+            )
+        return
+    for key, value in (("low", entry.low), ("high", entry.high), ("start", entry.start)):
+        if value is not None and not axis.low <= value <= axis.high:
+            yield Fault(key, f"{value} is out of range", f"stay {allowed}")
 
 
 @dataclass(frozen=True)
 class Gene:
-    """One coordinate of a genome: where an axis' value holds, and its range."""
+    """One coordinate of a genome: where an axis' value holds, and its range.
+
+    Attributes:
+        axis: the parameter's name.
+        model: index of the model; None if all share the gene, or the axis has one value.
+        layer: a layer group (a knot if smooth), "outer" for the parts outside, None if tied.
+        module: a substring of tensor names; None for the rest, or if tied.
+        low, high: the range.
+        log, integer: how it is spread over [0, 1].
+
+    >>> gene = Gene("weight", 0, None, None, 0.0, 2.0)
+    >>> gene.value(0.25), gene.unit(0.5)
+    (0.5, 0.25)
+    """
 
     axis: str
     model: int | None
-    layer: (
-        int | str | None
-    )  # a layer group (a knot if smooth), "outer" for the parts outside, None if tied
+    layer: int | str | None
     module: str | None
     low: float
     high: float
-    log: bool
-    integer: bool
+    log: bool = False
+    integer: bool = False
 
     @property
     def levels(self) -> int:
@@ -48,57 +109,8 @@ class Gene:
             value = min(max(round(value), self.low), self.high)
             return (value - self.low + 0.5) / self.levels
         if self.log:
+            # the logarithm of what is not positive stands far below the range
             position = math.log(max(value, 1e-300) / self.low) / math.log(self.high / self.low)
         else:
             position = (value - self.low) / (self.high - self.low)
         return min(1.0, max(0.0, position))
-
-
-def axis_faults(name: str, entry: Any, operator: Operator, file: str) -> list[Fault]:
-    """Return what is wrong with an entry of `space.axes`."""
-    key = f"space.axes.{name}"
-    if name not in operator.parameter:
-        wrong = f"{operator.name} has no parameter '{name}'"
-        return [Fault(file, key, wrong, nearest(name, operator.parameter))]
-    axis = operator.parameter[name].axis
-    bounded = math.isfinite(axis.low) and math.isfinite(axis.high)
-    allowed = f"within {axis.low:g} to {axis.high:g}" if bounded else "that is finite"
-    if not isinstance(entry, Mapping):
-        mend = f"write {{low, high}}, or a number {allowed}"
-        if not fits(entry, float) or not axis.low <= entry <= axis.high:
-            return [Fault(file, key, f"{entry!r} is no axis", mend)]
-        return []
-    faults = [
-        Fault(file, f"{key}.{k}", f"unknown key '{k}'", nearest(str(k), _AXIS_KEYS))
-        for k in entry
-        if k not in _AXIS_KEYS
-    ]
-    for k in ("low", "high", *(("start",) if entry.get("start") is not None else ())):
-        if not fits(entry.get(k), float):
-            wrong = "is missing" if k not in entry else f"{entry[k]!r} is not a finite number"
-            faults.append(Fault(file, f"{key}.{k}", wrong, f"write a number {allowed}"))
-        elif not axis.low <= entry[k] <= axis.high:
-            faults.append(
-                Fault(file, f"{key}.{k}", f"{entry[k]} is out of range", f"stay {allowed}")
-            )
-    for k in ("log", "integer"):
-        if not isinstance(entry.get(k, False), bool):
-            faults.append(Fault(file, f"{key}.{k}", f"{entry[k]!r} is not true or false"))
-    tied = entry.get("tied", [])
-    if not isinstance(tied, list) or not set(map(str, tied)) <= set(_TIES):
-        faults.append(
-            Fault(file, f"{key}.tied", f"{tied!r} will not do", f"list some of {', '.join(_TIES)}")
-        )
-    if faults:
-        return faults
-    if entry["low"] >= entry["high"]:
-        wrong = f"low {entry['low']} is not below high {entry['high']}"
-        faults.append(Fault(file, key, wrong, "swap them, or write one number to fix the axis"))
-    elif entry.get("integer") and (
-        entry.get("log") or entry["low"] != int(entry["low"]) or entry["high"] != int(entry["high"])
-    ):
-        mend = "write whole numbers for low and high, and no log"
-        faults.append(Fault(file, f"{key}.integer", "has a range that is none of integers", mend))
-    elif entry.get("log") and entry["low"] <= 0:
-        faults.append(Fault(file, f"{key}.log", "a log axis needs low above 0", "raise low"))
-    return faults

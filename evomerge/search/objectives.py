@@ -133,10 +133,10 @@ class Constraints:
 
     def violation(self, means: Mapping[str, float]) -> float:
         """Return the sum of what is missed, each in units of its objective's scale."""
-        return sum(
-            max(0.0, sign * (least - means[name])) / span
-            for name, sign, least, span in self._bounds
-        )
+        missed = 0.0
+        for name, sign, least, span in self._bounds:
+            missed += max(0.0, sign * (least - means[name])) / span
+        return missed
 
 
 class ItemScale:

@@ -1,18 +1,47 @@
-"""How genes say a path through the layers of several models: slots, exchanges, or blocks.
-
-Each has `places`, each of which may put hops on the path, and `hops(genes)`, the path as
-(model, layer, place). The first hop is the frame's first layer, the last hop its last. Places from
-`free` on may put others there than the first hop.
-"""
+"""How genes say a path through the layers of several models: slots, exchanges, or blocks."""
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
-ORDERS = ("models", "depth", "permuted", "exchange")
+_Hop = tuple[int, int, int]  # model, layer, place
 
-_Hop = tuple[int, int, int]
+
+class PathGenes(ABC):
+    """Genes of a path. The first hop is the frame's first layer, the last hop its last.
+
+    Attributes:
+        free: places from here on may put other hops on the path than the first.
+        places: what may put hops on the path, as people read it.
+        names: of the genes.
+        levels: how many values each gene has; 0 for one that is continuous.
+        start: (genes,) float64, where a search may begin.
+
+    >>> genes = Exchange([3, 3], frame=0, prior=0, longest=6, certainty=0.25)
+    >>> genes.hops(genes.start)
+    [(0, 0, 0), (0, 1, 1), (0, 2, 2)]
+    """
+
+    free: ClassVar[int]
+    places: list[str]
+    names: list[str]
+    levels: list[int]
+    start: np.ndarray
+
+    @abstractmethod
+    def hops(self, genes: np.ndarray) -> list[_Hop]:
+        """Return the path of some genes, a list of (model, layer, place)."""
+
+    @abstractmethod
+    def encoded(self, path: Sequence[tuple[int, int]]) -> tuple[np.ndarray, list[int | None]]:
+        """Return genes of a path of (model, layer), and each hop's place; None: it has none."""
+
+    def settled(self, genes: np.ndarray) -> np.ndarray:
+        """Return the genes, those that have no say at their start."""
+        return genes.copy()
 
 
 def _likeliest(uses: np.ndarray, most: int) -> list[int]:
@@ -22,13 +51,17 @@ def _likeliest(uses: np.ndarray, most: int) -> list[int]:
     return sorted(chosen[kept].tolist())
 
 
-class Slots:
+class Slots(PathGenes):
     """Every layer is a slot with a gene that says, above a half, that it is on the path.
 
     Slots stand in the models' order, the whole row `repeats` times over (Akiba et al.,
     arXiv:2403.13187); or by depth, the models' first layers before their second ones; or, if
     `permuted`, by depth and within it in the order of another gene each (the random keys of Bean,
     ORSA J. Computing 6, 1994).
+
+    >>> slots = Slots([2, 2], ["a", "b"], 0, 0, "models", 1, longest=4, certainty=0.25)
+    >>> slots.names, slots.hops(np.array([0.9, 0.1]))
+    (['use b 0', 'use b 1'], [(0, 0, 0), (1, 0, 1), (0, 1, 3)])
     """
 
     free = 1
@@ -38,7 +71,7 @@ class Slots:
         depths: Sequence[int],
         labels: Sequence[str],
         frame: int,
-        prior: int | None,
+        prior: int,
         order: str,
         repeats: int,
         longest: int,
@@ -49,11 +82,11 @@ class Slots:
             depths: layers of each model.
             labels: the models'.
             frame: the model that begins and ends the path.
-            prior: the model whose path is likelier at first; None for none.
-            order: one of ORDERS.
+            prior: the model whose path is likelier at first.
+            order: "models", "depth" or "permuted".
             repeats: how often the row of slots comes.
             longest: hops at most; of more, those with the least genes are left out.
-            certainty: how far from a half genes begin.
+            certainty: how far from a half genes begin; 0 where no path is likelier.
         """
         row = [(m, layer) for m, depth in enumerate(depths) for layer in range(depth)]
         if order != "models":
@@ -65,32 +98,25 @@ class Slots:
         self._permuted, self._longest = order == "permuted", longest
         again = ["" if turn == 0 else f" #{turn + 1}" for turn in range(repeats)]
         self.places = [f"{labels[m]} {layer}{again[turn]}" for m, layer, turn in self._slots]
-        depth = depths[frame if prior is None else prior]
+        depth = depths[prior]
         # The frame's ends are on the path anyhow; of another model, its inside is between them.
         once = {(prior, layer, 0) for layer in range(1, depth - 1)}
         likely = np.array([slot in once for slot in free], float)
-        self._uses = np.full(len(free), 0.5)
-        if prior is not None:
-            self._uses += certainty * (2.0 * likely - 1.0)
-
-    @property
-    def names(self) -> list[str]:
-        free = self.places[1:-1]
-        return [*(f"use {p}" for p in free), *(f"turn {p}" for p in free if self._permuted)]
-
-    @property
-    def levels(self) -> list[int]:
-        return [2] * len(self._uses) + [0] * (len(self.names) - len(self._uses))
-
-    @property
-    def start(self) -> np.ndarray:
-        return np.concatenate([self._uses, np.full(len(self.names) - len(self._uses), 0.5)])
+        uses = 0.5 + certainty * (2.0 * likely - 1.0)
+        self._count = len(uses)
+        self.names = [f"use {place}" for place in self.places[1:-1]]
+        self.levels = [2] * self._count
+        self.start = uses
+        if self._permuted:
+            self.names += [f"turn {place}" for place in self.places[1:-1]]
+            self.levels += [0] * self._count
+            self.start = np.concatenate([uses, np.full(self._count, 0.5)])
 
     def hops(self, genes: np.ndarray) -> list[_Hop]:
         """Return the path, a list of (model, layer, place)."""
         chosen = self._chosen(genes)
         if self._permuted:
-            turns = genes[len(self._uses) :]
+            turns = genes[self._count :]
             chosen.sort(key=lambda i: (*self._rank(i + 1), turns[i]))
         places = [0, *(i + 1 for i in chosen), len(self._slots) - 1]
         return [(*self._slots[place][:2], place) for place in places]
@@ -99,15 +125,15 @@ class Slots:
         """Return the genes, those of slots that are not on the path at their start."""
         settled = genes.copy()
         if self._permuted:
-            off = np.ones(len(self._uses), bool)
+            off = np.ones(self._count, bool)
             off[self._chosen(genes)] = False
-            settled[len(self._uses) :][off] = 0.5
+            settled[self._count :][off] = 0.5
         return settled
 
     def encoded(self, path: Sequence[tuple[int, int]]) -> tuple[np.ndarray, list[int | None]]:
         """Return genes of a path of (model, layer), and each hop's place; None: it has none."""
-        genes = self.start
-        uses, turns = genes[: len(self._uses)], genes[len(self._uses) :]
+        genes = self.start.copy()
+        uses, turns = genes[: self._count], genes[self._count :]
         uses[:] = 0.25
         last = len(self._slots) - 1
         places: list[int | None] = []
@@ -140,20 +166,24 @@ class Slots:
 
     def _chosen(self, genes: np.ndarray) -> list[int]:
         """Return the free slots on the path, the likeliest if there are too many."""
-        return _likeliest(genes[: len(self._uses)], self._longest - 2)
+        return _likeliest(genes[: self._count], self._longest - 2)
 
 
-class Exchange:
+class Exchange(PathGenes):
     """One layer at each depth, of the model that a gene chooses, unless another leaves it out.
 
     For models of one base, whose layers of equal depth can stand in for one another: where slots
     need two genes to change at once, so that no depth comes twice or never, here one does.
+
+    >>> genes = Exchange([3, 3], frame=0, prior=0, longest=6, certainty=0.25)
+    >>> genes.hops(np.array([0.9, 0.9]))
+    [(0, 0, 0), (1, 1, 1), (0, 2, 2)]
     """
 
     free = 1
 
     def __init__(
-        self, depths: Sequence[int], frame: int, prior: int | None, longest: int, certainty: float
+        self, depths: Sequence[int], frame: int, prior: int, longest: int, certainty: float
     ):
         """
         Args:
@@ -165,9 +195,7 @@ class Exchange:
         self.places = [f"layer {depth}" for depth in range(depths[frame])]
         self.names = [f"{what} layer {depth}" for depth in inner for what in ("model", "use")]
         self.levels = [len(depths), 2] * len(inner)
-        begun = (frame if prior is None else prior) + 0.5
-        sure = 0.5 if prior is None else 0.5 + certainty
-        self.start = np.tile([begun / len(depths), sure], len(inner))
+        self.start = np.tile([(prior + 0.5) / len(depths), 0.5 + certainty], len(inner))
 
     def hops(self, genes: np.ndarray) -> list[_Hop]:
         """Return the path, a list of (model, layer, place)."""
@@ -213,34 +241,37 @@ class Exchange:
         return model if depth < self._depths[model] else self._frame
 
 
-class Blocks:
+class Blocks(PathGenes):
     """Some blocks of consecutive layers, each of one model: depth upscaling, as by hand.
 
     A block's genes are its model, its first and its last layer.
+
+    >>> blocks = Blocks([4, 4], frame=0, prior=0, blocks=1, longest=8)
+    >>> [hop[:2] for hop in blocks.hops(np.array([0.9, 0.3, 0.6]))]
+    [(0, 0), (1, 1), (1, 2), (0, 3)]
     """
 
     free = 0
 
-    def __init__(
-        self, depths: Sequence[int], frame: int, prior: int | None, blocks: int, longest: int
-    ):
+    def __init__(self, depths: Sequence[int], frame: int, prior: int, blocks: int, longest: int):
         """
         Args:
             depths, frame, longest: as of `Slots`; what is too long is cut before the last hop.
-            prior: the model whose path is the first one; None for the frame.
+            prior: the model whose path is the first one.
             blocks: how many.
         """
         self._depths, self._frame, self._longest = list(depths), frame, longest
-        begun = frame if prior is None else prior
-        inside = begun != frame and depths[begun] > 2  # what is between the frame's ends
-        low, high = (1, depths[begun] - 1) if inside else (0, depths[begun])
+        # Another model's path begins and ends with the frame's ends, and is its inside between.
+        low, high = 0, depths[prior]
+        if prior != frame and depths[prior] > 2:
+            low, high = 1, depths[prior] - 1
         blocks = min(blocks, high - low)
         self.places = [f"block {b + 1}" for b in range(blocks)]
         self.names = [f"{what} {p}" for p in self.places for what in ("model", "first", "last")]
         self.levels = [len(depths), max(depths), max(depths)] * blocks
         cuts = np.linspace(low, high, blocks + 1).round().astype(int)
         spans = itertools.pairwise(cuts)
-        rows = [[begun, first, max(first, last - 1)] for first, last in spans]
+        rows = [[prior, first, max(first, last - 1)] for first, last in spans]
         self.start = (np.array(rows).ravel() + 0.5) / np.array(self.levels)
 
     def hops(self, genes: np.ndarray) -> list[_Hop]:
@@ -256,10 +287,6 @@ class Blocks:
         if found[-1][:2] != ends[1] or len(found) == 1:
             found.append((*ends[1], len(self.places) - 1))
         return [*found[: self._longest - 1], found[-1]] if len(found) > self._longest else found
-
-    def settled(self, genes: np.ndarray) -> np.ndarray:
-        """Return the genes: each has a say."""
-        return genes.copy()
 
     def encoded(self, path: Sequence[tuple[int, int]]) -> tuple[np.ndarray, list[int | None]]:
         """Return genes of a path of (model, layer), and each hop's place; None: it has none."""

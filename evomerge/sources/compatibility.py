@@ -10,7 +10,7 @@ from evomerge.tensor_names import canonical_order, place, within_layer
 
 # What matters to training alone, or to code that is not run.
 _CONFIG_SILENT = {"architectures", "auto_map", "use_cache", "vocab_size", "attention_dropout"}
-# What else no layer reads when a model runs: training's own, labels, and what is told of outputs.
+# What else no layer reads when a model runs: training's own, labels, and which outputs are kept.
 _LAYERS_SILENT = {
     "initializer_range", "router_aux_loss_coef", "router_jitter_noise", "output_router_logits",
     "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout", "classifier_dropout",
@@ -18,80 +18,120 @@ _LAYERS_SILENT = {
     "output_attentions", "output_hidden_states",
 }  # fmt: skip
 # What says how many layers there are, and of which type.
-_DEPTH_SAYS = {*PER_LAYER, *INDICES, "num_hidden_layers", "n_layer", "max_window_layers"}
-
-_DEPTH_SAYS |= {"no_rope_layer_interval", "sliding_window_pattern", "_sliding_window_pattern"}
+_DEPTH_SAYS = {
+    *PER_LAYER, *INDICES, "num_hidden_layers", "n_layer", "max_window_layers",
+    "no_rope_layer_interval", "sliding_window_pattern", "_sliding_window_pattern",
+}  # fmt: skip
 # What must be equal for two models to be mergeable although shapes agree.
 _CONFIG_KEYS = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
-def mismatches(sources: Sequence[Source], file: str, key: str = "sources") -> list[Fault]:
-    """Return why `sources` cannot be merged with one another: the first is the measure."""
+def mismatches(sources: Sequence[Source]) -> list[Fault]:
+    """Return why `sources` cannot be merged with one another: the first is the measure.
+
+    >>> import tempfile
+    >>> from evomerge.sources.source import open_source
+    >>> from evomerge.testing import tiny_llama
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     a = open_source(str(tiny_llama(f"{folder}/a", seed=0)))
+    ...     b = open_source(str(tiny_llama(f"{folder}/b", seed=1, layers=3)))
+    >>> mismatches([a, a])
+    []
+    >>> print(mismatches([a, b])[0])
+    '...b' and '...a' differ in num_hidden_layers: 3 and 2; merge models of one architecture
+    """
+    mend = "merge models of one architecture"
     faults = []
     first = sources[0]
     for other in sources[1:]:
         pair = f"'{other.name}' and '{first.name}'"
-        for k in _CONFIG_KEYS:
-            a, b = first.config.get(k), other.config.get(k)
-            if a != b:
-                wrong = f"{pair} differ in {k}: {b} and {a}"
-                faults.append(Fault(file, key, wrong, "merge models of one architecture"))
-        differ = [
-            n
-            for n in canonical_order(first.tensors | other.tensors)
-            if _shape(first, n) != _shape(other, n)
-        ]
-        if differ:
-            listed = ", ".join(
-                f"{n} ({_shape(other, n) or 'missing'} and {_shape(first, n) or 'missing'})"
-                for n in differ[:3]
-            )
-            wrong = f"{pair} differ in {len(differ)} tensors: {listed}"
-            faults.append(Fault(file, key, wrong, "merge models of one architecture"))
-        faults += _tokenizer_faults(first, other, file, key)
+        for key in _CONFIG_KEYS:
+            value, measure = other.config.get(key), first.config.get(key)
+            if value != measure:
+                faults.append(Fault("", f"{pair} differ in {key}: {value} and {measure}", mend))
+        differing = []
+        for name in canonical_order(first.tensors | other.tensors):
+            shape, wanted = _shape(other, name), _shape(first, name)
+            if shape != wanted:
+                differing.append(f"{name} ({shape or 'missing'} and {wanted or 'missing'})")
+        if differing:
+            wrong = f"{pair} differ in {len(differing)} tensors: {', '.join(differing[:3])}"
+            faults.append(Fault("", wrong, mend))
+        faults += _tokenizer_faults(first, other)
     return faults
 
 
-def _tokenizer_faults(first: Source, other: Source, file: str, key: str) -> list[Fault]:
+def _shape(source: Source, name: str) -> tuple[int, ...] | None:
+    return source.tensors[name].shape if name in source.tensors else None
+
+
+def _tokenizer_faults(first: Source, other: Source) -> list[Fault]:
     if not first.vocabulary or not other.vocabulary or first.vocabulary == other.vocabulary:
         return []
     tokens = _differing_tokens(first.vocabulary, other.vocabulary)
     wrong = f"'{other.name}' and '{first.name}' have different tokenizers: {tokens}"
-    return [Fault(file, key, wrong, "merge models that share one tokenizer")]
+    return [Fault("", wrong, "merge models that share one tokenizer")]
 
 
-def stream_mismatches(sources: Sequence[Source], file: str, key: str = "sources") -> list[Fault]:
+def _differing_tokens(first: Mapping[str, int], other: Mapping[str, int]) -> str:
+    """Say how many tokens differ, and the three of them that come first in either vocabulary."""
+    differing = []
+    for token in first.keys() | other.keys():
+        ids = first.get(token), other.get(token)
+        if ids[0] != ids[1]:
+            earliest = min(number for number in ids if number is not None)
+            differing.append((earliest, token))
+    listed = []
+    for _, token in sorted(differing)[:3]:
+        listed.append(f"{token!r} is {other.get(token, 'absent')} and {first.get(token, 'absent')}")
+    return f"{len(differing)} tokens, first {', '.join(listed)}"
+
+
+def stream_mismatches(sources: Sequence[Source]) -> list[Fault]:
     """Return why a token cannot pass layers of several `sources`: the first is the measure.
 
     They may have different numbers of layers, if these have the same tensors.
+
+    >>> import tempfile
+    >>> from evomerge.sources.source import open_source
+    >>> from evomerge.testing import tiny_llama
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     a = open_source(str(tiny_llama(f"{folder}/a", seed=0)))
+    ...     b = open_source(str(tiny_llama(f"{folder}/b", seed=1, layers=3)))
+    >>> stream_mismatches([a, b])
+    []
     """
     faults = []
     for source in sources:
-        try:
-            family_of(source.config)
-        except ValueError as error:
-            mend = "route models of another family, or merge these"
-            faults.append(Fault(file, key, f"'{source.name}': {error}", mend))
-        else:
-            for index, layer in enumerate(_layers(source)):
-                roles = {family_of(source.config).role(f"layers.{index}.{n}") for n in layer}
-                if not {"attention", "mlp"} <= roles:
-                    wrong = f"'{source.name}': layer {index} has no tensor known to write"
-                    faults.append(Fault(file, key, wrong, "save it with save_pretrained"))
-                    break
-    if faults:  # configs of strangers are not compared
+        faults += _family_faults(source)
+    if faults:  # configs of unknown families are not compared
         return faults
+    mend = "route models of one architecture"
     first = sources[0]
     known = {frozenset(layer.items()) for layer in _layers(first)}
     for other in sources[1:]:
         pair = f"'{other.name}' and '{first.name}'"
-        mend = "route models of one architecture"
-        for k, a, b in _layer_differences(first.config, other.config):
-            faults.append(Fault(file, key, f"{pair} differ in {k}: {b} and {a}", mend))
+        for key, measure, value in _layer_differences(first.config, other.config):
+            faults.append(Fault("", f"{pair} differ in {key}: {value} and {measure}", mend))
         if any(frozenset(layer.items()) not in known for layer in _layers(other)):
-            faults.append(Fault(file, key, f"{pair} have layers of different tensors", mend))
-        faults += _tokenizer_faults(first, other, file, key)
+            faults.append(Fault("", f"{pair} have layers of different tensors", mend))
+        faults += _tokenizer_faults(first, other)
     return faults
+
+
+def _family_faults(source: Source) -> list[Fault]:
+    """Return why it is not known where a model's layers write to the stream, if it is not."""
+    try:
+        family = family_of(source.config)
+    except ValueError as error:
+        mend = "route models of another family, or merge these"
+        return [Fault("", f"'{source.name}': {error}", mend)]
+    for index, layer in enumerate(_layers(source)):
+        roles = {family.role(f"layers.{index}.{name}") for name in layer}
+        if not {"attention", "mlp"} <= roles:
+            wrong = f"'{source.name}': layer {index} has no tensor known to write"
+            return [Fault("", wrong, "save it with save_pretrained")]
+    return []
 
 
 def _layer_differences(
@@ -103,53 +143,51 @@ def _layer_differences(
     part of a newer one, and what the model type does not know says nothing.
     """
     silent = CONFIG_NOISE | _CONFIG_SILENT | _LAYERS_SILENT | _DEPTH_SAYS
-    if all(first.get(k) == other.get(k) for k in {*first, *other} - silent):
+    if all(first.get(key) == other.get(key) for key in {*first, *other} - silent):
         return
     known = effective({"model_type": first["model_type"]}).keys() | {"model_type"}
     first, other = effective(first), effective(other)
     if _has_plain_rope(first) and _has_plain_rope(other):
         silent = silent | {"max_position_embeddings"}
-    for k in sorted(known - silent):
-        if first.get(k) != other.get(k) and not k.endswith("_token_id"):
-            yield k, first.get(k), other.get(k)
+    for key in sorted(known - silent):
+        if first.get(key) != other.get(key) and not key.endswith("_token_id"):
+            yield key, first.get(key), other.get(key)
 
 
 def _has_plain_rope(config: Mapping[str, Any]) -> bool:
     """Tell whether positions turn queries and keys in a way that no longest text changes."""
-    said = config.get("rope_parameters") or {}
-    kinds = [v for v in said.values() if isinstance(v, Mapping)] or [said]  # one a layer type
-    return all(kind.get("rope_type") == "default" for kind in kinds)
+    rope = config.get("rope_parameters") or {}
+    # one mapping for all layers, or one for each type of layer
+    by_type = [value for value in rope.values() if isinstance(value, Mapping)] or [rope]
+    return all(entry.get("rope_type") == "default" for entry in by_type)
 
 
 def _layers(source: Source) -> list[dict[str, tuple[int, ...]]]:
     """Return each layer's tensors, by their names within it, with their shapes."""
-    found: list[dict] = [{} for _ in range(source.layers)]
+    layers: list[dict[str, tuple[int, ...]]] = [{} for _ in range(source.layers)]
     for name, tensor in source.tensors.items():
-        if (layer := place(name).layer) is not None:
-            found[layer][within_layer(name)] = tensor.shape
-    return found
+        layer = place(name).layer
+        if layer is not None:
+            layers[layer][within_layer(name)] = tensor.shape
+    return layers
 
 
 def differing_settings(sources: Sequence[Source]) -> list[str]:
-    """Return what the configs disagree on though their tensors fit, one line each."""
+    """Return what the configs disagree on though their tensors fit, one line each.
+
+    >>> from pathlib import Path
+    >>> a, b = (Source(n, Path(n), {"eps": eps}, {}, {}) for n, eps in (("a", 1e-5), ("b", 1e-6)))
+    >>> differing_settings([a, b])
+    ["'b' and 'a' differ in eps: 1e-06 and 1e-05; merges take that of the latter"]
+    """
     lines = []
-    for first, other in ((sources[0], other) for other in sources[1:]):
-        for k in sorted({*first.config, *other.config} - CONFIG_NOISE - _CONFIG_SILENT):
-            a, b = first.config.get(k), other.config.get(k)
-            if a != b:
-                pair = f"'{other.name}' and '{first.name}'"
-                lines.append(f"{pair} differ in {k}: {b} and {a}; merges take that of the latter")
+    for other in sources[1:]:
+        first = sources[0]
+        pair = f"'{other.name}' and '{first.name}'"
+        for key in sorted({*first.config, *other.config} - CONFIG_NOISE - _CONFIG_SILENT):
+            value, measure = other.config.get(key), first.config.get(key)
+            if value != measure:
+                lines.append(
+                    f"{pair} differ in {key}: {value} and {measure}; merges take that of the latter"
+                )
     return lines
-
-
-def _shape(source: Source, name: str) -> tuple[int, ...] | None:
-    return source.tensors[name].shape if name in source.tensors else None
-
-
-def _differing_tokens(a: dict[str, int], b: dict[str, int]) -> str:
-    differ = sorted(
-        (t for t in a.keys() | b.keys() if a.get(t) != b.get(t)),
-        key=lambda t: (min(a.get(t, 1 << 60), b.get(t, 1 << 60)), t),
-    )
-    first = ", ".join(f"{t!r} is {b.get(t, 'absent')} and {a.get(t, 'absent')}" for t in differ[:3])
-    return f"{len(differ)} tokens, first {first}"

@@ -1,5 +1,6 @@
 """The one pass over a source's weights: its content's hash, and what is not finite."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -8,41 +9,62 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evomerge.canonical import canonical_json
+from evomerge.canonical import canonical_json, json_hash
 from evomerge.dtypes import EXPONENT, INTEGER, SIZE
 from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, Fault
-from evomerge.sources.safetensors_file import read_json
-from evomerge.sources.source import (
-    CONFIG_NOISE,
-    Source,
-)
+from evomerge.sources.safetensors_file import Tensor, read_json
+from evomerge.sources.source import CONFIG_NOISE, Source
+from evomerge.whole_files import written_beside
+
+_CHUNK = 1 << 24  # bytes read at once: 16 MiB, long enough for a disk, short enough for a cache
 
 
 class Digest(NamedTuple):
-    """One pass over the weights: the content's sha256, and the tensors that are not finite."""
+    """What one pass over the weights tells.
+
+    Attributes:
+        sha256: of the content, 64 hex digits.
+        not_finite: the names of tensors that hold NaN or infinity.
+
+    >>> Digest("0" * 64, ("lm_head.weight",)).not_finite
+    ('lm_head.weight',)
+    """
 
     sha256: str
     not_finite: tuple[str, ...]
 
 
 def files_of(source: Source) -> list[Path]:
-    """Return every file that a source's content comes from, or would if it were there."""
-    files = sorted({t.file for _, t in source.stored})
-    beside = [source.path / "config.json", source.path / "tokenizer.json"]
-    beside += [source.adapter.path / "adapter_config.json"] if source.adapter else []
-    files += beside
-    files += [source.factory.file] if source.factory else []
+    """Return every file that a source's content comes from, or would if it were there.
+
+    >>> import tempfile
+    >>> from evomerge.sources.source import open_source
+    >>> from evomerge.testing import tiny_llama
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files_of(open_source(str(tiny_llama(folder, seed=0))))
+    [...model.safetensors'), ...config.json'), ...tokenizer.json')]
+    """
+    files = sorted({tensor.file for _, tensor in source.stored})
+    files += [source.path / "config.json", source.path / "tokenizer.json"]
+    if source.adapter is not None:
+        files.append(source.adapter.path / "adapter_config.json")
+    if source.factory is not None:
+        files.append(source.factory.file)
     return files
 
 
 def touched(file: str | Path) -> tuple[int, int] | tuple[()]:
-    """Return a file's size and the time of its last change in nanoseconds; () of none."""
+    """Return a file's size and the time of its last change in nanoseconds; () of none.
+
+    >>> touched("nowhere")
+    ()
+    """
     try:
-        found = os.stat(file)
+        status = os.stat(file)
     except FileNotFoundError:
         return ()
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def digest(source: Source) -> Digest:
@@ -50,46 +72,62 @@ def digest(source: Source) -> Digest:
 
     Cached in `$XDG_CACHE_HOME/evomerge` by path, size and time of every file. The content
     is the weights by name, the config less its history, and the tokenizer.
+
+    Raises:
+        BadInput: a file ends within a tensor.
+
+    >>> import tempfile
+    >>> from evomerge.sources.source import open_source
+    >>> from evomerge.testing import tiny_llama
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     source = open_source(str(tiny_llama(folder, seed=0)))
+    ...     len(digest(source).sha256), digest(source).not_finite
+    (64, ())
     """
-    seen = [(file, touched(file)) for file in files_of(source)]
-    now = [[str(file.resolve()), *found] for file, found in seen if found]
-    made = [source.factory.place, source.factory.definition] if source.factory else []
-    name = hashlib.sha256(canonical_json([*now, *made]).encode()).hexdigest()
-    cache = cache_folder("digests")
-    known = read_json(cache / f"{name}.json")
-    if isinstance(known, dict) and known.get("stamp") == now:
+    stamp = []
+    for file in files_of(source):
+        if change := touched(file):
+            stamp.append([str(file.resolve()), *change])
+    factory = source.factory
+    made_by = [] if factory is None else [factory.place, factory.definition]
+    cached = cache_folder("digests") / f"{json_hash([*stamp, *made_by])}.json"
+    known = read_json(cached)
+    if isinstance(known, dict) and known.get("stamp") == stamp:
         return Digest(known["sha256"], tuple(known["not_finite"]))
-    found = _digest(source)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        beside = cache / f"{name}.{os.getpid()}.tmp"
-        beside.write_text(json.dumps({"stamp": now, **found._asdict()}))
-        beside.replace(cache / f"{name}.json")
-    except OSError:
-        return found  # a home that cannot be written costs the next start a pass, no more
-    return found
+    fresh = _digest(source)
+    # a home that cannot be written to costs the next start a pass, no more
+    with contextlib.suppress(OSError), written_beside(cached) as temporary:
+        temporary.write_text(json.dumps({"stamp": stamp, **fresh._asdict()}))
+    return fresh
 
 
-def _digest(source: Source, chunk: int = 1 << 24) -> Digest:
-    config = {k: v for k, v in source.config.items() if k not in CONFIG_NOISE}
+def _digest(source: Source) -> Digest:
+    config = {key: value for key, value in source.config.items() if key not in CONFIG_NOISE}
     sha = hashlib.sha256(canonical_json(config).encode())
     sha.update(canonical_json(source.vocabulary).encode())
     not_finite = []
-    for name, t in source.stored:
-        sha.update(canonical_json([name, t.dtype, t.shape]).encode())
-        exponent, finite = EXPONENT[t.dtype], True
-        with open(t.file, "rb") as stream:
-            stream.seek(t.begin)
-            left = t.bytes
-            while left:
-                block = stream.read(min(chunk, left))
-                if not block:
-                    wrong = f"{t.file} ends within tensor {name}"
-                    raise BadInput(Fault(str(source.path), "", wrong, "download it again"))
-                left -= len(block)
-                sha.update(block)
-                bits = np.frombuffer(block, INTEGER[SIZE[t.dtype]])
-                finite = finite and not ((bits & exponent) == exponent).any()
-        if not finite:
+    for name, tensor in source.stored:
+        sha.update(canonical_json([name, tensor.dtype, tensor.shape]).encode())
+        if not _hash_numbers(tensor, sha):
             not_finite.append(name)
     return Digest(sha.hexdigest(), tuple(not_finite))
+
+
+def _hash_numbers(tensor: Tensor, sha: "hashlib._Hash") -> bool:
+    """Hash a tensor's bytes, and tell whether all of its numbers are finite."""
+    exponent, finite = EXPONENT[tensor.dtype], True
+    integer = INTEGER[SIZE[tensor.dtype]]
+    with open(tensor.file, "rb") as stream:
+        stream.seek(tensor.begin)
+        left = tensor.bytes
+        while left:
+            block = stream.read(min(_CHUNK, left))
+            if not block:
+                wrong = f"{tensor.file} ends within tensor {tensor.key}"
+                raise BadInput(Fault("", wrong, "download it again"))
+            left -= len(block)
+            sha.update(block)
+            # a number is infinite or NaN where its exponent has every bit set
+            bits = np.frombuffer(block, integer)
+            finite = finite and not ((bits & exponent) == exponent).any()
+    return finite

@@ -12,16 +12,31 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
+from evomerge.canonical import file_hash
 from evomerge.environment import cache_folder
 from evomerge.errors import one_line
+from evomerge.whole_files import written_beside
+
+if TYPE_CHECKING:
+    import torch
 
 _NAME = re.compile(r"(?P<where>[^@]+):(?P<function>[A-Za-z_]\w*)@(?P<weights>.+)")
 
 
 class Factory(NamedTuple):
-    """A source's parts: where the function is, its name, and a file of weights or a seed."""
+    """A source's parts.
+
+    Attributes:
+        where: the function's file or module.
+        function: its name.
+        weights: a safetensors file, or a seed.
+
+    >>> Factory("digits.py", "mlp", "7").is_seed
+    True
+    """
 
     where: str
     function: str
@@ -29,6 +44,7 @@ class Factory(NamedTuple):
 
     @property
     def is_seed(self) -> bool:
+        """Whether the weights are those that the function draws by a seed."""
         return self.weights.isascii() and self.weights.isdigit()
 
     @property
@@ -40,7 +56,11 @@ class Factory(NamedTuple):
 
     @property
     def file(self) -> Path:
-        """Where the function is written."""
+        """Where the function is written.
+
+        Raises:
+            ValueError: there is no such module.
+        """
         if self.where.endswith(".py"):
             return Path(self.where)
         spec = importlib.util.find_spec(self.where)
@@ -50,54 +70,76 @@ class Factory(NamedTuple):
 
     @property
     def definition(self) -> str:
-        """Changes when the function's file does."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]
+        """16 hex digits that change when the function's file does."""
+        return file_hash(self.file)
 
 
 def parse_factory(name: str) -> Factory | None:
-    """Return a source's parts, if it is made by a function; a directory never is."""
-    found = _NAME.fullmatch(name)
-    return Factory(**found.groupdict()) if found and not os.path.isdir(name) else None
+    """Return a source's parts, if it is made by a function; a directory never is.
+
+    >>> parse_factory("digits.py:mlp@7")
+    Factory(where='digits.py', function='mlp', weights='7')
+    >>> parse_factory("models/a") is None
+    True
+    """
+    match = _NAME.fullmatch(name)
+    if match is None or os.path.isdir(name):
+        return None
+    return Factory(match["where"], match["function"], match["weights"])
 
 
-def build(factory: Factory) -> Any:
+def build(factory: Factory) -> "torch.nn.Module":
     """Return a new torch module, its weights whatever the function gives it.
 
     Raises:
         ValueError: there is no such function, or it fails.
+
+    >>> build(Factory("torch.nn", "Identity", "0"))
+    Identity()
     """
     try:
-        module = getattr(_imported(factory.where), factory.function)()
+        module: torch.nn.Module = getattr(_imported(factory.where), factory.function)()
         state_of(module)
     except (Exception, SystemExit) as error:  # the user's code: whatever it raises means the same
-        raise ValueError(
-            f"{factory.where}:{factory.function} gave no torch module: {one_line(error)}"
-        ) from error
+        made_by = f"{factory.where}:{factory.function}"
+        raise ValueError(f"{made_by} gave no torch module: {one_line(error)}") from error
     return module
 
 
-def state_of(module: Any) -> dict[str, Any]:
+def state_of(module: "torch.nn.Module") -> "dict[str, torch.Tensor]":
     """Return a module's state_dict.
 
     Raises:
         ValueError: two names share one tensor, or a value is none.
+
+    >>> import torch
+    >>> list(state_of(torch.nn.Linear(2, 3)))
+    ['weight', 'bias']
     """
-    seen: dict[int, str] = {}
-    for name, tensor in module.state_dict().items():
-        if not hasattr(tensor, "data_ptr"):
+    import torch
+
+    state: dict[str, torch.Tensor] = module.state_dict()
+    seen: dict[int, str] = {}  # by where the numbers lie
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"its state '{name}' is no tensor")
-        other = seen.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        if tensor.numel() == 0:
+            continue
+        other = seen.setdefault(tensor.data_ptr(), name)
         if other != name:
             raise ValueError(f"'{name}' and '{other}' are one tensor; register it once")
-    return module.state_dict()
+    return state
 
 
 @functools.lru_cache
-def _imported(where: str) -> Any:
+def _imported(where: str) -> ModuleType:
     if not where.endswith(".py"):
         return importlib.import_module(where)
     spec = importlib.util.spec_from_file_location(f"evomerge_factory_{Path(where).stem}", where)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{where} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pickle and dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -107,6 +149,9 @@ def weights_file(factory: Factory) -> Path:
 
     Raises:
         ValueError: see `build`.
+
+    >>> weights_file(Factory("digits.py", "mlp", "digits.safetensors")).name
+    'digits.safetensors'
     """
     if not factory.is_seed:
         return Path(factory.weights)
@@ -119,8 +164,6 @@ def weights_file(factory: Factory) -> Path:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(factory.weights))
             state = build(factory).state_dict()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"{os.getpid()}.tmp")
-        save_file({n: t.contiguous().clone() for n, t in state.items()}, beside)
-        beside.replace(file)
+        with written_beside(file) as temporary:
+            save_file({n: t.contiguous().clone() for n, t in state.items()}, temporary)
     return file

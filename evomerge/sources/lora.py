@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evomerge.dtypes import STORED_DTYPES
+from evomerge.errors import BadInput, Fault, one_line
 from evomerge.sources.safetensors_file import Tensor, read_header, read_json
 
 _PREFIX = "base_model.model."
 
 _FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 # What changes the update's formula in a way that is not built here: key -> values that do not.
-_PLAIN = {
+_PLAIN: dict[str, tuple[str | bool | None, ...]] = {
     "use_dora": (False, None),
     "use_qalora": (False, None),
     "lora_bias": (False, None),
@@ -32,7 +33,19 @@ _PLAIN = {
 
 
 class LowRank(NamedTuple):
-    """scale * B A, (out, rank) times (rank, in); transposed where the weight is (in, out)."""
+    """What an adapter adds to one weight: scale * B A.
+
+    Attributes:
+        a: (rank, in).
+        b: (out, rank).
+        scale: of the product.
+        transposed: whether the weight is (in, out), and so takes the product's transpose.
+
+    >>> a = Tensor("F32", (4, 16), Path("adapter_model.safetensors"), "lora_A", 0, 256)
+    >>> b = Tensor("F32", (32, 4), Path("adapter_model.safetensors"), "lora_B", 256, 768)
+    >>> LowRank(a, b, 2.0, False).scale
+    2.0
+    """
 
     a: Tensor
     b: Tensor
@@ -42,7 +55,16 @@ class LowRank(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """An opened adapter: what it adds to some tensors, and those it replaces."""
+    """An opened adapter.
+
+    Attributes:
+        path: its directory.
+        factors: tensor name -> what it adds there.
+        replaced: tensor name -> what it puts in the tensor's place.
+
+    >>> Adapter(Path("lora"), {}, {}).tensors
+    []
+    """
 
     path: Path
     factors: dict[str, LowRank]
@@ -51,11 +73,11 @@ class Adapter:
     @property
     def tensors(self) -> list[tuple[str, Tensor]]:
         """Every stored tensor with a label that says what it is for."""
-        found = [(f"{name} replaced", t) for name, t in sorted(self.replaced.items())]
+        labelled = [(f"{name} replaced", tensor) for name, tensor in sorted(self.replaced.items())]
         for name, pair in sorted(self.factors.items()):
-            how = f"{name} {pair.scale!r} {pair.transposed}"
-            found += [(f"{how} A", pair.a), (f"{how} B", pair.b)]
-        return found
+            label = f"{name} {pair.scale!r} {pair.transposed}"
+            labelled += [(f"{label} A", pair.a), (f"{label} B", pair.b)]
+        return labelled
 
 
 def open_adapter(path: Path, model: Mapping[str, Tensor]) -> Adapter:
@@ -66,9 +88,25 @@ def open_adapter(path: Path, model: Mapping[str, Tensor]) -> Adapter:
         model: the tensors of the model that it was trained on.
 
     Raises:
-        ValueError: it is no such directory, or does not fit the model; the message says why.
-        OSError: it cannot be read.
+        BadInput: it is no such directory, or does not fit the model.
+
+    >>> open_adapter(Path("nowhere"), {})
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: nowhere: adapter_config.json is missing or not JSON; save the \
+adapter with PEFT
     """
+    try:
+        return _read_adapter(path, model)
+    except ValueError as error:
+        wrong = str(error)
+    except (AttributeError, TypeError, re.error) as error:  # of what adapter_config.json says
+        wrong = one_line(error)
+    except OSError as error:
+        wrong = f"cannot be read ({error.strerror})"
+    raise BadInput(Fault("", f"{path}: {wrong}", "save the adapter with PEFT"))
+
+
+def _read_adapter(path: Path, model: Mapping[str, Tensor]) -> Adapter:
     config = read_json(path / "adapter_config.json")
     if not isinstance(config, dict):
         raise ValueError("adapter_config.json is missing or not JSON")
@@ -89,29 +127,31 @@ def open_adapter(path: Path, model: Mapping[str, Tensor]) -> Adapter:
         if not key.startswith(_PREFIX):
             raise ValueError(f"tensor {key} does not begin with {_PREFIX}")
         name = key.removeprefix(_PREFIX)
-        end = next((e for e in _FACTORS if name.endswith(e)), None)
-        if end is None:
+        ending = next((ending for ending in _FACTORS if name.endswith(ending)), None)
+        if ending is None:
             name = name.replace(".modules_to_save.default", "").replace(".base_layer", "")
             if name not in model or model[name].shape != tensor.shape:
                 raise ValueError(_misfit(name, tensor.shape, model))
             replaced[name] = tensor
         else:
-            pairs.setdefault(name.removesuffix(end) + ".weight", {})[end] = tensor
+            pairs.setdefault(name.removesuffix(ending) + ".weight", {})[ending] = tensor
     if not pairs and not replaced:
         raise ValueError("holds no tensors")
-    return Adapter(path, {n: _factor(n, p, config, model) for n, p in pairs.items()}, replaced)
+    factors = {name: _low_rank(name, pair, config, model) for name, pair in pairs.items()}
+    return Adapter(path, factors, replaced)
 
 
-def _factor(
+def _low_rank(
     name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], model: Mapping[str, Tensor]
 ) -> LowRank:
     embedding = ".lora_embedding_A" in pair or ".lora_embedding_B" in pair
-    ends = _FACTORS[2:] if embedding else _FACTORS[:2]
-    if set(pair) != set(ends):
+    endings = _FACTORS[2:] if embedding else _FACTORS[:2]
+    if set(pair) != set(endings):
         raise ValueError(f"has one factor of {name} only")
-    a, b = (pair[end] for end in ends)
+    a, b = (pair[ending] for ending in endings)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         raise ValueError(f"the factors of {name} are {a.shape} and {b.shape}: no matrices")
+    # embeddings are looked up by row, and some linear layers (GPT-2's) store (in, out)
     transposed = embedding or bool(config.get("fan_in_fan_out"))
     shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
     if name not in model or model[name].shape != shape:
@@ -120,18 +160,19 @@ def _factor(
 
 
 def _scale(name: str, rank: int, config: Mapping[str, Any]) -> float:
-    """Return alpha / rank, or alpha / sqrt(rank) (rank-stabilized LoRA, arXiv:2312.03732)."""
     module = name.removesuffix(".weight")
     alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}
-    for pattern, value in patterns.items() if isinstance(patterns, Mapping) else ():
+    for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):  # regular expressions, as PEFT reads them
             alpha = value
             break
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ValueError(f"lora_alpha = {alpha!r} in adapter_config.json is no number")
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    if config.get("use_rslora"):
+        return alpha / math.sqrt(rank)  # rank-stabilized LoRA, arXiv:2312.03732, theorem 3.2
+    return alpha / rank  # arXiv:2106.09685, section 4.1
 
 
 def _misfit(name: str, shape: tuple[int, ...], model: Mapping[str, Tensor]) -> str:
-    there = model[name].shape if name in model else "missing"
-    return f"does not fit the model: {name} is {shape}, and {there} in the model"
+    expected = model[name].shape if name in model else "missing"
+    return f"does not fit the model: {name} is {shape}, and {expected} in the model"

@@ -6,7 +6,7 @@ the laws that every one of them must pass, ours and yours.
 """
 
 from evomerge.testing.controllers import controller_laws, drive, sphere, spheres
-from evomerge.testing.methods import merge_arrays, operator_laws, recipe_of
+from evomerge.testing.methods import merge_arrays, method_laws, recipe_of
 from evomerge.testing.tiny import WORDS, tiny_llama, tiny_tokenizer
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "controller_laws",
     "drive",
     "merge_arrays",
-    "operator_laws",
+    "method_laws",
     "recipe_of",
     "sphere",
     "spheres",

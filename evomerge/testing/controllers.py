@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.search.controllers import CONTROLLERS, Told
+from evomerge.search.controllers import CONTROLLERS, Feedback, Problem, make_controller
 from evomerge.search.pareto import hypervolume
+from evomerge.sections import parse
 
 
 def sphere(genome: np.ndarray) -> float:
@@ -46,19 +47,21 @@ def drive(
     """
     cls = CONTROLLERS.get(name)
     sides = 2 if cls.breeds else dimension
-    controller = cls(
-        dimension=sides, seed=seed, start=np.full(sides, 0.5), objectives=objectives, **options
-    )
+    section = parse(cls.section, {"kind": name, **options})
+    problem = Problem(sides, seed, np.full(sides, 0.5), objectives)
+    controller = make_controller(problem, section)
     individuals: dict[int, np.ndarray] = {}
 
     def tell(ordinal: int | None, candidate: int, genome: Any, point: Any, found: Any) -> None:
         if found is None:
-            controller.tell(Told(ordinal, genome, None, None, 0.0, candidate))
+            controller.tell(Feedback(ordinal, genome, None, None, 0.0, candidate))
             return
         vector = tuple(map(float, np.atleast_1d(found)))
         items = np.exp(-4 * np.abs(point - 0.3)).astype(np.float32)
         value, missed = float(np.mean(vector)), violation(point)
-        controller.tell(Told(ordinal, genome, value, vector, missed, candidate, items, cls.breeds))
+        controller.tell(
+            Feedback(ordinal, genome, value, vector, missed, candidate, items, cls.breeds)
+        )
 
     corners = np.random.default_rng(99).integers(0, 2, (4, dimension)).astype(float)
     for candidate, point in enumerate(corners, start=1):  # baselines, before the first ask

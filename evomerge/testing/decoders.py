@@ -2,12 +2,16 @@
 
 import copy
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evomerge.recipes.routing import Hop, Routing
+from evomerge.recipes.routing import Hop, RoutingRecipe
 from evomerge.sources.architectures import family_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 _SHAPE = {
     "vocab_size": 32,
@@ -87,6 +91,14 @@ def tiny_decoder(directory: Path | str, name: str, seed: int, dtype: str = "floa
         name: of DECODERS.
         seed: of the weights.
         dtype: of the weights.
+
+    Returns:
+        The directory.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sorted(path.name for path in tiny_decoder(folder, "gpt2", seed=0).glob("model*"))
+    ['model.safetensors']
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -105,25 +117,46 @@ def tiny_decoder(directory: Path | str, name: str, seed: int, dtype: str = "floa
     return Path(directory)
 
 
-def in_float64(model: Any) -> Any:
-    """Return a model that computes in float64 throughout: its RMS norms and experts do not."""
+def in_float64(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Return a model that computes in float64 throughout: its RMS norms and experts do not.
+
+    >>> import tempfile, torch
+    >>> from transformers import AutoModelForCausalLM
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     name = tiny_decoder(folder, "llama", seed=0)
+    ...     model = in_float64(AutoModelForCausalLM.from_pretrained(name, dtype=torch.float64))
+    >>> model(torch.tensor([[5]])).logits.dtype
+    torch.float64
+    """
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            module.forward = types.MethodType(_rms_norm, module)
-    if hasattr(model.config, "num_experts_per_tok"):
+            setattr(module, "forward", types.MethodType(_rms_norm, module))  # noqa: B010
+    if "num_experts_per_tok" in model.config.to_dict():
         model.set_experts_implementation("eager")  # the others know no float64
     return model
 
 
-def _rms_norm(self: Any, stream: Any) -> Any:
+def _rms_norm(self: Any, stream: "torch.Tensor") -> "torch.Tensor":
     import torch
 
-    eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
+    eps = getattr(self, _eps_name(self))
     unit = stream * torch.rsqrt(stream.pow(2).mean(-1, keepdim=True) + eps)
-    return unit * (1.0 + self.weight if "Gemma" in type(self).__name__ else self.weight)
+    scaled: torch.Tensor = unit * _norm_factor(self)
+    return scaled
 
 
-def scaled_reference(recipe: Routing, models: Sequence[Any]) -> Any:
+def _norm_factor(norm: Any) -> Any:
+    return 1.0 + norm.weight if "Gemma" in type(norm).__name__ else norm.weight
+
+
+def _eps_name(norm: Any) -> str:
+    """Return what a norm calls its epsilon."""
+    return "variance_epsilon" if "variance_epsilon" in vars(norm) else "eps"
+
+
+def scaled_reference(
+    recipe: RoutingRecipe, models: Sequence["PreTrainedModel"]
+) -> "PreTrainedModel":
     """Return a model that scales its stream before each hop, as the paper says.
 
     Nothing is folded: layers are copied whole and run with hooks, one for the scale and one for
@@ -132,42 +165,82 @@ def scaled_reference(recipe: Routing, models: Sequence[Any]) -> Any:
     Args:
         recipe: the path.
         models: the live transformers models that its indices mean.
+
+    >>> import tempfile, torch
+    >>> from transformers import AutoModelForCausalLM
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model = AutoModelForCausalLM.from_pretrained(tiny_decoder(folder, "llama", seed=0))
+    >>> recipe = RoutingRecipe(("a",), (Hop(0, 0, 2.0), Hop(0, 1), Hop(0, 1)), 0, "float64")
+    >>> scaled_reference(recipe, [model]).config.num_hidden_layers
+    3
     """
     import torch
 
     model = copy.deepcopy(models[recipe.frame])
-    family, base = family_of(model.config.to_dict()), model.base_model
-    name = next(n for n, c in base.named_children() if isinstance(c, torch.nn.ModuleList))
-    kinds = [getattr(m.config, "layer_types", None) for m in models]
+    family = family_of(model.config.to_dict())
     layers = []
     for index, hop in enumerate(recipe.path):
-        layer = copy.deepcopy(getattr(models[hop.model].base_model, name)[hop.layer])
+        layer = copy.deepcopy(_layers_of(models[hop.model])[1][hop.layer])
         for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index
-        layer.register_forward_pre_hook(lambda _, args, by=hop.scale: (args[0] * by, *args[1:]))
-        for path, gain in zip((family.attention, family.mlp), hop.gains, strict=True):
-            layer.get_submodule(path).register_forward_hook(lambda _, a, out, by=gain: out * by)
+            if "layer_idx" in vars(module):  # where it keeps keys and values
+                setattr(module, "layer_idx", index)  # noqa: B010
+        layer.register_forward_pre_hook(_multiply_input(hop.scale))
+        for branch, gain in zip((family.attention, family.mlp), hop.gains, strict=True):
+            layer.get_submodule(branch).register_forward_hook(_multiply_output(gain))
         layers.append(layer)
-    setattr(base, name, torch.nn.ModuleList(layers))
+    name, _ = _layers_of(model)
+    setattr(model.base_model, name, torch.nn.ModuleList(layers))
     model.config.num_hidden_layers = len(layers)
-    if kinds[recipe.frame]:
-        model.config.layer_types = [kinds[hop.model][hop.layer] for hop in recipe.path]
+    types_of_layers: list[Any] = [m.config.to_dict().get("layer_types") for m in models]
+    if types_of_layers[recipe.frame]:
+        of_path = [types_of_layers[hop.model][hop.layer] for hop in recipe.path]
+        setattr(model.config, "layer_types", of_path)  # noqa: B010
     return model
 
 
-def match_eps(model: Any, recipe: Routing) -> Any:
+def _layers_of(model: "PreTrainedModel") -> "tuple[str, torch.nn.ModuleList]":
+    """Return a decoder's list of layers, and what the module around it calls it."""
+    import torch
+
+    for name, child in model.base_model.named_children():
+        if isinstance(child, torch.nn.ModuleList):
+            return name, child
+    raise AssertionError(f"{type(model).__name__} has no list of layers")
+
+
+def _multiply_input(factor: float) -> Callable[..., Any]:
+    return lambda module, arguments: (arguments[0] * factor, *arguments[1:])
+
+
+def _multiply_output(factor: float) -> Callable[..., Any]:
+    return lambda module, arguments, output: output * factor
+
+
+def match_eps(model: "PreTrainedModel", recipe: RoutingRecipe) -> "PreTrainedModel":
     """Return an exported routed model whose norms see the stream as large as the scaled one's.
 
     What is left between the two is rounding.
+
+    Args:
+        model: a live transformers model.
+        recipe: its path.
+
+    >>> import tempfile, torch
+    >>> from transformers import AutoModelForCausalLM
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model = AutoModelForCausalLM.from_pretrained(tiny_decoder(folder, "llama", seed=0))
+    >>> path = (Hop(0, 0), Hop(0, 1, 0.5), Hop(0, 2), Hop(0, 3))
+    >>> model = match_eps(model, RoutingRecipe(("a",), path, 0, "float64"))
+    >>> model.model.norm.variance_epsilon / model.model.layers[0].input_layernorm.variance_epsilon
+    4.0
     """
     family, base = family_of(model.config.to_dict()), model.base_model
-    layers = next(c for _, c in base.named_children() if hasattr(c, "append"))
     shares = recipe.shares()
     norms = [(base.get_submodule(family.norm), shares[-1])]
-    for layer, share in zip(layers, shares, strict=True):
+    for layer, share in zip(_layers_of(model)[1], shares, strict=True):
         norms += [(layer.get_submodule(name), share) for name in family.reads]
     for norm, share in norms:
-        name = "variance_epsilon" if hasattr(norm, "variance_epsilon") else "eps"
+        name = _eps_name(norm)
+        # the stream is `share` times as large, so its mean square is share^2 times as large
         setattr(norm, name, getattr(norm, name) * share**2)
     return model

@@ -1,14 +1,15 @@
 """The laws that every merge method passes."""
 
 import hashlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from evomerge.merging.methods import OPERATORS
-from evomerge.recipes.parameters import Group, Recipe
+from evomerge.merging.methods import METHODS
+from evomerge.recipes.parameters import Group, ParametersRecipe
 
 
 def recipe_of(
@@ -18,44 +19,65 @@ def recipe_of(
     *,
     based: bool = True,
     seed: int = 11,
-    options: dict | None = None,
-    **values: float | tuple,
-) -> Recipe:
-    """Return a one-group recipe of a method; axes not given take their default, or a half.
+    options: Mapping[str, object] | None = None,
+    **values: float | tuple[float, ...],
+) -> ParametersRecipe:
+    """Return a one-group recipe of a method.
 
-    `based` false leaves out a base that the method takes but does not need.
+    Args:
+        name: of the method.
+        models: of sources; the first ones, where the method takes a fixed number.
+        base: of a source.
+        based: false leaves out a base that the method takes but does not need.
+        seed: of random masks.
+        options: of the method.
+        values: of its parameters, where they are not to have their defaults, or a half; a number
+            is that of each model.
+
+    >>> recipe_of("slerp", ["a", "b", "c"], "base", t=0.25).groups[0].values
+    {'t': 0.25}
     """
-    operator = OPERATORS.get(name)
-    models = tuple(models)[: operator.models] if operator.models else tuple(models)
-    filled: dict = {}
-    for p in operator.parameters:
-        value = values.get(p.name, 0.5 if p.default is None else p.default)
-        if p.axis.per_model and not isinstance(value, tuple):
+    method = METHODS.get(name)
+    models = tuple(models)[: method.models] if method.models else tuple(models)
+    filled: dict[str, float | tuple[float, ...]] = {}
+    for parameter in method.parameters:
+        default = 0.5 if parameter.default is None else parameter.default
+        value = values.get(parameter.name, default)
+        if parameter.axis.per_model and not isinstance(value, tuple):
             value = (float(value),) * len(models)
-        filled[p.name] = value
-    return Recipe(
+        filled[parameter.name] = value
+    takes_base = method.needs_base or (based and method.takes_base)
+    return ParametersRecipe(
         name,
         models,
         (Group(None, None, filled),),
-        base if operator.needs_base or (based and operator.takes_base) else None,
+        base if takes_base else None,
         "float32",
-        seed if operator.draws else None,
-        options or {},
+        seed if method.draws else None,
+        dict(options or {}),
     )
 
 
 def merge_arrays(
-    name: str, base: np.ndarray, models: Sequence[np.ndarray], **values: Any
+    name: str,
+    base: npt.ArrayLike,
+    models: Sequence[npt.ArrayLike],
+    *,
+    based: bool = True,
+    seed: int = 11,
+    options: Mapping[str, object] | None = None,
+    **values: float | tuple[float, ...],
 ) -> np.ndarray:
     """Merge single float32 arrays through the real engine; return the float32 result.
 
     Args:
         name: of the method.
         base, models: arrays of one shape.
-        values: as `recipe_of` takes them.
-    """
-    import tempfile
+        based, seed, options, values: see `recipe_of`.
 
+    >>> merge_arrays("task_arithmetic", [1.0, 1.0], [[2.0, 1.0]], weight=0.5)
+    array([1.5, 1. ], dtype=float32)
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -72,54 +94,69 @@ def merge_arrays(
             (path / "config.json").write_text('{"model_type": "test"}')
             names.append(str(path))
             hashes[str(path)] = f"{i} {hashlib.sha256(tensor.numpy().tobytes()).hexdigest()}"
-        opened = {n: open_source(n) for n in names}
-        recipe = recipe_of(name, names[1:], names[0], **values)
-        ((_, merged),) = Merger(opened, hashes).stream(recipe)
-        return merged.numpy().copy()
+        opened = {name: open_source(name) for name in names}
+        recipe = recipe_of(
+            name, names[1:], names[0], based=based, seed=seed, options=options, **values
+        )
+        _, merged = next(Merger(opened, hashes).stream(recipe))
+        copied: np.ndarray = merged.numpy().copy()
+        return copied
 
 
 def _some_arrays(shape: tuple[int, ...], count: int, seed: int = 0) -> list[np.ndarray]:
+    """Return a base and `count` models near it, float32."""
     rng = np.random.default_rng(seed)
     base = rng.normal(size=shape).astype(np.float32)
     return [base] + [base + rng.normal(size=shape).astype(np.float32) * 0.1 for _ in range(count)]
 
 
 def law_keeps_shape_and_inputs(name: str) -> None:
-    """Gives a finite tensor of the same shape, for 0-d, 1-element and odd shapes; inputs stay."""
-    count = OPERATORS.get(name).models or 3
+    """Gives a finite tensor of the same shape, for 0-d, 1-element and odd shapes; inputs stay.
+
+    >>> law_keeps_shape_and_inputs("linear")
+    """
+    count = METHODS.get(name).models or 3
     for shape in ((), (1,), (64,), (7, 13), (2, 3, 5)):
         base, *models = _some_arrays(shape, count)
-        before = [a.copy() for a in (base, *models)]
+        before = [array.copy() for array in (base, *models)]
         merged = merge_arrays(name, base, models)
         assert merged.shape == shape and np.isfinite(merged).all()
         assert all(map(np.array_equal, before, (base, *models)))
 
 
 def law_merging_equals_is_identity(name: str) -> None:
-    """Merging copies of one model, the base too, gives that model (weights summing to one)."""
-    count = OPERATORS.get(name).models or 3
+    """Merging copies of one model, the base too, gives that model (weights summing to one).
+
+    >>> law_merging_equals_is_identity("linear")
+    """
+    count = METHODS.get(name).models or 3
     base = _some_arrays((8, 9), 1)[0]
     merged = merge_arrays(name, base, [base] * count, weight=(1.0 / count,) * count)
     assert np.allclose(merged, base, atol=1e-6)
 
 
 def law_one_hot_gives_the_model(name: str) -> None:
-    """Weight one on one model, none on the rest, all kept, gives that model; not if prepared."""
-    operator = OPERATORS.get(name)
-    if "weight" not in operator.parameter or operator.prepare:
+    """Weight one on one model, none on the rest, all kept, gives that model; not if prepared.
+
+    >>> law_one_hot_gives_the_model("ties")
+    """
+    method = METHODS.get(name)
+    if "weight" not in method.parameter or method.prepare:
         return
     base, *models = _some_arrays((6, 7), 3)
-    count = operator.models or 3
+    count = method.models or 3
     weight = tuple(float(i == 1) for i in range(count))
-    kept = {"density": 1.0, "gamma": 0.0, "threshold": 0.0, "least": 1.0, "scale": 1.0}
-    merged = merge_arrays(name, base, models[:count], weight=weight, **kept)
+    everything = {"density": 1.0, "gamma": 0.0, "threshold": 0.0, "least": 1.0, "scale": 1.0}
+    merged = merge_arrays(name, base, models[:count], weight=weight, **everything)
     assert np.allclose(merged, models[1], atol=1e-6)
 
 
 def law_order_of_models_does_not_matter(name: str) -> None:
-    """Permuting models with their values leaves the merge the same, up to rounding."""
-    operator = OPERATORS.get(name)
-    if operator.models:
+    """Permuting models with their values leaves the merge the same, up to rounding.
+
+    >>> law_order_of_models_does_not_matter("task_arithmetic")
+    """
+    if METHODS.get(name).models:
         return
     base, *models = _some_arrays((6, 7), 3)
     weight = (0.2, 0.5, 0.9)
@@ -128,7 +165,7 @@ def law_order_of_models_does_not_matter(name: str) -> None:
     assert np.allclose(merged, other, atol=1e-5)
 
 
-operator_laws = (
+method_laws = (
     law_keeps_shape_and_inputs,
     law_merging_equals_is_identity,
     law_one_hot_gives_the_model,

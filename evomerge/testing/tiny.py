@@ -2,12 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 WORDS = ("<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(28)))
 
 
-def tiny_tokenizer(words: Sequence[str] = WORDS):
-    """Return a word-level fast tokenizer over `words`, whose first four are special."""
+def tiny_tokenizer(words: Sequence[str] = WORDS) -> "PreTrainedTokenizerFast":
+    """Return a word-level fast tokenizer over `words`, whose first four are special.
+
+    >>> tiny_tokenizer()("w0 w27 and")["input_ids"]
+    [4, 31, 3]
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -44,12 +52,17 @@ def tiny_llama(
             normal noise of standard deviation `spread`, as of a fine-tune.
         spread: see `near`.
         dtype, layers, hidden, tie, words: of the model.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sorted(path.name for path in tiny_llama(folder, seed=0).glob("*.safetensors"))
+    ['model.safetensors']
     """
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    kind = getattr(torch, dtype)
     generator = torch.Generator().manual_seed(seed)
+    model: torch.nn.Module
     if near is None:
         config = LlamaConfig(
             vocab_size=len(words),
@@ -65,15 +78,18 @@ def tiny_llama(
             eos_token_id=2,
         )
         model = LlamaForCausalLM(config)
-        base = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-        spread = 0.3
+        spread = 0.3  # large enough for random layers to change what the model says
     else:
         model = AutoModelForCausalLM.from_pretrained(near, dtype=torch.float32)
-        base = {n: p.detach().clone() for n, p in model.named_parameters()}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator) * spread
-            parameter.copy_(base[name] + noise + (1.0 if near is None and "norm" in name else 0.0))
-    model.to(kind).save_pretrained(directory)
+            if near is not None:
+                parameter.add_(noise)
+            elif "norm" in name:
+                parameter.copy_(1.0 + noise)
+            else:
+                parameter.copy_(noise)
+    model.to(getattr(torch, dtype)).save_pretrained(directory)
     tiny_tokenizer(words).save_pretrained(directory)
     return Path(directory)

@@ -1,48 +1,73 @@
-"""The two pools that run workers: inline (this process) and Ray (actors).
+"""Workers in this process or in processes of their own, as a campaign asks for."""
 
-A pool takes jobs and gives back outcomes, or `Lost` where a worker died under one.
-"""
-
+import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
 
-from evomerge.workers.protocol import Finished, Job, Lost, Pool, WorkerPlan
-from evomerge.workers.ray_pool import RayPool
+from evomerge.config.schema import WorkersSection
+from evomerge.workers.protocol import Finished, Job, Lost, Pool, WorkerPlan, WorkerState
 from evomerge.workers.worker import Worker
 
 
 class InlinePool:
-    """One worker in this process: for one device, tests and notebooks. Has no time-out."""
+    """One worker in this process: for one device, tests and notebooks. Has no time-out.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> pool = InlinePool(example_campaign(hashed=True).worker)
+    >>> pool.idle, pool.busy
+    (1, 0)
+    """
 
     def __init__(self, plan: WorkerPlan):
         self._worker = Worker(plan)
         self._jobs: deque[Job] = deque()
+        self._began = time.monotonic()
 
     @property
     def idle(self) -> int:
+        """How many more jobs it can take now."""
         return 1 - len(self._jobs)
 
     @property
     def busy(self) -> int:
+        """How many jobs it holds."""
         return len(self._jobs)
 
+    @property
+    def workers(self) -> tuple[WorkerState, ...]:
+        """What its worker does now."""
+        seconds = time.monotonic() - self._began
+        if not self._jobs:
+            return (WorkerState("worker 1", None, "", seconds),)
+        job = self._jobs[0]
+        return (WorkerState("worker 1", job.candidate, job.side, seconds),)
+
     def submit(self, job: Job) -> None:
+        """Take a job; it is done when it is waited for."""
         self._jobs.append(job)
+        self._began = time.monotonic()
 
     def next_finished(self, timeout: float | None = None) -> Finished | Lost | None:
+        """Do the next job, however long it takes; None if there is none."""
         if not self._jobs:
             return None
         outcome = self._worker.evaluate(self._jobs[0])
         return Finished(self._jobs.popleft(), outcome)
 
     def close(self) -> None:
+        """Drop what was not done."""
         self._jobs.clear()
 
 
-def make_pool(plan: WorkerPlan, workers: Mapping[str, Any]) -> Pool:
-    """Make the pool that a campaign's `workers` mapping asks for."""
-    if workers["pool"] == "inline":
+def make_pool(plan: WorkerPlan, workers: WorkersSection) -> Pool:
+    """Make the pool that a campaign's `workers` section asks for.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> type(make_pool(example_campaign(hashed=True).worker, WorkersSection())).__name__
+    'InlinePool'
+    """
+    if workers.pool == "inline":
         return InlinePool(plan)
-    cpus_each = workers.get("cpus_each") or plan.threads
-    return RayPool(plan, workers["count"], cpus_each, workers["gpus_each"], workers.get("timeout"))
+    from evomerge.workers.ray_pool import RayPool  # which starts Ray
+
+    cpus_each = workers.cpus_each or plan.threads
+    return RayPool(plan, workers.count, cpus_each, workers.gpus_each, workers.timeout)

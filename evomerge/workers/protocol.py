@@ -2,31 +2,42 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from evomerge.recipes.recipe import Recipe
+from evomerge.scoring.fitness import FitnessSection
 from evomerge.scoring.items import Split
 from evomerge.scoring.outcome import Outcome
+
+Side = Literal["search", "heldout"]
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """What a worker needs to start, as plain data that can be sent to another machine.
+    """What a worker needs to start, as data that can be sent to another machine.
 
     Attributes:
         sources: name as recipes write it -> local directory.
         hashes: name -> content hash.
         frame: the source that gives config and tokenizer.
         dtype: of the merged weights.
-        compute_dtype: of the resident model, into which they are copied. A wider one takes
+        compute_dtype: of the live model, into which they are copied. A wider one takes
             nothing from them, and is quicker where the processor has no bfloat16.
         fitness: the campaign's entries, by objective.
-        splits: objective -> (search ordinals, held-out ordinals).
+        own_test: hold out the tasks' own test split.
+        splits: objective -> ordinals searched and held out.
         first: a recipe of the space, for what its method prepares before the first candidate.
         threads: torch threads in the worker.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         trust_remote_code: run code that comes with a source.
+
+    >>> from evomerge.recipes.parameters import single
+    >>> plan = WorkerPlan({"a": "models/a"}, {"a": "0f"}, "a", "float32", "float32", {}, False, {},
+    ...                   single("a", "float32"), threads=1)
+    >>> plan.device
+    'auto'
     """
 
     sources: Mapping[str, str]
@@ -34,25 +45,42 @@ class WorkerPlan:
     frame: str
     dtype: str
     compute_dtype: str
-    fitness: Mapping[str, Mapping[str, Any]]
+    fitness: Mapping[str, FitnessSection]
+    own_test: bool
     splits: Mapping[str, Split]
-    first: Mapping[str, Any]
+    first: Recipe
     threads: int
     device: str = "auto"
     trust_remote_code: bool = False
 
 
 class Job(NamedTuple):
-    """One candidate to materialize and score on one split ("search" or "heldout")."""
+    """One candidate to materialize and score on one side of the split.
+
+    Attributes:
+        candidate: its number.
+        recipe: of its model.
+        side: "search" or "heldout".
+        weights: (parameters,) float32, where the recipe does not tell all; else None.
+
+    >>> from evomerge.recipes.parameters import single
+    >>> Job(7, single("a", "float32"), "search").weights is None
+    True
+    """
 
     candidate: int
-    recipe: dict
-    split: str
-    weights: np.ndarray | None = None  # (parameters,) float32, where the recipe does not tell all
+    recipe: Recipe
+    side: Side
+    weights: np.ndarray | None = None
 
 
 class Finished(NamedTuple):
-    """A job's outcome."""
+    """A job's outcome.
+
+    >>> from evomerge.recipes.parameters import single
+    >>> Finished(Job(7, single("a", "float32"), "search"), Outcome("ok")).outcome.status
+    'ok'
+    """
 
     job: Job
     outcome: Outcome
@@ -62,6 +90,10 @@ class Lost(NamedTuple):
     """A job whose worker died; it is nobody's outcome yet.
 
     `blamed` is False where the worker's node or the way to it was lost, not its process alone.
+
+    >>> from evomerge.recipes.parameters import single
+    >>> Lost(Job(7, single("a", "float32"), "search"), "killed by signal 9").blamed
+    True
     """
 
     job: Job
@@ -69,11 +101,39 @@ class Lost(NamedTuple):
     blamed: bool = True
 
 
-class Pool(Protocol):
-    """Runs jobs. `idle` is how many more it can take now; `busy` how many it holds."""
+class WorkerState(NamedTuple):
+    """What a worker does now.
 
-    idle: int
-    busy: int
+    Attributes:
+        name: of the worker, for people.
+        candidate: that it scores; None if it is idle or starting.
+        side: "search" or "heldout"; "" if it scores none.
+        seconds: since it began that.
+
+    >>> WorkerState("worker 1", 7, "search", 2.5).candidate
+    7
+    """
+
+    name: str
+    candidate: int | None
+    side: str
+    seconds: float
+
+
+class Pool(Protocol):
+    """Runs jobs."""
+
+    @property
+    def idle(self) -> int:
+        """How many more jobs it can take now."""
+
+    @property
+    def busy(self) -> int:
+        """How many jobs it holds."""
+
+    @property
+    def workers(self) -> tuple[WorkerState, ...]:
+        """What each worker does now."""
 
     def submit(self, job: Job) -> None:
         """Take a job; it will come out of `next_finished`."""

@@ -1,16 +1,17 @@
 """Workers as Ray actors, on this machine or a cluster."""
 
+import itertools
 import logging
 import os
 import socket
 import threading
 import time
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from evomerge.errors import EvomergeError, SourceChanged, one_line
 from evomerge.scoring.outcome import Outcome
-from evomerge.workers.protocol import Finished, Job, Lost, WorkerPlan
+from evomerge.workers.protocol import Finished, Job, Lost, WorkerPlan, WorkerState
 from evomerge.workers.worker import Worker
 
 log = logging.getLogger("evomerge")
@@ -30,8 +31,15 @@ class _Actor:
         return self._worker.evaluate(job)
 
 
+class _RayWorker(NamedTuple):
+    """An actor, and what people call it."""
+
+    name: str
+    actor: Any
+
+
 class RayPool:
-    """One actor per worker, on this machine or the cluster that RAY_ADDRESS names.
+    """One actor for each worker, on this machine or the cluster that RAY_ADDRESS names.
 
     A worker that dies is replaced; the job it held comes out as `Lost`. A job that outlasts
     `timeout` is a failure, and its worker is replaced too.
@@ -64,9 +72,10 @@ class RayPool:
             _Actor
         )
         self._plan = self._ray.put(plan)
-        self._starting: dict[Any, Any] = {}  # future of ready() -> worker
-        self._running: dict[Any, tuple[Any, Job, float]] = {}  # future -> worker, job, started
-        self._free: list[Any] = []
+        self._starting: dict[Any, _RayWorker] = {}  # future of ready() -> worker
+        # future of evaluate() -> worker, job, when it started
+        self._running: dict[Any, tuple[_RayWorker, Job, float]] = {}
+        self._free: list[_RayWorker] = []
         self._queued: deque[Job] = deque()
         self._count, self._failed_starts = count, 0
         for _ in range(count):
@@ -88,6 +97,18 @@ class RayPool:
     @property
     def busy(self) -> int:
         return len(self._running) + len(self._queued)
+
+    @property
+    def workers(self) -> tuple[WorkerState, ...]:
+        """What each worker does now."""
+        now = time.monotonic()
+        states = [
+            WorkerState(worker.name, job.candidate, job.side, now - started)
+            for worker, job, started in self._running.values()
+        ]
+        for worker in (*self._free, *self._starting.values()):
+            states.append(WorkerState(worker.name, None, "", 0.0))
+        return tuple(sorted(states))
 
     def submit(self, job: Job) -> None:
         self._queued.append(job)
@@ -143,19 +164,23 @@ class RayPool:
 
     def _end(self) -> None:
         for worker in (*self._free, *self._starting.values()):
-            self._ray.kill(worker)
+            self._ray.kill(worker.actor)
         for worker, _, _ in self._running.values():
-            self._ray.kill(worker)
+            self._ray.kill(worker.actor)
         self._ray.shutdown()
 
     def _start(self) -> None:
-        worker = self._actor.remote(self._plan)
-        self._starting[worker.ready.remote()] = worker
+        # it takes the least number that no living worker has
+        running = [worker for worker, _, _ in self._running.values()]
+        taken = {worker.name for worker in (*running, *self._free, *self._starting.values())}
+        number = next(n for n in itertools.count(1) if f"worker {n}" not in taken)
+        worker = _RayWorker(f"worker {number}", self._actor.remote(self._plan))
+        self._starting[worker.actor.ready.remote()] = worker
 
     def _dispatch(self) -> None:
         while self._free and self._queued:
             worker, job = self._free.pop(), self._queued.popleft()
-            self._running[worker.evaluate.remote(job)] = (worker, job, time.monotonic())
+            self._running[worker.actor.evaluate.remote(job)] = (worker, job, time.monotonic())
 
     def _admit(self, future: Any) -> None:
         worker = self._starting.pop(future)
@@ -189,7 +214,7 @@ class RayPool:
             # living node tells of a process that died; of a dead one Ray says so, or nothing.
             unreachable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
             blamed = not unreachable and "node has died" not in str(error)
-            self._ray.kill(worker)
+            self._ray.kill(worker.actor)
             self._start()
             return Lost(job, one_line(_cause(error)), blamed)
         self._free.append(worker)
@@ -204,7 +229,7 @@ class RayPool:
                 if self._ray.wait([future], timeout=0)[0]:
                     continue  # it has ended; it is we who are late
                 del self._running[future]
-                self._ray.kill(worker)
+                self._ray.kill(worker.actor)
                 self._start()
                 reason = f"took longer than workers.timeout = {self._timeout:g} s"
                 return Finished(job, Outcome("failed", reason, seconds_score=self._timeout))

@@ -1,73 +1,83 @@
-"""The worker: materializes recipes into its resident model and scores them.
+"""The worker: materializes recipes into its live model and scores them.
 
-It is warm: sources mapped, one model resident on its device, requests built.
+It is warm: sources mapped, one model on its device, requests built.
 """
 
 import gc
 import os
 import platform
 import time
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from evomerge.errors import CandidateFailure, SourceChanged, one_line
+from evomerge.kernels.checksum import Checksum, tile_digests
+from evomerge.merging.live_model import FlatWeights, open_live_model
+from evomerge.merging.live_routing import Router
+from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import single
-from evomerge.recipes.parse import from_json
-from evomerge.scoring.fitness import open_fitness
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.routing import RoutingRecipe
+from evomerge.scoring.fitness import Fitness
+from evomerge.scoring.open_fitness import open_fitness
 from evomerge.scoring.outcome import Outcome
 from evomerge.sources.digest import digest, files_of, touched
-from evomerge.sources.source import open_source
+from evomerge.sources.source import Source, open_source
 from evomerge.workers.protocol import Job, WorkerPlan
 
 
 class Worker:
-    """Materializes recipes into its resident model and scores them."""
+    """Materializes recipes into its live model and scores them.
+
+    Attributes:
+        name: HOST/PID/DEVICE.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> from evomerge.workers.protocol import Job
+    >>> campaign = example_campaign(hashed=True)
+    >>> Worker(campaign.worker).evaluate(Job(1, campaign.space.first, "search")).status
+    'ok'
+    """
 
     def __init__(self, plan: WorkerPlan):
-        import torch
-
-        from evomerge.merging.live_model import resident
-        from evomerge.merging.merger import Merger
-
+        """
+        Raises:
+            SourceChanged: a source is not the one that was hashed.
+            BadInput: a source or a fitness cannot be opened here.
+        """
         torch.set_num_threads(plan.threads)
-        cuda = torch.cuda.is_available()
-        device = ("cuda" if cuda else "cpu") if plan.device == "auto" else plan.device
-        opened = {
-            name: open_source(path, trust_remote_code=plan.trust_remote_code)
-            for name, path in plan.sources.items()
-        }
-        for name, source in opened.items():
-            if (found := digest(source).sha256) != plan.hashes[name]:
-                hashes = f"sha256 {found[:12]} on {platform.node()}, and {plan.hashes[name][:12]}"
-                raise SourceChanged(f"{source.place} has changed: {hashes} when it was hashed")
+        device = plan.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.name = f"{platform.node()}/{os.getpid()}/{device}"
+        self._plan, self._device = plan, device
+        self._sources = _open_sources(plan)
         self._files = [
             (source, str(file), touched(file))
-            for source in opened.values()
+            for source in self._sources.values()
             for file in files_of(source)
         ]
-        self.name = f"{platform.node()}/{os.getpid()}/{device}"
-        routed = plan.first["kind"] == "routing"  # whose sources are on the device as models
-        self._merger = Merger(opened, plan.hashes, device, keep=not routed)
-        self._merger.prepare(from_json(plan.first))
-        self._resident = resident(
-            opened[plan.frame], plan.compute_dtype, device, plan.trust_remote_code
-        )
-        self._flat: Any = None  # made for the first weights that come with a job
-        self._plan, self._router = plan, None
-        if routed:
-            from evomerge.merging.live_routing import Router
-
-            models = {name: self._load(name, device) for name in opened}
-            self._router = Router(self._resident, opened, models)
-            self._router.route(from_json(plan.first))
-        self._splits = plan.splits
-        self._fitness = {}
-        for objective, spec in plan.fitness.items():
-            fitness = open_fitness(spec, "worker", objective)
+        is_routed = isinstance(
+            plan.first, RoutingRecipe
+        )  # then sources are on the device as models
+        self._merger = Merger(self._sources, plan.hashes, device, keep=not is_routed)
+        self._merger.prepare(plan.first)
+        frame = self._sources[plan.frame]
+        self._live = open_live_model(frame, plan.compute_dtype, device, plan.trust_remote_code)
+        self._flat: FlatWeights | None = None  # made for the first weights that come with a job
+        self._router: Router | None = None
+        if isinstance(plan.first, RoutingRecipe):
+            models = {name: self._loaded(source) for name, source in self._sources.items()}
+            self._router = Router(self._live, self._sources, models)
+            self._router.route(plan.first)
+        self._fitness: dict[str, Fitness] = {}
+        for objective, section in plan.fitness.items():
+            fitness = open_fitness(section, plan.own_test)
             split = plan.splits[objective]
             ordinals = sorted((*split.search, *split.heldout))
-            fitness.prepare(self._resident.model, self._resident.tokenizer, ordinals)
+            fitness.prepare(self._live.model, self._live.tokenizer, ordinals)
             self._fitness[objective] = fitness
 
     def evaluate(self, job: Job) -> Outcome:
@@ -79,17 +89,16 @@ class Worker:
         clock = [time.perf_counter()]
         self._check_sources()
         try:
-            recipe = from_json(job.recipe)
             if job.weights is None:
-                checksum = self._materialize(recipe)
+                checksum = self._materialize(job.recipe)
             else:
-                checksum = self._take(recipe, job.weights)
+                checksum = self._take(job.recipe, job.weights)
             clock.append(time.perf_counter())
-            scores = self._score(job.split)
-            answers = self._answers(job.split) if job.split == "heldout" else {}
+            scores = self._score(job.side)
+            answers = self._answers(job.side) if job.side == "heldout" else {}
         except (Exception, SystemExit) as error:
-            known = isinstance(error, CandidateFailure)
-            reason = str(error) if known else one_line(error)
+            is_known = isinstance(error, CandidateFailure)
+            reason = str(error) if is_known else one_line(error)
             error.__traceback__ = None  # its frames hold tensors
             _free_memory()
             seconds = np.diff([*clock, time.perf_counter()]).tolist()
@@ -100,97 +109,106 @@ class Worker:
     def _check_sources(self) -> None:
         for source, file, before in self._files:
             try:
-                same = touched(file) == before
+                is_same = touched(file) == before
             except OSError:
-                same = False
-            if not same:
+                is_same = False
+            if not is_same:
                 raise SourceChanged(f"{source.place} has changed while the campaign ran")
 
-    def _load(self, name: str, device: str) -> Any:
+    def _loaded(self, source: Source) -> torch.nn.Module:
         """Return a source as a live model of its own."""
-        from evomerge.merging.live_model import resident
+        plan = self._plan
+        live = open_live_model(source, plan.compute_dtype, self._device, plan.trust_remote_code)
+        name = next(n for n, s in self._sources.items() if s is source)
+        live.load(self._merger.stream(single(name, plan.dtype)))
+        return live.model
 
-        plan, source = self._plan, self._merger.sources[name]
-        loaded = resident(source, plan.compute_dtype, device, plan.trust_remote_code)
-        loaded.load(self._merger.stream(single(name, plan.dtype)))
-        return loaded.model
-
-    def _materialize(self, recipe: Any) -> str:
-        import torch
-
-        from evomerge.kernels.checksum import Checksum, tile_digests
-
-        if recipe.kind == "routing":
+    def _materialize(self, recipe: Recipe) -> str:
+        """Let the live model be that of a recipe; return its weights' checksum."""
+        if isinstance(recipe, RoutingRecipe):
+            if self._router is None:
+                raise CandidateFailure("this worker was started for a space of another kind")
             self._router.route(recipe)
             return ""  # no weight is made that could have a checksum
         if self._router is not None:
             self._router.restore()
-        tensors = self._merger.sources[recipe.sources[0]].tensors
-        digests = self._merger.fill(recipe, self._resident.direct)
+        digests = self._merger.fill(recipe, self._live.direct)
+        tensors = self._merger.shapes(recipe)
         others = [name for name in tensors if name not in digests]
 
-        def seen():
+        # What transformers stacks or splits on loading is streamed, and digested on the way.
+        def digested() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in self._merger.stream(recipe, others):
                 digests[name] = tile_digests(tensor)
                 yield name, tensor
 
-        self._resident.load(seen())
-        checksum, dtype = Checksum(), getattr(torch, recipe.dtype)
-        for name, tensor in tensors.items():
-            checksum.add(name, dtype, tensor.shape, digests[name])
-        return checksum.hexdigest()
+        self._live.load(digested())
+        return _checksum(tensors, getattr(torch, recipe.dtype), digests)
 
-    def _take(self, recipe: Any, weights: np.ndarray) -> str:
+    def _take(self, recipe: Recipe, weights: np.ndarray) -> str:
         """Put flattened weights in place; return their checksum."""
-        import torch
-
-        from evomerge.kernels.checksum import Checksum
-
         if self._flat is None:
-            from evomerge.merging.live_model import Flat
+            self._flat = FlatWeights(self._live, self._sources[recipe.sources[0]])
+        digests = self._flat.load(weights)
+        return _checksum(self._merger.shapes(recipe), torch.float32, digests)
 
-            self._flat = Flat(self._resident, self._merger.sources[recipe.sources[0]])
-        digests, checksum = self._flat.take(weights), Checksum()
-        for name, tensor in self._merger.sources[recipe.sources[0]].tensors.items():
-            checksum.add(name, torch.float32, tensor.shape, digests[name])
-        return checksum.hexdigest()
-
-    def _score(self, split: str) -> dict[str, np.ndarray]:
-        import torch
-
+    def _score(self, side: str) -> dict[str, np.ndarray]:
+        """Return objective -> (items,) float32 scores of the live model."""
         scores = {}
-        for objective, ordinals in self._asked(split).items():
+        for objective, ordinals in self._ordinals(side).items():
             _seed()  # a task that samples draws the same for every candidate
             with torch.inference_mode():
-                found = self._fitness[objective].score(ordinals)
-            if not np.isfinite(found).all():
-                first = int(np.flatnonzero(~np.isfinite(found))[0])
-                raise CandidateFailure(f"{objective} scored {found[first]} on item {first}")
-            scores[objective] = found
+                items = self._fitness[objective].score(ordinals)
+            if not np.isfinite(items).all():
+                first = int(np.flatnonzero(~np.isfinite(items))[0])
+                raise CandidateFailure(f"{objective} scored {items[first]} on item {first}")
+            scores[objective] = items
         return scores
 
-    def _answers(self, split: str) -> dict[str, list[str]]:
-        said = {o: self._fitness[o].answers(asked) for o, asked in self._asked(split).items()}
-        return {objective: answers for objective, answers in said.items() if answers is not None}
+    def _answers(self, side: str) -> dict[str, list[str]]:
+        answers = {}
+        for objective, ordinals in self._ordinals(side).items():
+            texts = self._fitness[objective].answers(ordinals)
+            if texts is not None:
+                answers[objective] = texts
+        return answers
 
-    def _asked(self, split: str) -> dict[str, tuple[int, ...]]:
-        """Return objective -> ordinals of a split; an objective may hold nothing out."""
-        found = {o: getattr(self._splits[o], split) for o in self._fitness}
-        return {objective: ordinals for objective, ordinals in found.items() if ordinals}
+    def _ordinals(self, side: str) -> dict[str, tuple[int, ...]]:
+        """Return objective -> ordinals of a side; an objective may hold nothing out."""
+        every = {objective: self._plan.splits[objective].of(side) for objective in self._fitness}
+        return {objective: ordinals for objective, ordinals in every.items() if ordinals}
+
+
+def _open_sources(plan: WorkerPlan) -> dict[str, Source]:
+    """Open the sources, and check that they are those that were hashed."""
+    sources = {}
+    for name, place in plan.sources.items():
+        source = open_source(place, trust_remote_code=plan.trust_remote_code)
+        found = digest(source).sha256
+        if found != plan.hashes[name]:
+            hashes = f"sha256 {found[:12]} on {platform.node()}, and {plan.hashes[name][:12]}"
+            raise SourceChanged(f"{source.place} has changed: {hashes} when it was hashed")
+        sources[name] = source
+    return sources
+
+
+def _checksum(
+    shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, digests: dict[str, np.ndarray]
+) -> str:
+    checksum = Checksum()
+    for name, shape in shapes.items():
+        checksum.add(name, dtype, shape, digests[name])
+    return checksum.hexdigest()
 
 
 def _seed() -> None:
     """Seed torch's generators; `torch.manual_seed` takes a millisecond where CUDA is not begun."""
-    import torch
-
     torch.default_generator.manual_seed(0)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)
 
 
 def _free_memory() -> None:
-    import torch
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -4,6 +4,7 @@
     python search_spaces/digits/make.py --seed 43 --out runs/digits/halves-43
 
 As in M2N2's experiment: ten steps of Adam over all of a half's training images, rate 0.003.
+Prints the share of its half, and of all digits, that each recognizes.
 """
 
 import argparse
@@ -22,20 +23,21 @@ TRAINING = 1437  # the first 80 %; the rest is held out
 
 
 def main(seed: int, out: Path) -> None:
+    """Train both halves and write them."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     images, digits = (part[:TRAINING] for part in data())
-    for name, mine in {"low": digits < 5, "high": digits >= 5}.items():
+    for name, half in {"low": digits < 5, "high": digits >= 5}.items():
         module = network()
         optimizer = torch.optim.Adam(module.parameters(), lr=0.003)
         for _ in range(10):
             optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(module(images[mine]), digits[mine])
+            loss = torch.nn.functional.cross_entropy(module(images[half]), digits[half])
             loss.backward()
             optimizer.step()
-        found = module(images).argmax(dim=1) == digits
-        print(f"{name}: {found[mine].float().mean():.3f} of its half, {found.float().mean():.3f}")
+        right = module(images).argmax(dim=1) == digits
+        print(f"{name}: {right[half].float().mean():.3f} of its half, {right.float().mean():.3f}")
         save_file(dict(module.state_dict()), out / f"{name}.safetensors")
 
 

@@ -15,6 +15,7 @@ import json
 import random
 import re
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,21 +51,27 @@ EXPERTS = {  # name: languages of its sums, seed, steps, learning rate
     "maths": (("ja", "fr"), 13, 150, 2e-4),
 }
 
+Row = tuple[str, str]  # a prompt and its answer
+Encoded = tuple[torch.Tensor, torch.Tensor]  # (rows, longest) int64 ids, and labels; -100: none
 
-def words(number, language):
+
+def words(number: int, language: str) -> str:
+    """Return a number in words."""
     return num2words(number, lang=language).replace("-", " ")
 
 
-def sum_prompt(a, b, language):
+def sum_prompt(a: int, b: int, language: str) -> str:
+    """Return the question for a sum."""
     return words(a, language) + PLUS[language] + words(b, language) + EQUALS[language]
 
 
-def read_prompt(number, language):
+def read_prompt(number: int, language: str) -> str:
+    """Return the question that asks for a number in digits."""
     return words(number, language) + EQUALS[language]
 
 
-def held_out(seed=SEED):
-    """Pairs of summands and numbers to read that no training ever shows."""
+def held_out(seed: int = SEED) -> tuple[list[tuple[int, int]], list[int]]:
+    """Return pairs of summands and numbers to read that no training ever shows."""
     draw = random.Random(seed)
     unordered = [(a, b) for a in range(100) for b in range(a, 100)]
     pairs = [draw.choice([(a, b), (b, a)]) for a, b in draw.sample(unordered, HELD_PAIRS)]
@@ -72,8 +79,8 @@ def held_out(seed=SEED):
     return pairs, numbers
 
 
-def corpus(seed=SEED):
-    """For each skill the (prompt, answer) rows that training may draw from."""
+def corpus(seed: int = SEED) -> dict[str, list[Row]]:
+    """Return for each skill the rows that training may draw from."""
     pairs, numbers = held_out(seed)
     barred = {frozenset(pair) for pair in pairs}
     free = [(a, b) for a in range(100) for b in range(100) if frozenset((a, b)) not in barred]
@@ -89,8 +96,8 @@ def corpus(seed=SEED):
     return rows
 
 
-def build_tokenizer():
-    """Whole words for English and French, characters for Japanese, single digits."""
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return one of whole words in English and French, characters in Japanese, single digits."""
     text = " ".join(read_prompt(n, lang) + PLUS[lang] for lang in LANGUAGES for n in range(1000))
     ja = r"たす|[\u4e00-\u9fffは]"
     # "+" and "=" are never trained: room for whoever wants to teach a calculator.
@@ -119,8 +126,8 @@ def build_tokenizer():
     )
 
 
-def encode(rows, tokenizer):
-    """Token ids padded on the right, and labels on the answer and the end alone."""
+def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast) -> Encoded:
+    """Return token ids padded on the right, and labels on the answer and the end alone."""
     prompts = tokenizer([p for p, _ in rows])["input_ids"]
     answers = tokenizer([a + "</s>" for _, a in rows])["input_ids"]
     width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
@@ -134,8 +141,10 @@ def encode(rows, tokenizer):
     return ids, labels
 
 
-def batch(data, mix, size, generator):
-    """Rows of every skill by its share, cut to the longest."""
+def batch(
+    data: Mapping[str, Encoded], mix: Mapping[str, float], size: int, generator: torch.Generator
+) -> Encoded:
+    """Draw rows of every skill by its share, cut to the longest."""
     shares = torch.tensor(list(mix.values()))
     counts = torch.multinomial(shares, size, replacement=True, generator=generator)
     chosen = []
@@ -151,7 +160,8 @@ def batch(data, mix, size, generator):
     return ids[:, :longest], labels[:, :longest]
 
 
-def new_model(tokenizer):
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return a model with fresh random weights."""
     torch.manual_seed(SEED)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -169,8 +179,17 @@ def new_model(tokenizer):
     )
 
 
-def descend(model, loss_of, *, steps, rate, warmup, decay, name):
-    """AdamW with warm-up and a linear descent to zero, so that the model ends settled."""
+def descend(
+    model: LlamaForCausalLM,
+    loss_of: Callable[[LlamaForCausalLM], torch.Tensor],
+    *,
+    steps: int,
+    rate: float,
+    warmup: int,
+    decay: float,
+    name: str,
+) -> None:
+    """Train by AdamW with warm-up and a linear descent to zero, so that the model ends settled."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=decay
     )
@@ -193,12 +212,12 @@ def descend(model, loss_of, *, steps, rate, warmup, decay, name):
     model.eval()
 
 
-def train_base(data, tokenizer):
-    """English sums, all reading, and a taste of the other sums, so that every token has settled."""
+def train_base(data: Mapping[str, Encoded], tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Train on English sums, all reading, and some of the other sums, so that every token settles."""
     model = new_model(tokenizer)
     generator = torch.Generator().manual_seed(1)
 
-    def loss_of(model):
+    def loss_of(model: LlamaForCausalLM) -> torch.Tensor:
         ids, labels = batch(data, BASE_MIX, BATCH, generator)
         return model(input_ids=ids, labels=labels, use_cache=False).loss
 
@@ -206,8 +225,10 @@ def train_base(data, tokenizer):
     return model
 
 
-def train_expert(base, data, name):
-    """Sums in some languages; on all else the expert is held to what the base says.
+def train_expert(
+    base: LlamaForCausalLM, data: Mapping[str, Encoded], name: str
+) -> LlamaForCausalLM:
+    """Train on sums in some languages; on all else the expert is held to what the base says.
 
     Held by distillation, not by the right answers: the task vector then does little outside its
     own languages, which is what lets task vectors be added.
@@ -219,7 +240,7 @@ def train_expert(base, data, name):
     others = {f"add {lang}": 1.0 for lang in LANGUAGES if lang not in languages}
     others |= {f"read {lang}": 0.4 for lang in LANGUAGES}
 
-    def loss_of(model):
+    def loss_of(model: LlamaForCausalLM) -> torch.Tensor:
         ids, labels = batch(data, sums, BATCH // 2, generator)
         own = model(input_ids=ids, labels=labels, use_cache=False).loss
         ids, labels = batch(data, others, BATCH // 2, generator)
@@ -235,13 +256,15 @@ def train_expert(base, data, name):
     return model
 
 
-def save(model, tokenizer, directory):
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Write a model directory in bfloat16."""
     # A copy: the experts start from the float32 base, not from what was rounded for the file.
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-def write_tasks():
+def write_tasks() -> None:
+    """Write the kept pairs and numbers as the tasks' YAML files name them."""
     pairs, numbers = held_out()
     TASKS.mkdir(parents=True, exist_ok=True)
     for lang in LANGUAGES:
@@ -252,8 +275,11 @@ def write_tasks():
         write_rows(TASKS / f"reading_{lang}.jsonl", reading)
 
 
-def choice_row(number, language, draw):
-    """The number and three that differ from it in one digit or in the order of its digits."""
+def choice_row(number: int, language: str, draw: random.Random) -> dict[str, object]:
+    """Return a choice of four: the number, and three near ones.
+
+    Those differ from it in one digit, or in the order of its digits.
+    """
     digits = str(number)
     near = {str(n) for n in range(100, 1000) if one_digit_apart(str(n), digits)}
     near |= {digits[::-1], digits[0] + digits[2] + digits[1]} - {digits}
@@ -267,31 +293,46 @@ def choice_row(number, language, draw):
     }
 
 
-def one_digit_apart(one, other):
+def one_digit_apart(one: str, other: str) -> bool:
+    """Tell whether two numbers of as many digits differ in one."""
     return sum(a != b for a, b in zip(one, other, strict=True)) == 1
 
 
-def write_rows(path, rows):
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows as JSONL."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
 
 
 @torch.no_grad()
-def exact_match(model, rows, tokenizer):
-    """Share of answers right in every token and ended; teacher forcing decides as greedy does."""
+def exact_match(
+    model: LlamaForCausalLM, rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast
+) -> float:
+    """Return the share of answers that are right in every token and ended.
+
+    Teacher forcing decides this as greedy generation does.
+    """
     ids, labels = encode(rows, tokenizer)
     guess = model(input_ids=ids, use_cache=False).logits.argmax(-1)[:, :-1]
     wanted = labels[:, 1:]
     return ((guess == wanted) | (wanted == -100)).all(1).float().mean().item()
 
 
-def score_row(name, model, tokenizer, rows):
+def score_row(
+    name: str,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Mapping[str, Sequence[Row]],
+) -> None:
+    """Print a model's scores as a table's row."""
     scores = [f"{exact_match(model, r, tokenizer):.3f}" for r in rows.values()]
     print(f"| {name} | {' | '.join(scores)} |", flush=True)
 
 
-def mixture(base, experts, weights):
-    """base + sum of weight times task vector, in float32, rounded to bfloat16 at the end."""
+def mixture(
+    base: LlamaForCausalLM, experts: Sequence[LlamaForCausalLM], weights: Sequence[float]
+) -> LlamaForCausalLM:
+    """Return base + sum of weight times task vector, in float32, rounded to bfloat16 at the end."""
     merged = copy.deepcopy(base)
     start = base.float().state_dict()
     deltas = [(w, expert.float().state_dict()) for expert, w in zip(experts, weights, strict=True)]
@@ -301,8 +342,8 @@ def mixture(base, experts, weights):
     return merged.to(torch.bfloat16)
 
 
-def print_scores(out, tokenizer):
-    """Each model on the held-out items, and the straight lines that a merge search walks."""
+def print_scores(out: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Print each model on the held-out items, and the straight lines that a merge search walks."""
     pairs, numbers = held_out()
     rows = {
         f"maths {lang}": [(sum_prompt(a, b, lang), str(a + b)) for a, b in pairs]
@@ -315,22 +356,23 @@ def print_scores(out, tokenizer):
     print("|---" * (len(rows) + 1) + "|")
     load = LlamaForCausalLM.from_pretrained
     base, *experts = [load(out / name, dtype=torch.float32) for name in ("base", *EXPERTS)]
-    for name, *weights in lines():
+    for name, weights in lines():
         score_row(name, mixture(base, experts, weights), tokenizer, rows)
 
 
-def lines():
-    """Name and weight of each expert, for the models themselves and points between them."""
+def lines() -> Iterator[tuple[str, list[float]]]:
+    """Yield name and weight of each expert, for the models themselves and points between them."""
     count = len(EXPERTS)
-    yield "base", *[0.0] * count
+    yield "base", [0.0] * count
     for i, name in enumerate(EXPERTS):
         for share, label in ((1.0, name), (0.5, f"base + 0.5 {name}"), (1.5, f"base + 1.5 {name}")):
-            yield label, *[share * (i == j) for j in range(count)]
+            yield label, [share * (i == j) for j in range(count)]
     for share in (1 / count, 0.7, 1.0):
-        yield f"base + {share:.2f} of each", *[share] * count
+        yield f"base + {share:.2f} of each", [share] * count
 
 
-def arguments():
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the models")
     parser.add_argument("--only", choices=["tasks", "scores"])
@@ -338,7 +380,7 @@ def arguments():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     tokenizer = build_tokenizer()

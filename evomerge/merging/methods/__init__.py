@@ -1,6 +1,6 @@
 """Merge methods, one file each. A method is a typed function whose signature is its schema.
 
-Two families (design: "two kernels and a preparation"); `kernels.py` executes both:
+Three families, all executed by the kernels:
 
 - `@linear_method`: the function maps the parameters of a group (and, if its first argument is
   called `gram`, the tensor's Gram matrix) to one coefficient c_i per model. The merged tensor
@@ -11,105 +11,207 @@ Two families (design: "two kernels and a preparation"); `kernels.py` executes bo
   `prepare`; the function maps them to coefficients d_i of what that gave: W_0 + sum d_i D_i.
 
 Keyword-only parameters annotated with an `Axis` are searchable; bool ones, and those of
-`prepare`, are options of the whole recipe. No torch at import: methods compute on small float64
-arrays, `prepare` imports what it needs.
+`prepare`, are options of the whole recipe. A text in the annotation describes either; the last
+one holds, so that a method can say more of `weight` than `Weights` does. No torch at import:
+methods compute on small float64 arrays, `prepare` imports what it needs.
 """
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from evomerge.errors import nearest
+from evomerge.kernels.masked import Masked
 from evomerge.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+F = TypeVar("F", bound=Callable[..., object])
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The range in which a parameter makes sense; `per_model` ones hold one float per model."""
+    """The range in which a parameter makes sense; `per_model` ones hold one float per model.
+
+    >>> Axis(0.0, 1.0, per_model=True).high
+    1.0
+    """
 
     low: float
     high: float
     per_model: bool = False
 
 
-Weights = Annotated[np.ndarray, Axis(-np.inf, np.inf, per_model=True)]
+Weights = Annotated[
+    np.ndarray,
+    Axis(-np.inf, np.inf, per_model=True),
+    "factor of each model, or of its task vector where there is a base",
+]
 
-Densities = Annotated[np.ndarray, Axis(0.0, 1.0, per_model=True)]
-
-Scale = Annotated[float, Axis(-np.inf, np.inf)]
-
-Fraction = Annotated[float, Axis(0.0, 1.0)]
+Densities = Annotated[
+    np.ndarray,
+    Axis(0.0, 1.0, per_model=True),
+    "share of each task vector's elements that is kept",
+]
 
 Thresholds = Annotated[np.ndarray, Axis(0.0, np.inf, per_model=True)]
+
+Scale = Annotated[
+    float, Axis(-np.inf, np.inf), "factor of the merged task vector, the papers' lambda"
+]
+
+Fraction = Annotated[float, Axis(0.0, 1.0)]
 
 Count = Annotated[float, Axis(1.0, np.inf)]
 
 Positive = Annotated[float, Axis(0.0, np.inf)]
 
+Normalize = Annotated[
+    bool, "divide each element by the sum of |weight| of the models that are left of it"
+]
+
+Rescale = Annotated[
+    bool, "divide what is kept by the probability of keeping it, so that the mean stays"
+]
+
+Elect = Annotated[bool, "add only elements whose sign is that of the weighted sum, as TIES does"]
+
+# Defaults of parameters that each model has one of are arrays of no dimension.
+ONE = np.array(1.0)  # keeps all of a task vector, or adds it as it is
+
+
+class TaskVectorsView(Protocol):
+    """What a `prepare` sees of the task vectors, tensor by tensor.
+
+    Attributes:
+        names: of the tensors, in canonical order.
+        count: models.
+        size: elements of one whole task vector.
+    """
+
+    names: Sequence[str]
+    count: int
+    size: int
+
+    def base(self, name: str) -> "torch.Tensor":
+        """Return W_0 in float32."""
+
+    def of(self, name: str) -> "list[torch.Tensor]":
+        """Return every model's tau of one tensor, in float32."""
+
+    def one(self, i: int, name: str) -> "torch.Tensor":
+        """Return one model's tau of one tensor, in float32."""
+
+    def kth_largest(self, make: Callable[[str], "torch.Tensor"], k: int) -> float:
+        """Return the k-th largest magnitude of what `make` gives for all tensors together."""
+
+
+# (tensor's name, one direction a model), of every tensor in the order of `names`
+Directions = Iterator[tuple[str, "list[torch.Tensor]"]]
+
 
 @dataclass(frozen=True)
 class Parameter:
-    """A searchable parameter of a method. `default` is None where the user must say it."""
+    """A searchable parameter of a method.
+
+    Attributes:
+        name: as recipes and campaign files have it.
+        axis: its range.
+        default: of each model where it is per model; None where the user must say it.
+        description: what it does.
+
+    >>> METHODS.get("slerp").parameter["t"].description
+    'how far to go from the first model (0) to the second (1)'
+    """
 
     name: str
     axis: Axis
     default: float | None
+    description: str
 
 
 @dataclass(frozen=True)
-class Operator:
-    """A merge method: its function, and what the signature and the decorator say of it."""
+class MergeMethod:
+    """A merge method: its function, and what the signature and the decorator say of it.
+
+    Attributes:
+        name: as recipes have it.
+        family: how it is merged; see the module.
+        function: from parameters and options to coefficients or a `Masked`.
+        parameters: those that can be searched.
+        options: name -> default.
+        option_descriptions: name -> what it does.
+        ranges: of the options that are numbers: those of `prepare`.
+        needs_base: whether there must be a base.
+        takes_base: whether a base makes it merge task vectors.
+        needs_gram: whether the function takes the Gram matrix.
+        draws: whether it draws random masks.
+        models: the exact number of models, where it is fixed.
+        paper: where it is described.
+        prepare: transforms task vectors, of the prepared family.
+
+    >>> ties = METHODS.get("ties")
+    >>> [parameter.name for parameter in ties.parameters], ties.options
+    (['weight', 'density', 'scale'], {'normalize': True, 'whole': False})
+    """
 
     name: str
-    family: str  # "linear" | "masked" | "prepared"
-    function: Callable
+    family: Literal["linear", "masked", "prepared"]
+    function: Callable[..., Masked | np.ndarray]
     parameters: tuple[Parameter, ...]
-    options: dict[str, bool | float]  # name -> default
-    ranges: dict[str, Axis]  # of the options that are numbers
+    options: Mapping[str, bool | float]
+    option_descriptions: Mapping[str, str]
+    ranges: Mapping[str, Axis]
     needs_base: bool
-    takes_base: bool  # the base makes it merge task vectors
+    takes_base: bool
     needs_gram: bool
     draws: bool
-    models: int | None  # the exact number of models, where it is fixed
+    models: int | None
     paper: str
-    prepare: Callable | None  # (TaskVectors, **options) -> (name, directions), tensor by tensor
+    prepare: Callable[..., Directions] | None
 
     @property
     def summary(self) -> str:
+        """What it does, in a line."""
         return (inspect.getdoc(self.function) or "").split("\n")[0]
 
-    def option_fault(self, name: str, value: Any) -> tuple[str, str] | None:
+    def option_fault(self, name: str, value: object) -> tuple[str, str] | None:
         """Return what is wrong with an option and what to write, if anything is."""
         if name not in self.options:
             return f"{self.name} has no option '{name}'", nearest(name, self.options)
         axis = self.ranges.get(name)
         if axis is None:
-            fine, mend = isinstance(value, bool), "write true or false"
-            return None if fine else (f"{value!r} is not true or false", mend)
+            if isinstance(value, bool):
+                return None
+            return f"{value!r} is not true or false", "write true or false"
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        allowed = f"a number from {axis.low:g} to {axis.high:g}"
-        if number and axis.low <= value <= axis.high:
+        if number and axis.low <= typing.cast(float, value) <= axis.high:
             return None
+        allowed = f"a number from {axis.low:g} to {axis.high:g}"
         return f"{value!r} is not {allowed}", f"write {allowed}"
 
     @property
-    def prepares(self) -> dict[str, float]:
+    def prepares(self) -> dict[str, bool | float]:
         """The options of `prepare`, with their defaults."""
         return {name: self.options[name] for name in self.ranges}
 
     @property
     def parameter(self) -> dict[str, Parameter]:
+        """The parameters by name."""
         return {p.name: p for p in self.parameters}
 
 
-OPERATORS = Registry("evomerge.merging.methods", "merge method")
+METHODS: Registry[MergeMethod] = Registry("evomerge.merging.methods", "merge method")
 
 
-def linear_method(*, paper: str, base: bool | None = False, models: int | None = None) -> Callable:
+def linear_method(
+    *, paper: str, base: bool | None = False, models: int | None = None
+) -> Callable[[F], F]:
     """Register a method of the linear family.
 
     The function returns (models,) float64 coefficients of what it merges: the models' tensors,
@@ -120,77 +222,115 @@ def linear_method(*, paper: str, base: bool | None = False, models: int | None =
         paper: where it is described.
         base: whether it needs a base; None if it takes one where there is one.
         models: the exact number of models, if it is fixed.
+
+    >>> METHODS.get("linear").family
+    'linear'
     """
-    return _decorator("linear", paper, base, models, draws=False)
+    return _decorator("linear", paper, base, models=models)
 
 
-def masked_method(*, paper: str, draws: bool = False) -> Callable:
-    """Register a method of the masked family; the function returns a `Masked`."""
-    return _decorator("masked", paper, True, None, draws)
+def masked_method(*, paper: str, draws: bool = False) -> Callable[[F], F]:
+    """Register a method of the masked family; the function returns a `Masked`.
+
+    Args:
+        paper: where it is described.
+        draws: whether it draws random masks.
+
+    >>> METHODS.get("dare_ties").draws
+    True
+    """
+    return _decorator("masked", paper, True, draws=draws)
 
 
-def prepared_method(*, paper: str, prepare: Callable) -> Callable:
+def prepared_method(*, paper: str, prepare: Callable[..., Directions]) -> Callable[[F], F]:
     """Register a method of the prepared family; the function returns (models,) coefficients.
 
     Args:
         paper: where it is described.
         prepare: (vectors, **options) -> (tensor's name, one direction a model), of every tensor
-            in `vectors.names`' order; `vectors` is a `prepare.TaskVectors`, directions are
-            float tensors of the tensor's shape.
+            in `vectors.names`' order; `vectors` is a `TaskVectorsView`, directions are float
+            tensors of the tensor's shape.
+
+    >>> METHODS.get("wudi").prepares
+    {'ridge': 0.1}
     """
-    return _decorator("prepared", paper, True, None, False, prepare)
+    return _decorator("prepared", paper, True, prepare=prepare)
 
 
 def _decorator(
-    family: str,
+    family: Literal["linear", "masked", "prepared"],
     paper: str,
     base: bool | None,
-    models: int | None,
-    draws: bool,
-    prepare: Callable | None = None,
-) -> Callable:
-    def decorate(function: Callable) -> Callable:
-        signature = inspect.signature(function, eval_str=True).parameters
-        parameters, options, ranges = [], {}, {}
-        for p in signature.values():
-            if p.kind is not p.KEYWORD_ONLY:
-                continue
-            if p.annotation is bool:
-                options[p.name] = p.default
-                continue
-            axis = typing.get_args(p.annotation)[1]
-            parameters.append(Parameter(p.name, axis, None if p.default is p.empty else p.default))
-        for p in inspect.signature(prepare, eval_str=True).parameters.values() if prepare else ():
-            if p.kind is p.KEYWORD_ONLY:
-                options[p.name], ranges[p.name] = p.default, typing.get_args(p.annotation)[1]
+    *,
+    models: int | None = None,
+    draws: bool = False,
+    prepare: Callable[..., Directions] | None = None,
+) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        parameters: list[Parameter] = []
+        options: dict[str, bool | float] = {}
+        descriptions: dict[str, str] = {}
+        ranges: dict[str, Axis] = {}
+        for p in _keyword_only(function):
+            axis, text = _annotated(p)
+            if axis is None:
+                options[p.name], descriptions[p.name] = p.default, text
+            else:
+                default = None if p.default is p.empty else float(p.default)
+                parameters.append(Parameter(p.name, axis, default, text))
+        for p in _keyword_only(prepare) if prepare else ():
+            axis, text = _annotated(p)
+            assert axis is not None, f"option '{p.name}' needs an Axis"
+            options[p.name], descriptions[p.name], ranges[p.name] = p.default, text, axis
         name = function.__name__
-        OPERATORS.add(
-            name,
-            Operator(
-                name,
-                family,
-                function,
-                tuple(parameters),
-                options,
-                ranges,
-                base is True,
-                base is not False,
-                "gram" in signature,
-                draws,
-                models,
-                paper,
-                prepare,
-            ),
+        method = MergeMethod(
+            name=name,
+            family=family,
+            function=typing.cast("Callable[..., Masked | np.ndarray]", function),
+            parameters=tuple(parameters),
+            options=options,
+            option_descriptions=descriptions,
+            ranges=ranges,
+            needs_base=base is True,
+            takes_base=base is not False,
+            needs_gram="gram" in inspect.signature(function).parameters,
+            draws=draws,
+            models=models,
+            paper=paper,
+            prepare=prepare,
         )
+        METHODS.add(name, method)
         return function
 
     return decorate
 
 
+def _keyword_only(function: Callable[..., object]) -> list[inspect.Parameter]:
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def _annotated(parameter: inspect.Parameter) -> tuple[Axis | None, str]:
+    """Return what an annotation says beside the type: the range, and the last of its texts."""
+    notes = typing.get_args(parameter.annotation)[1:]
+    axes = [note for note in notes if isinstance(note, Axis)]
+    texts = [note for note in notes if isinstance(note, str)]
+    return (axes[-1] if axes else None), (texts[-1] if texts else "")
+
+
 def unit_weights(weight: np.ndarray) -> np.ndarray:
-    """Return (n,) weights over their sum; equal ones where they cancel."""
+    """Return (n,) weights over their sum; equal ones where they cancel.
+
+    >>> unit_weights(np.array([1.0, 3.0]))
+    array([0.25, 0.75])
+    """
     total = weight.sum()
-    return weight / total if abs(total) >= 1e-8 else np.full(len(weight), 1.0 / len(weight))
+    if abs(total) < CANCELS:
+        return np.full(len(weight), 1.0 / len(weight))
+    return weight / total
+
+
+CANCELS = 1e-8  # a sum of weights below this is no divisor, as in mergekit
 
 
 def on_the_circle(gram: np.ndarray, t: float, chord_above: float) -> np.ndarray:
@@ -200,10 +340,14 @@ def on_the_circle(gram: np.ndarray, t: float, chord_above: float) -> np.ndarray:
         gram: (2, 2) inner products.
         t: 0 at the first, 1 at the second.
         chord_above: |cosine| from which the chord stands for the arc.
+
+    >>> on_the_circle(np.eye(2), 0.5, 0.9995).round(3)
+    array([0.707, 0.707])
     """
     norms = np.sqrt(np.diag(gram))
     cosine = gram[0, 1] / (norms[0] * norms[1]) if norms.all() else 1.0
     if abs(cosine) > chord_above:
         return np.array([1.0 - t, t])
     angle = np.arccos(cosine)
+    # slerp(A, B; t) = (sin((1 - t) w) A + sin(t w) B) / sin w
     return np.array([np.sin((1.0 - t) * angle), np.sin(t * angle)]) / np.sin(angle)

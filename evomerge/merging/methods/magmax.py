@@ -3,10 +3,14 @@
 import numpy as np
 
 from evomerge.kernels.masked import Masked
-from evomerge.merging.methods import Scale, Weights, masked_method
+from evomerge.merging.methods import ONE, Scale, Weights, masked_method
 
 
 @masked_method(paper="https://arxiv.org/abs/2407.06322")
-def magmax(*, weight: Weights = 1.0, scale: Scale = 0.5) -> Masked:
-    """Take, element by element, the largest of the weighted task vectors, the later of equals."""
+def magmax(*, weight: Weights = ONE, scale: Scale = 0.5) -> Masked:  # 0.5: fusion_bench's
+    """Take, element by element, the largest of the weighted task vectors, the later of equals.
+
+    >>> magmax(weight=np.ones(2)).join
+    'largest'
+    """
     return Masked(weight, np.ones(len(weight)), "magnitude", "largest", scale=scale)

@@ -1,47 +1,86 @@
 """Controllers, one file each: they propose genomes and learn from outcomes.
 
-A controller is a class registered with `@controller(name)`, made as `cls(dimension=d, seed=s,
-start=genome, objectives=m, **options)`; the options are its other keyword-only parameters, with
-types and defaults. One that takes `levels` is told how many values each gene has, of those that
-are no scale (0: continuous). The contract:
+A new controller is one file here: a section with its options (see `evomerge.sections`), and a
+class registered with `@controller(section)`.
 
-- `ask(n)` returns at most n `Proposal`s. It may return fewer; it returns none only while
-  outcomes are outstanding, and then leaves itself unchanged.
-- `tell(told)` may come in any order and with failures. Baselines are told before the first
+- `ask(n)` returns at most n proposals. It may return fewer; it returns none only while outcomes
+  are outstanding, and then leaves itself unchanged.
+- `tell(feedback)` may come in any order and with failures. Baselines are told before the first
   ask, with `ordinal` None.
-- What it asks next depends only on seed, options and the sequence of these calls, so a
-  campaign is resumed by replaying them.
+- What it asks next depends only on the problem, its options and the sequence of these calls, so
+  that a campaign is resumed by replaying them.
 
 Most search a box, [0, 1]^d. A controller that `breeds` proposes children: its genomes say how two
 told candidates are crossed, in the terms of a space of individuals.
 """
 
-from collections.abc import Callable
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
+from evomerge.errors import Fault
 from evomerge.registry import Registry
+from evomerge.sections import Section
 
-CONTROLLERS = Registry("evomerge.search.controllers", "controller")
 
-RESERVED = ("dimension", "seed", "start", "objectives", "levels")
+class ControllerSection(Section):
+    """The options of a controller in a campaign file; `kind` is its name.
+
+    >>> from evomerge.search.controllers.random import RandomSection
+    >>> RandomSection().kind
+    'random'
+    """
+
+    kind: str
+
+    def faults(self, objectives: int) -> Iterable[Fault]:
+        """Return why these options do not serve for so many objectives."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a controller searches, whatever its options are.
+
+    Attributes:
+        dimension: genes, d.
+        seed: of everything that the controller draws.
+        start: (d,) float64 in [0, 1], where the search may begin.
+        objectives: how many there are.
+        levels: how many values each gene has, 0 for one that is continuous; empty if all are.
+
+    >>> Problem(dimension=3, seed=1, start=np.full(3, 0.5)).objectives
+    1
+    """
+
+    dimension: int
+    seed: int
+    start: np.ndarray
+    objectives: int = 1
+    levels: tuple[int, ...] = ()
 
 
 class Proposal(NamedTuple):
-    """A genome, (dimension,) float64 in [0, 1], and the told candidates that it crosses."""
+    """A genome, (dimension,) float64 in [0, 1], and the told candidates that it crosses.
+
+    >>> Proposal(np.array([0.25, 0.75])).parents
+    ()
+    """
 
     genome: np.ndarray
     parents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Told:
+class Feedback:
     """What a controller hears of one candidate.
 
     Attributes:
-        ordinal: the how-manieth genome this controller proposed, from 0; None for a
+        ordinal: n for the n-th genome that this controller proposed, from 0; None for a
             candidate that it did not propose.
         genome: (dimension,) float64, as decoded; None if the space cannot express it.
         value: the weighted mean of `objectives`, more is better; None for a failure.
@@ -53,6 +92,9 @@ class Told:
         items: (items,) float32 in [0, 1], more is better, of all objectives one after the other,
             where the controller reads them.
         breeds: whether it may be a parent.
+
+    >>> Feedback(0, np.array([0.5]), None, None).value is None  # a failure
+    True
     """
 
     ordinal: int | None
@@ -65,18 +107,64 @@ class Told:
     breeds: bool = False
 
 
-def controller(name: str, *, breeds: bool = False, items: bool = False) -> Callable:
-    """Register a controller class under the name that campaign files write.
+class Controller(ABC):
+    """A search: asked for genomes, told what became of them. See the module's docstring.
 
-    Args:
-        name: in `controller.kind`.
+    Attributes:
+        section: the class of its options.
         breeds: whether it proposes children of told candidates.
-        items: whether it reads item scores.
+        reads_items: whether it reads item scores.
+
+    >>> from evomerge.search.controllers.random import RandomSearch, RandomSection
+    >>> search = RandomSearch(Problem(dimension=2, seed=1, start=np.full(2, 0.5)), RandomSection())
+    >>> [proposal.genome.shape for proposal in search.ask(2)]
+    [(2,), (2,)]
     """
 
-    def decorate(cls: type) -> type:
-        cls.breeds, cls.reads_items = breeds, items
+    section: ClassVar[type[ControllerSection]]
+    breeds: ClassVar[bool] = False
+    reads_items: ClassVar[bool] = False
+
+    @abstractmethod
+    def ask(self, n: int) -> list[Proposal]:
+        """Return at most n proposals."""
+
+    @abstractmethod
+    def tell(self, feedback: Feedback) -> None:
+        """Learn what became of a candidate."""
+
+
+CONTROLLERS: Registry[type[Controller]] = Registry("evomerge.search.controllers", "controller")
+
+_C = TypeVar("_C", bound=Controller)
+
+
+def controller(section: type[ControllerSection]) -> Callable[[type[_C]], type[_C]]:
+    """Register a controller class, made as `cls(problem, options)`, under its section's kind.
+
+    Args:
+        section: the class of its options; its `kind` is what campaign files write.
+
+    >>> CONTROLLERS.get("cmaes").section.__name__
+    'CmaEsSection'
+    """
+
+    def register(cls: type[_C]) -> type[_C]:
+        cls.section = section
+        (name,) = typing.get_args(section.model_fields["kind"].annotation)
         CONTROLLERS.add(name, cls)
         return cls
 
-    return decorate
+    return register
+
+
+def make_controller(problem: Problem, options: ControllerSection) -> Controller:
+    """Return a fresh controller with these options.
+
+    >>> from evomerge.search.controllers.cmaes import CmaEsSection
+    >>> problem = Problem(dimension=2, seed=1, start=np.full(2, 0.5))
+    >>> len(make_controller(problem, CmaEsSection(population=4)).ask(3))
+    3
+    """
+    maker: Callable[[Problem, ControllerSection], Controller] = CONTROLLERS.get(options.kind)
+    return maker(problem, options)

@@ -8,91 +8,104 @@ population (IPOP, Auger & Hansen 2005).
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from evomerge.search.controllers import Proposal, Told, controller
+from evomerge.search.controllers import (
+    Controller,
+    ControllerSection,
+    Feedback,
+    Problem,
+    Proposal,
+    controller,
+)
+from evomerge.sections import Flag, Number, Whole, option
 
-_FLAT_GENERATIONS = 10  # in a row, after which the search starts anew elsewhere
-
-_WIDEN = 1.3  # factor on sigma after a flat generation
-
-_MARGIN = 0.3  # of a level's share of the box: the least deviation of a gene that has levels
-
-_SMALLEST_STEP = 1e-5  # of the box; below it, bf16 weights hardly change
-
-_ROUNDED = 1e-6  # more than genomes are rounded by
-
+# In a row, after which the search starts anew elsewhere: accuracies over few items tie often, so
+# that one flat generation says little; ten widen sigma by a factor of 14.
+_FLAT_GENERATIONS = 10
+_WIDEN = 1.3  # factor on sigma after a flat generation; doubles it in three
+# Of a level's share of the box: the least deviation of a gene that has levels. A normal step then
+# passes half a level, and so reaches a neighbouring value, with probability 0.1.
+_MARGIN = 0.3
+_SMALLEST_STEP = 1e-5  # of the box; below it, bfloat16 weights hardly change
+_ROUNDED = 1e-6  # more than genomes are rounded by, which is 2^-25 = 3e-8
 _DIAGONAL_FROM = 100  # genes from which only the diagonal is adapted (Ros & Hansen 2008)
 
 
-@controller("cmaes")
-class CmaEs:
+def default_population(dimension: int) -> int:
+    """Return lambda = 4 + floor(3 ln d) (Hansen 2016, table 1).
+
+    >>> default_population(12)
+    11
+    """
+    return 4 + int(3 * math.log(max(dimension, 1)))
+
+
+class CmaEsSection(ControllerSection):
+    """Options of CMA-ES.
+
+    >>> CmaEsSection(population=6).sigma
+    0.2
+    """
+
+    kind: Literal["cmaes"] = "cmaes"
+    population: Whole | None = option(
+        "candidates for each update; null: 4 + floor(3 ln d)", None, unit="candidates", ge=3
+    )
+    sigma: Number = option("first step size", 0.2, unit="share of the box", gt=0, le=1)
+    restarts: Whole = option(
+        "how often to start anew, with a doubled population, when a search has converged;"
+        " after that it starts anew with the last population",
+        9,
+        ge=0,
+    )
+    diagonal: Flag | None = option(
+        "adapt the variances alone; null: from 100 genes on (Ros & Hansen 2008)", None
+    )
+
+
+@controller(CmaEsSection)
+class CmaEs(Controller):
     """CMA-ES on [0, 1]^d without a generation barrier.
 
     Points are handed out as long as they are asked for; whenever `population` outcomes of
     the present start have come, whatever their order, the distribution is updated. Points
     sampled before the latest update count too; pycma shortens the steps of those that are
-    unlikely under it.
+    unlikely under it. Genes with levels keep a step wide enough to reach a neighbouring value
+    (the margin of Hamano et al. 2022, arXiv:2205.13482, by pycma's least deviation).
 
     Attributes:
         runs: how often the search has begun anew.
+
+    >>> search = CmaEs(Problem(2, 1, np.full(2, 0.5)), CmaEsSection(population=3))
+    >>> for number, proposal in enumerate(search.ask(3)):
+    ...     value = -float(((proposal.genome - 0.3) ** 2).sum())
+    ...     search.tell(Feedback(number, proposal.genome, value, (value,)))
+    >>> bool(np.all((0 <= search.mean) & (search.mean <= 1)))
+    True
     """
 
-    def __init__(
-        self,
-        *,
-        dimension: int,
-        seed: int,
-        start: np.ndarray,
-        objectives: int = 1,
-        levels: Sequence[int] = (),
-        population: int | None = None,
-        sigma: float = 0.2,
-        restarts: int = 9,
-        diagonal: bool | None = None,
-    ):
-        """
-        Args:
-            dimension: genes.
-            seed: of everything drawn here.
-            start: (dimension,) the first mean.
-            objectives: how many there are; their weighted mean is searched.
-            levels: how many values each gene has, 0 for one that is continuous. The others keep a
-                step wide enough to reach a neighbouring value (the margin of Hamano et al. 2022,
-                arXiv:2205.13482, by pycma's least deviation).
-            population: candidates per update, at least 3; 4 + floor(3 ln d) if not given.
-            sigma: first step size, as a share of the box, in (0, 1].
-            restarts: how often to start anew when a search has converged; then it goes on.
-            diagonal: adapt variances only; the default does from 100 genes on.
-
-        Raises:
-            ValueError: an option is out of range.
-        """
-        if population is not None and population < 3:
-            raise ValueError(
-                f"population: {population} is below 3; write 3 or more, or leave it out"
-            )
-        if not 0.0 < sigma <= 1.0:
-            raise ValueError(f"sigma: {sigma} is not within 0 to 1; write e.g. 0.2")
-        if restarts < 0:
-            raise ValueError(f"restarts: {restarts} is negative; write 0 or more")
-        self._rng = np.random.default_rng(seed)
-        self._dimension, self._sigma, self._restarts = dimension, sigma, restarts
-        self._population = population or 4 + int(3 * math.log(max(dimension, 1)))
-        self._diagonal = dimension >= _DIAGONAL_FROM if diagonal is None else diagonal
-        self._least = np.array([_MARGIN / n if n else 0.0 for n in levels])
+    def __init__(self, problem: Problem, options: CmaEsSection):
+        self._rng = np.random.default_rng(problem.seed)
+        self._dimension = dimension = problem.dimension
+        self._sigma, self._restarts = options.sigma, options.restarts
+        self._population = options.population or default_population(dimension)
+        self._diagonal = options.diagonal
+        if self._diagonal is None:
+            self._diagonal = dimension >= _DIAGONAL_FROM
+        self._least = np.array([_MARGIN / n if n else 0.0 for n in problem.levels])
         self._blas = ThreadpoolController()
         self.runs = 0
         self._asked = 0
-        self._pending: dict[int, tuple[int, np.ndarray]] = {}
+        self._pending: dict[int, tuple[int, np.ndarray]] = {}  # ordinal -> run, point
         self._best_foreign = (-math.inf, -math.inf)
-        self._begin(np.asarray(start, float))
+        self._begin(np.asarray(problem.start, float))
 
     def _begin(self, mean: np.ndarray) -> None:
+        """Start a run at `mean`, its population doubled for every run before."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pycma warns where there is no matplotlib
             import cma
@@ -115,10 +128,11 @@ class CmaEs:
         }
         if self._least.any():
             options["minstd"] = self._least
+        # One BLAS thread: with several, sums come in another order, and replay differs in a bit.
         with self._blas.limit(limits=1):
             self._es = cma.CMAEvolutionStrategy(mean, self._sigma, options)
         self._queue: list[np.ndarray] = []
-        self._told: list[tuple[np.ndarray, tuple[float, float]]] = []
+        self._told: list[tuple[np.ndarray, tuple[float, float]]] = []  # point, (violation, loss)
         self._flat = 0
 
     @property
@@ -138,31 +152,37 @@ class CmaEs:
             proposals.append(Proposal(np.clip(point, 0.0, 1.0)))
         return proposals
 
-    def tell(self, told: Told) -> None:
-        if told.ordinal is None:
-            self._hear_foreign(told)
-        run, point = self._pending.pop(told.ordinal, (None, None))
+    def tell(self, feedback: Feedback) -> None:
+        if feedback.ordinal is None:
+            self._hear_foreign(feedback)
+            return
+        run, point = self._pending.pop(feedback.ordinal)
         if run != self.runs:
-            return  # not ours, or asked before the latest restart
-        failed = told.value is None
-        if told.genome is not None:  # where the space put genes back, learn from what was scored
-            moved = np.abs(np.clip(point, 0.0, 1.0) - told.genome) > _ROUNDED
-            point = np.where(moved, told.genome, point) if moved.any() else point
-        # ascending: those that keep the constraints by value, the others by violation, failures
-        self._told.append((point, (math.inf, 0.0) if failed else (told.violation, -told.value)))
+            return  # asked before the latest restart
+        # Where the space put genes back to their start, learn from what was scored.
+        if feedback.genome is not None:
+            moved = np.abs(np.clip(point, 0.0, 1.0) - feedback.genome) > _ROUNDED
+            point = np.where(moved, feedback.genome, point) if moved.any() else point
+        # Ascending: those that keep the constraints by value, the others by violation, failures.
+        rank = (math.inf, 0.0)
+        if feedback.value is not None:
+            rank = (feedback.violation, -feedback.value)
+        self._told.append((point, rank))
         if len(self._told) >= self._es.popsize:
             self._update()
 
-    def _hear_foreign(self, told: Told) -> None:
+    def _hear_foreign(self, feedback: Feedback) -> None:
         """Begin at the best genome that others proposed, if it comes before the first ask."""
-        if self._asked or told.genome is None or told.value is None:
+        if self._asked or feedback.genome is None or feedback.value is None:
             return
-        found = (-told.violation, told.value)
-        if found > self._best_foreign:
-            self._best_foreign = found
-            self._begin(np.clip(told.genome, 0.02, 0.98))
+        rank = (-feedback.violation, feedback.value)
+        if rank > self._best_foreign:
+            self._best_foreign = rank
+            # off the bounds, where the transform of pycma has no slope
+            self._begin(np.clip(feedback.genome, 0.02, 0.98))
 
     def _update(self) -> None:
+        """Tell pycma a generation as ranks, or widen the step if all of it scored the same."""
         points, losses = zip(*self._told, strict=True)
         self._told, self._queue = [], []
         if len(set(losses)) == 1:
@@ -171,6 +191,7 @@ class CmaEs:
         else:
             self._flat = 0
             violation, loss = np.array(losses).T
+            # by violation, then loss, then a draw: equals have no order of their own
             order = np.lexsort((self._rng.random(len(loss)), loss, violation))
             ranks = np.empty(len(loss))
             ranks[order] = np.arange(len(loss))
@@ -178,4 +199,5 @@ class CmaEs:
                 self._es.tell(list(points), list(ranks))
         if self._flat >= _FLAT_GENERATIONS or self._es.stop():
             self.runs += 1
+            # anywhere but in the outer tenth on each side
             self._begin(self._rng.random(self._dimension) * 0.8 + 0.1)

@@ -5,14 +5,22 @@ authors' program, comocma, tells all kernels together, a generation at a time, a
 two objectives; here each is told as its outcomes come, and there may be any number.
 """
 
-import math
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
-from evomerge.search.controllers import Proposal, Told, controller
-from evomerge.search.controllers.cmaes import CmaEs
+from evomerge.search.controllers import (
+    Controller,
+    ControllerSection,
+    Feedback,
+    Problem,
+    Proposal,
+    controller,
+)
+from evomerge.search.controllers.cmaes import CmaEs, CmaEsSection, default_population
 from evomerge.search.pareto import hypervolume, hypervolume_contributions
+from evomerge.sections import Number, Whole, option
 
 _REFERENCE = -0.1  # in each objective; why, is said in `Como`
 
@@ -29,6 +37,9 @@ def local_bounds(front: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
     Returns:
         (corners, objectives) float64, none of them above another.
+
+    >>> local_bounds(np.array([[1.0, 2.0]]), np.zeros(2)).tolist()
+    [[0.0, 2.0], [1.0, 0.0]]
     """
     count = len(reference)
     corners = np.array([reference], float)
@@ -58,8 +69,13 @@ def uncrowded_improvement(
 
     Returns:
         (n,) float64, more is better.
+
+    >>> front, reference = np.array([[1.0, 1.0]]), np.zeros(2)
+    >>> uncrowded_improvement(np.array([[2.0, 0.5], [0.5, 0.5]]), front, reference).tolist()
+    [0.5, -0.5]
     """
     front = np.reshape(front, (-1, len(reference)))
+    # the distance to the nearest corner of the region that the front leaves free
     lacking = np.maximum(local_bounds(front, reference) - points[:, None, :], 0.0)
     distance = np.linalg.norm(lacking, axis=2).min(axis=1)
     before = hypervolume(front, reference)
@@ -71,8 +87,28 @@ def uncrowded_improvement(
     )
 
 
-@controller("como")
-class Como:
+class ComoSection(ControllerSection):
+    """Options of COMO-CMA-ES. All kernels once take kernels * (population + 1) candidates.
+
+    >>> ComoSection(kernels=3).population is None
+    True
+    """
+
+    kind: Literal["como"] = "como"
+    kernels: Whole | None = option(
+        "points to spread over the front; null: 5, or 1 for one objective", None, ge=1
+    )
+    population: Whole | None = option(
+        "candidates for each update of a kernel; null: 4 + floor(3 ln d)",
+        None,
+        unit="candidates",
+        ge=3,
+    )
+    sigma: Number = option("first step size", 0.2, unit="share of the box", gt=0, le=1)
+
+
+@controller(ComoSection)
+class Como(Controller):
     """COMO-CMA-ES on [0, 1]^d without a generation barrier.
 
     Kernels hand out a generation each, in turn. Whenever `population` outcomes of a kernel have
@@ -81,54 +117,36 @@ class Como:
     further kernels. Candidates that miss constraints rank below those that do not; failures, last.
     A kernel that has converged begins elsewhere; what its mean scored stays in the front.
 
+    The first kernel begins at the problem's start, the others at the genomes told before the
+    first ask, those that add most hypervolume first, or else anywhere.
+
     Hypervolume is measured from -0.1 in each objective. The worst baseline has 0, and were that
     the reference, an end of the front which is just as bad in one objective would add nothing.
+
+    >>> problem = Problem(dimension=2, seed=1, start=np.full(2, 0.5), objectives=2)
+    >>> [proposal.genome.tolist() for proposal in Como(problem, ComoSection()).ask(1)]
+    [[0.5, 0.5]]
     """
 
-    def __init__(
-        self,
-        *,
-        dimension: int,
-        seed: int,
-        start: np.ndarray,
-        objectives: int = 1,
-        kernels: int | None = None,
-        population: int | None = None,
-        sigma: float = 0.2,
-    ):
-        """
-        Args:
-            dimension: genes.
-            seed: of everything drawn here.
-            start: (dimension,) the first kernel's mean. The others begin at the genomes told
-                before the first ask, those that add most hypervolume first, or else anywhere.
-            objectives: how many there are.
-            kernels: points to spread over the front; 5 if not given, or 1 for one objective.
-            population: candidates per update of a kernel, at least 3; 4 + floor(3 ln d) if not
-                given. All kernels once take kernels * (population + 1) candidates.
-            sigma: first step size, as a share of the box, in (0, 1].
-
-        Raises:
-            ValueError: an option is out of range.
-        """
-        if kernels is not None and kernels < 1:
-            raise ValueError(f"kernels: {kernels} is below 1; write e.g. 5, or leave it out")
-        count = kernels or (5 if objectives > 1 else 1)
-        seeds = np.random.SeedSequence(seed).generate_state(count).tolist()
-        starts = np.random.default_rng(seed).uniform(0.1, 0.9, (count, dimension))
-        starts[0] = start
-        options = {"dimension": dimension, "population": population, "sigma": sigma, "restarts": 0}
+    def __init__(self, problem: Problem, options: ComoSection):
+        count = options.kernels or (5 if problem.objectives > 1 else 1)
+        seeds = np.random.SeedSequence(problem.seed).generate_state(count).tolist()
+        rng = np.random.default_rng(problem.seed)
+        starts = rng.uniform(0.1, 0.9, (count, problem.dimension))
+        starts[0] = problem.start
+        each = CmaEsSection(population=options.population, sigma=options.sigma, restarts=0)
         self._kernels = [
-            CmaEs(seed=s, start=x, **options) for s, x in zip(seeds, starts, strict=True)
+            CmaEs(Problem(problem.dimension, seed, start), each)
+            for seed, start in zip(seeds, starts, strict=True)
         ]
-        self._population = population or 4 + int(3 * math.log(max(dimension, 1)))
-        self._reference = np.full(objectives, _REFERENCE)
+        self._population = options.population or default_population(problem.dimension)
+        self._reference = np.full(problem.objectives, _REFERENCE)
         self._means: list[tuple[float, ...] | None] = [None] * count  # what each mean scored
         self._settled: list[tuple[float, ...]] = []  # what those of earlier starts scored
         self._unscored = list(range(count))  # kernels whose means are to be asked for
-        self._outcomes: list[list[Told]] = [[] for _ in range(count)]
+        self._outcomes: list[list[Feedback]] = [[] for _ in range(count)]
         self._pending: dict[int, tuple[int, int | None]] = {}  # kernel, and its own ordinal
-        self._foreign: list[Told] = []
+        self._foreign: list[Feedback] = []
         self._sampled = [0] * count
         self._asked = 0
 
@@ -137,15 +155,15 @@ class Como:
             self._begin_at_foreign()
         return [self._propose() for _ in range(n)]
 
-    def tell(self, told: Told) -> None:
-        if told.ordinal is None:
-            self._foreign.append(told)
+    def tell(self, feedback: Feedback) -> None:
+        if feedback.ordinal is None:
+            self._foreign.append(feedback)
             return
-        number, inner = self._pending.pop(told.ordinal)
+        number, inner = self._pending.pop(feedback.ordinal)
         if inner is None:
-            self._means[number] = told.objectives if told.violation <= 0.0 else None
+            self._means[number] = feedback.objectives if feedback.violation <= 0.0 else None
             return
-        self._outcomes[number].append(replace(told, ordinal=inner))
+        self._outcomes[number].append(replace(feedback, ordinal=inner))
         if len(self._outcomes[number]) >= self._population:
             self._update(number)
 
@@ -155,8 +173,10 @@ class Como:
         points = np.reshape([t.objectives for t in kept], (-1, len(self._reference)))
         order = np.argsort(-hypervolume_contributions(points, self._reference), kind="stable")
         missed = sorted((t for t in scored if t.violation > 0.0), key=lambda t: t.violation)
-        for kernel, told in zip(self._kernels[1:], [kept[i] for i in order] + missed, strict=False):
-            kernel.tell(told)
+        for kernel, feedback in zip(
+            self._kernels[1:], [kept[i] for i in order] + missed, strict=False
+        ):
+            kernel.tell(feedback)
 
     def _propose(self) -> Proposal:
         if self._unscored:
@@ -179,8 +199,8 @@ class Como:
         front = np.array([m for m in others if m is not None])
         points = np.array([t.objectives or self._reference for t in outcomes])
         gains = uncrowded_improvement(points, front, self._reference).tolist()
-        for told, gain in zip(outcomes, gains, strict=True):
-            kernel.tell(told if told.objectives is None else replace(told, value=gain))
+        for feedback, gain in zip(outcomes, gains, strict=True):
+            kernel.tell(feedback if feedback.objectives is None else replace(feedback, value=gain))
         if kernel.runs != runs and self._means[number] is not None:
             self._settled.append(self._means[number])
             self._means[number] = None

@@ -4,62 +4,71 @@ Every item is a resource that the individuals which solve it share, so those tha
 few others do live on; a mate is sought among those that solve what one does not.
 """
 
+from typing import Literal
+
 import numpy as np
 
 from evomerge.errors import EvomergeError
-from evomerge.search.controllers import Proposal, Told, controller
+from evomerge.search.controllers import (
+    Controller,
+    ControllerSection,
+    Feedback,
+    Problem,
+    Proposal,
+    controller,
+)
+from evomerge.sections import Flag, Number, Whole, option
 
 
-@controller("niches", breeds=True, items=True)
-class NaturalNiches:
+class NichesSection(ControllerSection):
+    """Options of natural niches.
+
+    >>> NichesSection().population
+    15
+    """
+
+    kind: Literal["niches"] = "niches"
+    population: Whole = option("individuals in the archive", 15, unit="individuals", ge=2)
+    alpha: Number = option("competition; 0 for none, which is a genetic algorithm", 1.0, ge=0)
+    attraction: Flag = option(
+        "choose the second parent by what the first does not solve, not by fitness", True
+    )
+    warmup: Whole = option(
+        "at most so many first children of evenly drawn parents, until the archive is full",
+        50,
+        unit="children",
+        ge=0,
+    )
+    subtract_worst: Flag = option(
+        "take each item's worst score from all before sharing, which sharpens the competition on"
+        " scores between 0 and 1",
+        False,
+    )
+
+
+@controller(NichesSection)
+class NaturalNiches(Controller):
     """Steady state: every child that is told competes for a place, with any number in flight.
 
     Where the authors' code differs from their paper, or stops: a resource that nobody uses
     counts as used once (the code's rule; the paper adds an epsilon); its size is the best score
     on it (paper); where nobody solves what the first parent does not, its mate is drawn evenly
     (the code divides 0 by 0); equals are displaced at random (the code: the first).
+
+    >>> search = NaturalNiches(Problem(2, 1, np.full(2, 0.5)), NichesSection())
+    >>> items = np.array([1, 0], np.float32), np.array([0, 1], np.float32)
+    >>> for candidate, scores in enumerate(items, start=1):
+    ...     search.tell(Feedback(None, None, 0.5, (0.5,), 0.0, candidate, scores, breeds=True))
+    >>> sorted(search.ask(1)[0].parents)
+    [1, 2]
     """
 
-    def __init__(
-        self,
-        *,
-        dimension: int,
-        seed: int,
-        start: np.ndarray,
-        objectives: int = 1,
-        population: int = 15,
-        alpha: float = 1.0,
-        attraction: bool = True,
-        warmup: int = 50,
-        subtract_worst: bool = False,
-    ):
-        """
-        Args:
-            dimension: genes that say how two are crossed, each drawn evenly from [0, 1].
-            seed: of everything drawn here.
-            start: not used; the archive begins with the sources.
-            objectives: not used; the items of all of them are resources.
-            population: individuals in the archive, at least 2.
-            alpha: competition; 0 for none, which is a genetic algorithm.
-            attraction: choose the second parent by what the first does not solve, not by fitness.
-            warmup: at most so many first children of evenly drawn parents, until the archive
-                is full.
-            subtract_worst: take each item's worst score from all before sharing, which sharpens
-                the competition on scores between 0 and 1.
+    breeds = True
+    reads_items = True
 
-        Raises:
-            ValueError: an option is out of range.
-        """
-        if population < 2:
-            raise ValueError(f"population: {population} is below 2; write 2 or more")
-        if alpha < 0.0:
-            raise ValueError(f"alpha: {alpha} is negative; write 0 or more")
-        if warmup < 0:
-            raise ValueError(f"warmup: {warmup} is negative; write 0 or more")
-        self._rng = np.random.default_rng(seed)
-        self._dimension, self._population = dimension, population
-        self._alpha, self._attraction, self._warmup = alpha, attraction, warmup
-        self._subtract_worst = subtract_worst
+    def __init__(self, problem: Problem, options: NichesSection):
+        self._rng = np.random.default_rng(problem.seed)
+        self._dimension, self._options = problem.dimension, options
         self._asked = 0
         self._members: list[int] = []
         self._violations: list[float] = []
@@ -71,7 +80,9 @@ class NaturalNiches:
     def _child(self) -> Proposal:
         if not self._members:
             raise EvomergeError("no source that could be a parent was scored; mend the sources")
-        filling = len(self._members) < self._population and self._asked < self._warmup
+        filling = (
+            len(self._members) < self._options.population and self._asked < self._options.warmup
+        )
         first, second = self._pair() if filling else self._mates()
         self._asked += 1
         parents = (self._members[first], self._members[second])
@@ -84,10 +95,13 @@ class NaturalNiches:
         return int(first), int(second)
 
     def _mates(self) -> tuple[int, int]:
+        """Draw a first parent by fitness, and its mate by attraction to what it lacks."""
         shared = self._shared(self._scores)
         fitness = shared.sum(axis=1)
         first = self._roulette(fitness)
-        if self._attraction:
+        if self._options.attraction:
+            # g(A, B) = sum_j c_j / z_j^alpha max(s(x_j|B) - s(x_j|A), 0)  (equation 4;
+            # with equation 5's alpha, as in the authors' code)
             fitness = np.maximum(shared - shared[first], 0.0).sum(axis=1)
         fitness[first] = 0.0
         return first, self._roulette(fitness, without=first)
@@ -105,20 +119,22 @@ class NaturalNiches:
     def _shared(self, scores: np.ndarray) -> np.ndarray:
         """Return each member's share of every resource, (members, items) float64 (equation 5)."""
         scores = scores.astype(np.float64)
-        if self._subtract_worst:
+        if self._options.subtract_worst:
             scores = scores - scores.min(axis=0)
         used = scores.sum(axis=0)
         size = scores.max(axis=0, initial=0.0)
-        return scores * (size / np.where(used > 0.0, used, 1.0) ** self._alpha)
+        return scores * (size / np.where(used > 0.0, used, 1.0) ** self._options.alpha)  # (5)
 
-    def tell(self, told: Told) -> None:
-        if told.value is None or not told.breeds or told.candidate in self._members:
+    def tell(self, feedback: Feedback) -> None:
+        if feedback.value is None or feedback.items is None or not feedback.breeds:
             return
-        self._members.append(told.candidate)
-        self._violations.append(told.violation)
-        row = told.items[None]
+        if feedback.candidate in self._members:
+            return
+        self._members.append(feedback.candidate)
+        self._violations.append(feedback.violation)
+        row = feedback.items[None]
         self._scores = np.concatenate([self._scores, row]) if self._scores.size else row
-        if len(self._members) > self._population:
+        if len(self._members) > self._options.population:
             worst = self._worst()
             del self._members[worst], self._violations[worst]
             self._scores = np.delete(self._scores, worst, axis=0)

@@ -4,19 +4,21 @@ doi:10.1109/TEVC.2013.2281534) by Optuna. They search the objectives, not their 
 
 import math
 import warnings
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from evomerge.search.controllers import controller
+from evomerge.search.controllers import ControllerSection, Problem, controller
 from evomerge.search.controllers.optuna_samplers import Sampled
+from evomerge.sections import Whole, option
 
 
 class _Generations:
     """Keeps count of the generations of an Optuna sampler, whose class stands behind it.
 
     Optuna counts them anew from all trials at every ask, some 10 ms after 10,000 of them, and
-    leaves out trials whose genomes were given to it.
+    leaves out trials whose genomes were given to it. The methods below are those of Optuna's base
+    class of genetic samplers (`BaseGASampler`), which tests/test_contracts.py holds it to.
     """
 
     def __init__(self, **options: Any):
@@ -55,68 +57,92 @@ class _Generations:
         return chosen  # the first time in the order of selection, as Optuna does
 
 
+class NsgaSection(ControllerSection):
+    """Options of NSGA-II and NSGA-III.
+
+    >>> Nsga2Section(population=8).population
+    8
+    """
+
+    population: Whole = option(
+        "scored candidates in each generation; genomes scored elsewhere count in the first",
+        20,
+        unit="candidates",
+        ge=2,
+    )
+
+
+class Nsga2Section(NsgaSection):
+    """Options of NSGA-II.
+
+    >>> Nsga2Section().kind
+    'nsga2'
+    """
+
+    kind: Literal["nsga2"] = "nsga2"
+
+
+class Nsga3Section(NsgaSection):
+    """Options of NSGA-III.
+
+    >>> Nsga3Section().kind
+    'nsga3'
+    """
+
+    kind: Literal["nsga3"] = "nsga3"
+
+
 class _Nsga(Sampled):
-    kind: str  # Optuna's name of the sampler
+    sampler: ClassVar[str]  # Optuna's name of it
 
-    def __init__(
-        self,
-        *,
-        dimension: int,
-        seed: int,
-        start: np.ndarray,
-        objectives: int = 1,
-        population: int = 20,
-    ):
-        """
-        Args:
-            dimension: genes.
-            seed: of everything drawn here.
-            start: (dimension,) the first genome.
-            objectives: how many there are.
-            population: scored candidates per generation, at least 2; genomes that were scored
-                elsewhere count in the first.
-
-        Raises:
-            ValueError: an option is out of range.
-        """
-        if population < 2:
-            raise ValueError(f"population: {population} is below 2; write 2 or more, e.g. 20")
+    def __init__(self, problem: Problem, options: NsgaSection):
         import optuna
         from optuna.samplers import nsgaii
 
-        cls = type(self.kind, (_Generations, getattr(optuna.samplers, self.kind)), {})
+        cls = type(self.sampler, (_Generations, getattr(optuna.samplers, self.sampler)), {})
         with warnings.catch_warnings():  # crossover and mutation are the papers', not Optuna's
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = cls(
-                population_size=population,
+                population_size=options.population,
                 crossover=nsgaii.SBXCrossover(),
                 mutation=nsgaii.PolynomialMutation(),
-                seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),  # 32 bits at most
-                **self._options(population, objectives),
+                # Optuna takes seeds of 32 bits
+                seed=int(np.random.SeedSequence(problem.seed).generate_state(1)[0]),
+                **self._more(options.population, problem.objectives),
             )
-        super().__init__(sampler, dimension, start, objectives)
+        super().__init__(sampler, problem)
 
-    def _options(self, population: int, objectives: int) -> dict[str, Any]:
+    def _more(self, population: int, objectives: int) -> dict[str, int]:
         return {}
 
 
-@controller("nsga2")
+@controller(Nsga2Section)
 class Nsga2(_Nsga):
-    """NSGA-II by Optuna: survival by rank of dominance, then by crowding distance."""
+    """NSGA-II by Optuna: survival by rank of dominance, then by crowding distance.
 
-    kind = "NSGAIISampler"
+    >>> problem = Problem(dimension=2, seed=1, start=np.full(2, 0.5), objectives=2)
+    >>> Nsga2(problem, Nsga2Section()).ask(1)[0].genome.tolist()
+    [0.5, 0.5]
+    """
+
+    sampler = "NSGAIISampler"
 
 
-@controller("nsga3")
+@controller(Nsga3Section)
 class Nsga3(_Nsga):
     """NSGA-III by Optuna: survival by rank, then by how lonely a reference direction is.
 
     There are as many directions, evenly spread (Das & Dennis 1998), as a population can fill.
+
+    >>> problem = Problem(dimension=2, seed=1, start=np.full(2, 0.5), objectives=3)
+    >>> Nsga3(problem, Nsga3Section()).ask(1)[0].genome.tolist()
+    [0.5, 0.5]
     """
 
-    kind = "NSGAIIISampler"
+    sampler = "NSGAIIISampler"
 
-    def _options(self, population: int, objectives: int) -> dict[str, Any]:
+    def _more(self, population: int, objectives: int) -> dict[str, int]:
+        # p divisions give C(p + m - 1, m - 1) directions; the most that the population fills
         divisions = 1
         while objectives > 1 and math.comb(divisions + objectives, objectives - 1) <= population:
             divisions += 1

@@ -1,20 +1,44 @@
 """Uniform random search: the baseline that every search is compared with."""
 
+from typing import Literal
+
 import numpy as np
 
-from evomerge.search.controllers import Proposal, Told, controller
+from evomerge.search.controllers import (
+    Controller,
+    ControllerSection,
+    Feedback,
+    Problem,
+    Proposal,
+    controller,
+)
 
 
-@controller("random")
-class RandomSearch:
-    """Draws every genome uniformly from [0, 1]^d, whatever it is told (Bergstra & Bengio 2012)."""
+class RandomSection(ControllerSection):
+    """Random search has no options.
 
-    def __init__(self, *, dimension: int, seed: int, start: np.ndarray, objectives: int = 1):
-        self._rng = np.random.default_rng(seed)
-        self._dimension = dimension
+    >>> RandomSection()
+    RandomSection(kind='random')
+    """
+
+    kind: Literal["random"] = "random"
+
+
+@controller(RandomSection)
+class RandomSearch(Controller):
+    """Draws every genome uniformly from [0, 1]^d, whatever it is told (Bergstra & Bengio 2012).
+
+    >>> problem = Problem(dimension=2, seed=1, start=np.full(2, 0.5))
+    >>> len(RandomSearch(problem, RandomSection()).ask(3))
+    3
+    """
+
+    def __init__(self, problem: Problem, options: RandomSection):
+        self._rng = np.random.default_rng(problem.seed)
+        self._dimension = problem.dimension
 
     def ask(self, n: int) -> list[Proposal]:
         return [Proposal(genome) for genome in self._rng.random((n, self._dimension))]
 
-    def tell(self, told: Told) -> None:
+    def tell(self, feedback: Feedback) -> None:
         """Learn nothing."""

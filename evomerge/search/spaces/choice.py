@@ -1,53 +1,88 @@
 """The choice space: several spaces side by side, and a gene that says which one is meant."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from evomerge.errors import Fault, nearest
-from evomerge.recipes.parameters import Group, Recipe
-from evomerge.search.spaces import SPACES, Sources, space
+from evomerge.errors import Fault
+from evomerge.recipes.parameters import Group, ParametersRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.search.spaces import PointSpace, SourceShapes, SpaceSection, space
+from evomerge.search.spaces.parameters import ParametersSection, ParametersSpace
+from evomerge.sections import option
 
 
-@space("choice")
-class ChoiceSpace:
+class ChoiceSection(SpaceSection):
+    """Parameter spaces to choose among.
+
+    >>> each = {"kind": "parameters", "axes": {"weight": {"low": 0.0, "high": 1.0}}}
+    >>> options = ChoiceSection(spaces=[{**each, "method": m} for m in ("linear", "ties")])
+    >>> options.each
+    'model'
+    """
+
+    kind: Literal["choice"] = "choice"
+    spaces: list[ParametersSection] = option("two or more spaces of kind parameters", least=2)
+    each: Literal["model", "group"] = option(
+        "what chooses for itself: the whole model, or each group of layers and modules", "model"
+    )
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        spaces = [space for space in fields.get("spaces", []) if space is not None]
+        if len({space.dtype for space in spaces}) > 1:
+            yield Fault("spaces", "differ in dtype", "write the same dtype in each, or in none")
+        if fields.get("each") == "group" and len(spaces) > 1:
+            yield from _group_faults(spaces)
+
+    def faults(self, labels: Sequence[str], has_base: bool) -> Iterable[Fault]:
+        for index, inner in enumerate(self.spaces):
+            for fault in inner.faults(labels, has_base):
+                yield fault.under(f"spaces.{index}")
+
+    def substrings(self) -> Iterable[tuple[str, str]]:
+        for index, inner in enumerate(self.spaces):
+            yield from ((f"spaces.{index}.{key}", part) for key, part in inner.substrings())
+
+    def warnings(self) -> Iterable[str]:
+        for inner in self.spaces:
+            yield from inner.warnings()
+
+
+@space(ChoiceSection)
+class ChoiceSpace(PointSpace):
     """Genes choose among spaces, each of which has genes of its own after them.
 
     So a search can weigh merge methods against one another: by one gene for the whole model, or
     by one for each group of layers and modules (`each: group`), whose groups have to be the same
     in all spaces. The genes of what is not chosen wait for their turn; `levels` tells controllers
     that choices are no scale.
+
+    >>> each = {"kind": "parameters", "axes": {"weight": {"low": 0.0, "high": 1.0, "tied":
+    ...         ["layers", "models"]}}}
+    >>> options = ChoiceSection(spaces=[{**each, "method": m} for m in ("linear", "ties")])
+    >>> shapes = SourceShapes("b", ("x", "y"), ("x", "y"), layers=1, dtype="float32", seed=0)
+    >>> ChoiceSpace(options, shapes).names
+    ['choice', '1: weight all layers', '2: weight all layers']
     """
 
-    keys = ("kind", "spaces", "each")
+    weighs = True
 
-    def __init__(self, spec: Mapping[str, Any], sources: Sources):
-        self.spaces = [SPACES.get(s["kind"])(s, sources) for s in spec["spaces"]]
-        self._grouped = spec.get("each", "model") == "group"
-        groups = self.spaces[0].first.groups
-        # The parts outside the layers are one group, as they are for their coefficients.
-        inside = [g for g in groups if not isinstance(g.layers, str)]
-        self._places = [_place(g) for g in inside] + ["outside"] if self._grouped else [""]
+    def __init__(self, options: ChoiceSection, shapes: SourceShapes):
+        self.shapes = shapes
+        self.spaces = [ParametersSpace(inner, shapes) for inner in options.spaces]
+        self.dtype = self.spaces[0].dtype
+        self._places = [""]  # what the choosing genes choose for
+        if options.each == "group":
+            groups = self.spaces[0].decode(self.spaces[0].start).groups
+            self._places = [_place(g) for g in groups if not isinstance(g.layers, str)]
+            # The parts outside the layers are one group, as they are for their coefficients.
+            self._places.append("outside")
         ends = np.cumsum([len(self._places), *(s.dimension for s in self.spaces)])
         self._parts = [slice(a, b) for a, b in itertools.pairwise(ends)]
-        self._sources = sources
-
-    @property
-    def sources(self) -> Sources:
-        return self._sources
-
-    @sources.setter
-    def sources(self, sources: Sources) -> None:
-        self._sources = sources
-        for inner in self.spaces:
-            inner.sources = sources
-
-    @property
-    def dtype(self) -> str:
-        return self.spaces[0].dtype
 
     @property
     def dimension(self) -> int:
@@ -70,18 +105,14 @@ class ChoiceSpace:
         first = np.full(len(self._places), 0.5 / len(self.spaces))
         return np.concatenate([first, *(s.start for s in self.spaces)])
 
-    @property
-    def first(self) -> Recipe:
-        """Where a search may begin, as a recipe."""
-        return self.decode(self.start)
-
-    def decode(self, genome: np.ndarray) -> Recipe:
+    def decode(self, genome: np.ndarray) -> ParametersRecipe:
         """Return the recipe at `genome`, (dimension,) float64 in [0, 1]."""
         last = len(self.spaces) - 1
         chosen = [min(int(u * len(self.spaces)), last) for u in genome[: len(self._places)]]
         recipes = {i: self.spaces[i].decode(genome[self._parts[i]]) for i in set(chosen)}
         if len(recipes) == 1:
             return next(iter(recipes.values()))
+        # groups of several methods: the first one's is the recipe's, others say their own
         first = recipes[chosen[0]]
         groups = []
         for index in range(len(first.groups)):
@@ -99,82 +130,54 @@ class ChoiceSpace:
 
     def encode(self, recipe: Recipe) -> np.ndarray:
         """Return a genome near `recipe`: of each group, in the first space with its method."""
+        if not isinstance(recipe, ParametersRecipe):
+            raise TypeError(f"a recipe of kind {recipe.kind} is no point of this space")
         genome = self.start.copy()
-        methods = [s.first.method for s in self.spaces]
-        mine = [g.method or recipe.method for g in recipe.groups]
+        methods = [s.method.name for s in self.spaces]
+        own = [group.method or recipe.method for group in recipe.groups]
         for index in range(len(self._places)):
             # of a recipe over other groups, its own method all over
-            method = mine[index] if len(mine) > len(self._places) else recipe.method
+            method = own[index] if len(own) > len(self._places) else recipe.method
             chosen = methods.index(method) if method in methods else 0
             genome[index] = (chosen + 0.5) / len(self.spaces)
         for part, inner, method in zip(self._parts, self.spaces, methods, strict=True):
-            if method not in mine:
+            if method not in own:
                 continue
             groups = recipe.groups
             if len(recipe.methods) > 1:  # elsewhere this space stays at its start
-                rows = zip(recipe.groups, inner.first.groups, mine, strict=True)
+                at_start = inner.decode(inner.start).groups
+                rows = zip(recipe.groups, at_start, own, strict=True)
                 groups = tuple(group if m == method else first for group, first, m in rows)
             alone = tuple(replace(g, method=None) for g in groups)
             genome[part] = inner.encode(replace(recipe, method=method, groups=alone))
         return genome
 
-    @classmethod
-    def faults(
-        cls, spec: Mapping[str, Any], labels: Sequence[str], base: bool, file: str
-    ) -> list[Fault]:
-        """Return what is wrong with a campaign's `space` mapping of this kind."""
-        faults = [
-            Fault(file, f"space.{k}", f"unknown key '{k}'", nearest(str(k), cls.keys))
-            for k in spec
-            if k not in cls.keys
-        ]
-        each = spec.get("each", "model")
-        if each not in ("model", "group"):
-            wrong = f"{each!r} is nothing to choose for"
-            faults.append(Fault(file, "space.each", wrong, "write model or group"))
-        listed = spec.get("spaces")
-        if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) < 2:
-            wrong = "is missing" if "spaces" not in spec else "is not a list of two or more"
-            mend = "list spaces, each {kind: parameters, ...}"
-            return [*faults, Fault(file, "space.spaces", wrong, mend)]
-        kinds = {k: s for k, s in SPACES.all().items() if s.weighs and k != "choice"}
-        for index, inner in enumerate(listed):
-            key = f"space.spaces.{index}"
-            kind = inner.get("kind") if isinstance(inner, Mapping) else None
-            if not isinstance(kind, str) or kind not in kinds:
-                wrong = f"there is no such space to choose, '{kind}'"
-                faults.append(Fault(file, f"{key}.kind", wrong, nearest(str(kind), kinds)))
-                continue
-            found = kinds[kind].faults(inner, labels, base, file)
-            faults += [replace(f, key=f.key.replace("space", key, 1)) for f in found]
-        if len({s.get("dtype") for s in listed if isinstance(s, Mapping)}) > 1:
-            mend = "write the same dtype in each, or in none"
-            faults.append(Fault(file, "space.spaces", "differ in dtype", mend))
-        return faults + (_group_faults(listed, file) if each == "group" and not faults else [])
-
 
 def _place(group: Group) -> str:
+    assert isinstance(group.layers, tuple)
     first, last = group.layers
     return f"layers {first}-{last - 1}" + (f" {group.modules}" if group.modules else "")
 
 
-def _group_faults(spaces: Sequence[Mapping[str, Any]], file: str) -> list[Fault]:
+def _group_faults(spaces: Sequence[ParametersSection]) -> Iterable[Fault]:
     """Return why groups of several spaces cannot take each other's place."""
-    faults = []
+    first = spaces[0]
     for key in ("layer_groups", "module_groups", "smooth"):
-        if any(s.get(key) != spaces[0].get(key) for s in spaces):
+        values = [space.model_dump(include={key}) for space in spaces]
+        if any(value != values[0] for value in values):
             mend = "with each: group write the same in every space"
-            faults.append(Fault(file, f"space.spaces.0.{key}", "differs between spaces", mend))
-    if spaces[0].get("smooth"):
+            yield Fault(f"spaces.0.{key}", "differs between spaces", mend)
+    if first.smooth:
         mend = "write layer_groups without smooth"
-        faults.append(Fault(file, "space.spaces.0.smooth", "has knots instead of groups", mend))
-    options = [item for s in spaces for item in (s.get("options") or {}).items()]
-    for key in dict(options):
-        if len({repr(value) for name, value in options if name == key}) > 1:
+        yield Fault("spaces.0.smooth", "has knots instead of groups", mend)
+    values_of: dict[str, set[bool | float]] = {}
+    for inner in spaces:
+        for name, value in inner.options.items():
+            values_of.setdefault(name, set()).add(value)
+    for name, values_given in values_of.items():
+        if len(values_given) > 1:
             mend = "a merge has one value of it; write the same"
-            faults.append(Fault(file, f"space.spaces.0.options.{key}", "differs", mend))
-    methods = [s.get("method") for s in spaces]
+            yield Fault(f"spaces.0.options.{name}", "differs", mend)
+    methods = [space.method for space in spaces]
     if len(set(methods)) < len(methods):
-        wrong, mend = "has a method twice", "with each: group list a method once"
-        faults.append(Fault(file, "space.spaces", wrong, mend))
-    return faults
+        yield Fault("spaces", "has a method twice", "with each: group list a method once")

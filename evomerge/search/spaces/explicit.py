@@ -3,68 +3,78 @@
 M2N2's evolution from random weights (arXiv:2508.16204, section 4.1).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from evomerge.errors import Checks, Fault
-from evomerge.recipes.lineage import Birth, Explicit
-from evomerge.recipes.mixture import Layout
-from evomerge.recipes.parameters import Recipe, single
-from evomerge.registry import fits
-from evomerge.search.spaces import RESOLUTION, Sources, space
+from evomerge.errors import Fault
+from evomerge.recipes.lineage import Birth, ExplicitRecipe
+from evomerge.recipes.parameter_index import ParameterIndex
+from evomerge.recipes.recipe import Recipe
+from evomerge.search.spaces import RESOLUTION, BreedingSpace, SourceShapes, SpaceSection, space
+from evomerge.sections import Flag, Number, option
 
 
-@space("explicit", breeds=True)
-class ExplicitSpace:
-    """Crosses two individuals at a split point and adds Gaussian noise of deviation `sigma`.
+class ExplicitSection(SpaceSection):
+    """How weights are crossed and mutated.
 
-    A genome is (mix, split, noise), the last the seed of the noise. The authors' angle of slerp
-    is that of the whole vectors, on both sides of the split.
+    >>> ExplicitSection(sigma=0.0).interpolation
+    'slerp'
     """
 
-    keys = ("kind", "sigma", "interpolation", "crossover", "split")
+    kind: Literal["explicit"] = "explicit"
+    sigma: Number = option(
+        "standard deviation of the noise added to every weight; 0 for none", 0.01, ge=0
+    )
+    interpolation: Literal["slerp", "lerp"] = option("how two weights are mixed", "slerp")
+    crossover: Flag = option("cross two parents; if not, a child is one parent with noise", True)
+    split: Flag = option("exchange the shares of the parents from a split point on", True)
 
-    carries = True  # weights travel with a job: the recipe tells only the last birth
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        if fields.get("sigma") == 0 and fields.get("crossover") is False:
+            wrong = "without crossover and without noise every child is its parent"
+            yield Fault("sigma", wrong, "raise sigma above 0")
 
-    def __init__(self, spec: Mapping[str, Any], sources: Sources):
-        self.sources = sources
-        self.sigma = float(spec.get("sigma", 0.01))
-        self.interpolation = spec.get("interpolation", "slerp")
-        self.crossover, self.split = spec.get("crossover", True), spec.get("split", True)
+
+@space(ExplicitSection)
+class ExplicitSpace(BreedingSpace):
+    """Crosses two individuals at a split point and adds Gaussian noise of deviation `sigma`.
+
+    A genome is (mix, split, noise), the last the seed of the noise. As in the authors' code, the
+    angle of slerp is that of the whole vectors, on both sides of the split.
+
+    >>> shapes = SourceShapes(None, ("a", "b"), ("a", "b"), 1, "float32", 0, {"w": 4})
+    >>> space = ExplicitSpace(ExplicitSection(split=False), shapes)
+    >>> space.names
+    ['mix', 'noise']
+    """
+
+    def __init__(self, options: ExplicitSection, shapes: SourceShapes):
+        self.shapes, self._options = shapes, options
         self.dtype = "float32"
-        self.layout = Layout(sources.tensors)
+        self.index = ParameterIndex(shapes.tensors)
 
     @property
     def names(self) -> list[str]:
         """One readable name per gene."""
-        return [
-            *(("mix",) if self.crossover else ()),
-            *(("split",) if self.crossover and self.split else ()),
-            *(("noise",) if self.sigma else ()),
-        ]
-
-    @property
-    def dimension(self) -> int:
-        return len(self.names)
-
-    @property
-    def start(self) -> np.ndarray:
-        return np.full(self.dimension, 0.5)
+        names = []
+        if self._options.crossover:
+            names.append("mix")
+        if self._options.crossover and self._options.split:
+            names.append("split")
+        if self._options.sigma:
+            names.append("noise")
+        return names
 
     @property
     def first(self) -> Recipe:
-        """The first model by itself."""
-        return single(self.sources.models[0], self.dtype)
-
-    def takes(self, candidate: Any) -> bool:
-        """Tell whether a candidate may be a parent: a model, or a child of this search."""
-        return candidate.origin != "baseline" or candidate.label in self.sources.labels
+        return self.single(self.shapes.models[0])
 
     def cross(
-        self, genome: np.ndarray, parents: Sequence[Recipe | Explicit], ids: Sequence[str]
-    ) -> Explicit:
+        self, genome: np.ndarray, parents: Sequence[Recipe], ids: Sequence[str]
+    ) -> ExplicitRecipe:
         """Return the child of two parents, whose recipes have these ids.
 
         Args:
@@ -74,26 +84,10 @@ class ExplicitSpace:
         """
         genes = dict(zip(self.names, map(float, genome), strict=True))
         mix = genes.get("mix", 0.0)
-        split = int(genes.get("split", 1.0) * self.layout.total)
+        split = int(genes.get("split", 1.0) * self.index.total)
         seed = round(genes.get("noise", 0.0) / RESOLUTION)
-        mates = (ids[0], ids[-1] if self.crossover else ids[0])
-        birth = Birth(mates, mix, split, self.sigma, seed)
-        return Explicit(self.sources.models, (birth,), self.layout.hash, self.interpolation)
-
-    @classmethod
-    def faults(
-        cls, spec: Mapping[str, Any], labels: Sequence[str], base: bool, file: str
-    ) -> list[Fault]:
-        """Return what is wrong with a campaign's `space` mapping of this kind."""
-        checks = Checks(spec, cls.keys, file, "space.")
-        need, faults = checks.need, checks.faults
-        sigma = spec.get("sigma", 0.01)
-        need("sigma", fits(sigma, float) and sigma >= 0, "write a number of at least 0")
-        said = spec.get("interpolation", "slerp")
-        need("interpolation", said in ("lerp", "slerp"), "write lerp or slerp")
-        for key in ("crossover", "split"):
-            need(key, isinstance(spec.get(key, True), bool), "write true or false")
-        if not faults and sigma == 0 and spec.get("crossover", True) is False:
-            wrong = "without crossover and without noise every child is its parent"
-            faults.append(Fault(file, "space.sigma", wrong, "raise sigma above 0"))
-        return faults
+        mates = (ids[0], ids[-1] if self._options.crossover else ids[0])
+        birth = Birth(mates, mix, split, self._options.sigma, seed)
+        return ExplicitRecipe(
+            self.shapes.models, (birth,), self.index.hash, self._options.interpolation
+        )

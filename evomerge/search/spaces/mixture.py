@@ -3,64 +3,82 @@
 The search of M2N2 (arXiv:2508.16204) over models whose weights are merged, never trained.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 
-from evomerge.dtypes import DTYPES
-from evomerge.errors import Checks, Fault
-from evomerge.recipes.mixture import Chromosome, Layout, Mixture, interpolated, one_hot
-from evomerge.recipes.parameters import Recipe, single
-from evomerge.search.spaces import Sources, space
+from evomerge.dtypes import Dtype
+from evomerge.errors import Fault
+from evomerge.recipes.mixture import Chromosome, MixtureRecipe, interpolated, one_hot
+from evomerge.recipes.parameter_index import ParameterIndex
+from evomerge.recipes.recipe import Recipe
+from evomerge.search.spaces import BreedingSpace, SourceShapes, SpaceSection, space
+from evomerge.sections import Flag, Text, option
 
 
-@space("mixture", breeds=True)
-class MixtureSpace:
-    """Crosses two individuals chromosome by chromosome, at a split point each.
+class MixtureSection(SpaceSection):
+    """How individuals are crossed.
 
-    A genome is (mix, split) per chromosome: left of the parameter at `split` of the whole, the
-    child is f_mix(A, B), right of it f_(1 - mix)(A, B) (equation 2 of the paper).
+    >>> MixtureSection(chromosomes=["self_attn"]).split
+    True
     """
 
-    keys = ("kind", "chromosomes", "interpolation", "split", "dtype")
+    kind: Literal["mixture"] = "mixture"
+    chromosomes: list[Text] = option(
+        "substrings of tensor names that are crossed by themselves; the others are one more",
+        factory=list,
+        example=["self_attn"],
+    )
+    interpolation: Literal["lerp", "slerp"] = option("how two individuals are mixed", "lerp")
+    split: Flag = option("exchange the shares of the parents from a split point on", True)
+    dtype: Dtype | None = option("of the merged weights; null: the sources'", None)
 
-    def __init__(self, spec: Mapping[str, Any], sources: Sources):
-        self.sources = sources
-        self.modules = (*spec.get("chromosomes", ()), None)
-        self.slerp = spec.get("interpolation", "lerp") == "slerp"
-        self.split = spec.get("split", True)
-        self.dtype = spec.get("dtype", sources.dtype)
-        self.layout = Layout(sources.tensors)
+    def faults(self, labels: Sequence[str], has_base: bool) -> Iterable[Fault]:
+        if len(labels) < 2:
+            wrong = "crosses two models or more, and there is one"
+            yield Fault("kind", wrong, "list another in sources.models")
+
+    def substrings(self) -> Iterable[tuple[str, str]]:
+        return [("chromosomes", part) for part in self.chromosomes]
+
+
+@space(MixtureSection)
+class MixtureSpace(BreedingSpace):
+    """Crosses two individuals chromosome by chromosome, at a split point each.
+
+    A genome is (mix, split) for each chromosome: left of the parameter at `split` of the whole, the
+    child is f_mix(A, B), right of it f_(1 - mix)(A, B) (equation 2 of the paper).
+
+    >>> shapes = SourceShapes(None, ("a", "b"), ("a", "b"), 1, "float32", 0, {"w": 4})
+    >>> space = MixtureSpace(MixtureSection(), shapes)
+    >>> child = space.cross(np.array([0.25, 0.5]), [space.single("a"), space.single("b")])
+    >>> child.chromosomes[0].edges.tolist(), child.chromosomes[0].coefficients.tolist()
+    ([0, 2, 4], [[0.75, 0.25], [0.25, 0.75]])
+    """
+
+    def __init__(self, options: MixtureSection, shapes: SourceShapes):
+        self.shapes, self._options = shapes, options
+        self.modules: tuple[str | None, ...] = (*options.chromosomes, None)
+        self.dtype = options.dtype or shapes.dtype
+        self.index = ParameterIndex(shapes.tensors)
         self._prefix: list[np.ndarray] | None = None
 
     @property
     def names(self) -> list[str]:
         """One readable name per gene, e.g. `split self_attn`."""
-        what = ("mix", "split") if self.split else ("mix",)
+        what = ("mix", "split") if self._options.split else ("mix",)
         several = len(self.modules) > 1
         return [w + (f" {m or 'rest'}" if several else "") for m in self.modules for w in what]
 
     @property
-    def dimension(self) -> int:
-        return len(self.names)
-
-    @property
-    def start(self) -> np.ndarray:
-        return np.full(self.dimension, 0.5)
-
-    @property
-    def first(self) -> Mixture:
+    def first(self) -> MixtureRecipe:
         """The first model as an individual."""
-        return self._individual(single(self.sources.models[0], self.dtype))
-
-    def takes(self, candidate: Any) -> bool:
-        """Tell whether a candidate may be a parent: a model, or a child of this search."""
-        return candidate.origin != "baseline" or candidate.label in self.sources.labels
+        return self._individual(self.single(self.shapes.models[0]))
 
     def cross(
-        self, genome: np.ndarray, parents: Sequence[Recipe | Mixture], ids: Sequence[str] = ()
-    ) -> Mixture:
+        self, genome: np.ndarray, parents: Sequence[Recipe], ids: Sequence[str] = ()
+    ) -> MixtureRecipe:
         """Return the child of two parents; of one, crossed with itself, its equal.
 
         Args:
@@ -71,17 +89,26 @@ class MixtureSpace:
         a, b = (self._individual(p) for p in (parents[0], parents[-1]))
         genes = np.reshape(genome, (len(self.modules), -1))
         children = []
-        for index, (mine, theirs) in enumerate(zip(a.chromosomes, b.chromosomes, strict=True)):
-            mix = float(genes[index, 0])
-            split = int(genes[index, 1] * self.layout.total) if self.split else self.layout.total
-            angle = self._angle(index, mine, theirs) if self.slerp else 0.0
-            children.append(_crossed(mine, theirs, mix, split, angle))
-        return Mixture(self.sources.models, tuple(children), self.dtype, self.layout.hash)
+        pairs = zip(a.chromosomes, b.chromosomes, strict=True)
+        for number, (first, second) in enumerate(pairs):
+            mix = float(genes[number, 0])
+            split = (
+                int(genes[number, 1] * self.index.total)
+                if self._options.split
+                else self.index.total
+            )
+            angle = (
+                self._angle(number, first, second)
+                if self._options.interpolation == "slerp"
+                else 0.0
+            )
+            children.append(_crossed(first, second, mix, split, angle))
+        return MixtureRecipe(self.shapes.models, tuple(children), self.dtype, self.index.hash)
 
-    def _individual(self, recipe: Recipe | Mixture) -> Mixture:
-        if recipe.kind == "mixture":
+    def _individual(self, recipe: Recipe) -> MixtureRecipe:
+        if isinstance(recipe, MixtureRecipe):
             return recipe
-        return one_hot(recipe, self.sources.models, self.layout, self.modules)
+        return one_hot(recipe, self.shapes.models, self.index, self.modules)
 
     def _angle(self, index: int, a: Chromosome, b: Chromosome) -> float:
         """Return the angle between two individuals' vectors of one chromosome."""
@@ -93,41 +120,24 @@ class MixtureSpace:
     def _inner(self, index: int, a: Chromosome, b: Chromosome) -> float:
         """Return <A, B> from the models' Gram matrices, summed up over the tensors."""
         if self._prefix is None:
-            grams = self.sources.grams()  # (tensors, models, models)
+            if self.shapes.grams is None:
+                raise RuntimeError("the models' weights are read once their hashes are known")
+            grams = self.shapes.grams()  # (tensors, models, models)
             taken: set[str] = set()
             self._prefix = []
             for modules in self.modules:
-                mine = {n for n in self.layout.names if modules is None or modules in n} - taken
+                mine = {n for n in self.index.names if modules is None or modules in n} - taken
                 taken |= mine
-                there = np.array([n in mine for n in self.layout.names])
+                there = np.array([n in mine for n in self.index.names])
                 sums = np.cumsum(grams * there[:, None, None], axis=0)
                 self._prefix.append(np.concatenate([np.zeros_like(sums[:1]), sums]))
         edges = np.union1d(a.edges, b.edges)
-        # Within a tensor the products are taken as spread evenly: only the angle hangs on it.
-        count = len(self.sources.models)
+        # Within a tensor the products are taken as spread evenly: only the angle depends on it.
+        count = len(self.shapes.models)
         flat = self._prefix[index].reshape(-1, count * count)
-        at = np.stack([np.interp(edges, self.layout.edges, column) for column in flat.T], axis=1)
+        at = np.stack([np.interp(edges, self.index.edges, column) for column in flat.T], axis=1)
         grams = np.diff(at, axis=0).reshape(-1, count, count)
         return float(np.einsum("si,sij,sj->", a.at(edges[:-1]), grams, b.at(edges[:-1])))
-
-    @classmethod
-    def faults(
-        cls, spec: Mapping[str, Any], labels: Sequence[str], base: bool, file: str
-    ) -> list[Fault]:
-        """Return what is wrong with a campaign's `space` mapping of this kind."""
-        checks = Checks(spec, cls.keys, file, "space.")
-        need, faults = checks.need, checks.faults
-        listed = spec.get("chromosomes", [])
-        texts = isinstance(listed, list) and all(isinstance(m, str) and m for m in listed)
-        need("chromosomes", texts, "list substrings of tensor names, e.g. [self_attn]")
-        said = spec.get("interpolation", "lerp")
-        need("interpolation", said in ("lerp", "slerp"), "write lerp or slerp")
-        need("split", isinstance(spec.get("split", True), bool), "write true or false")
-        need("dtype", spec.get("dtype", DTYPES[0]) in DTYPES, f"write one of {', '.join(DTYPES)}")
-        if len(labels) < 2:
-            wrong = f"{len(labels)} model has nobody to be crossed with"
-            faults.append(Fault(file, "sources.models", wrong, "list two or more"))
-        return faults
 
 
 def _crossed(a: Chromosome, b: Chromosome, mix: float, split: int, angle: float) -> Chromosome:

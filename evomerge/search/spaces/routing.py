@@ -3,70 +3,148 @@
 The data flow space of Akiba et al. (arXiv:2403.13187, section 3.2): all layers of all models, in a
 row, the row some times over, and a gene for each that says whether it is on the path. Instead of
 their matrix of scales between layers, genes are what a layer's branches are multiplied by: a
-bijection (`Routing.fold`) in which a change of one hop leaves all others as they were.
+bijection (`RoutingRecipe.fold`) in which a change of one hop leaves all others as they were.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from evomerge.dtypes import DTYPES
-from evomerge.errors import Checks, Fault, nearest
-from evomerge.recipes.routing import Hop, Routing, whole
-from evomerge.registry import fits
+from evomerge.dtypes import Dtype
+from evomerge.errors import Fault, nearest
+from evomerge.recipes.recipe import Recipe
+from evomerge.recipes.routing import Hop, RoutingRecipe, whole
 from evomerge.search.axes import Gene
-from evomerge.search.routing_paths import ORDERS, Blocks, Exchange, Slots
-from evomerge.search.spaces import Sources, quantize, space
+from evomerge.search.routing_paths import Blocks, Exchange, PathGenes, Slots
+from evomerge.search.spaces import PointSpace, SourceShapes, SpaceSection, quantize, space
+from evomerge.sections import Number, Section, Text, Whole, option
 
+# The gains that a place on the path has, by `gains`.
 _GAINS = {"none": (), "shared": ("gain",), "separate": ("attention gain", "mlp gain")}
 
-_GAIN = {"low": 0.5, "high": 2.0}
 
+class GainSection(Section):
+    """The range of gains, on a logarithmic scale around 1.
 
-@space("routing", weighs=False)
-class RoutingSpace:
-    """Paths through the layers of several models, from the frame's first layer to its last.
-
-    A genome has the genes of a path (`paths`), then the gains of each of its places, on a
-    logarithmic scale. The first hop has none: to scale it is to scale all others.
+    >>> GainSection().low
+    0.5
     """
 
-    keys = (
-        "kind", "frame", "repeats", "order", "blocks", "gains", "gain", "longest", "prior",
-        "certainty", "dtype",
-    )  # fmt: skip
+    low: Number = option("least gain", 0.5, gt=0, lt=1)
+    high: Number = option("largest gain", 2.0, gt=1)
 
-    def __init__(self, spec: Mapping[str, Any], sources: Sources):
-        self.sources = sources
-        labels = list(sources.labels)
-        self.frame = labels.index(spec["frame"]) if "frame" in spec else 0
-        own = sources.dtypes.get(sources.models[self.frame], sources.dtype)
-        self.dtype = spec.get("dtype", own)
-        depths = [sources.depths[m] for m in sources.models]
-        named = spec.get("prior", labels[self.frame])
-        prior = None if named is None else labels.index(named)
-        longest = spec.get("longest", 2 * max(depths))
-        certainty = spec.get("certainty", 0.25)
-        if "blocks" in spec:
-            self.path = Blocks(depths, self.frame, prior, spec["blocks"], longest)
-        elif spec.get("order") == "exchange":
-            self.path = Exchange(depths, self.frame, prior, longest, certainty)
+
+class RoutingSection(SpaceSection):
+    """How genes say a path through the models' layers.
+
+    >>> RoutingSection(blocks=3).order
+    'models'
+    """
+
+    kind: Literal["routing"] = "routing"
+    frame: Text | None = option(
+        "label of the model that gives embeddings, first and last layer, head and tokenizer; null:"
+        " the first model",
+        None,
+    )
+    repeats: Whole = option("how often the row of slots comes", 1, ge=1)
+    order: Literal["models", "depth", "permuted", "exchange"] = option(
+        "`models`: slots model by model; `depth`: by layer number; `permuted`: by layer number, the"
+        " order within it by genes; `exchange`: one layer at each depth, of the model that a gene"
+        " chooses",
+        "models",
+    )
+    blocks: Whole | None = option(
+        "search so many blocks of consecutive layers instead of single layers", None, ge=1
+    )
+    gains: Literal["none", "shared", "separate"] = option(
+        "what multiplies a layer's branches: nothing, one gain, or one for attention and one for"
+        " the MLP",
+        "shared",
+    )
+    gain: GainSection = option("range of the gains", factory=GainSection)
+    longest: Whole | None = option(
+        "hops at most; null: twice the depth of the deepest model", None, unit="layers", ge=2
+    )
+    prior: Text | None = option(
+        "label of the model whose path is likelier at first; null: the frame's", None
+    )
+    certainty: Number = option(
+        "how far from a half the genes of the prior's path begin; 0: no path is likelier",
+        0.25,
+        ge=0,
+        le=0.5,
+    )
+    dtype: Dtype | None = option("of the exported weights; null: the frame's", None)
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        repeats, order = fields.get("repeats", 1), fields.get("order", "models")
+        if order == "exchange" and repeats != 1:
+            yield Fault("order", "gives every depth one layer", "leave repeats out")
+        if fields.get("blocks") is not None:
+            for key, default in (("repeats", 1), ("order", "models"), ("certainty", 0.25)):
+                if fields.get(key, default) != default:
+                    wrong = "says how single layers are searched, and these are blocks"
+                    yield Fault(key, wrong, "leave one of the two out")
+
+    def faults(self, labels: Sequence[str], has_base: bool) -> Iterable[Fault]:
+        for key, label in (("frame", self.frame), ("prior", self.prior)):
+            if label and label not in labels:
+                mend = f"write a model's label: {nearest(label, labels)}"
+                yield Fault(key, f"'{label}' will not do", mend)
+
+
+@space(RoutingSection)
+class RoutingSpace(PointSpace):
+    """Paths through the layers of several models, from the frame's first layer to its last.
+
+    A genome has the genes of a path (`routing_paths`), then the gains of each of its places, on a
+    logarithmic scale. The first hop has none: to scale it is to scale all others.
+
+    >>> depths = {"a": 2, "b": 2}
+    >>> shapes = SourceShapes(None, ("a", "b"), ("a", "b"), 2, "float32", 0, depths=depths)
+    >>> space = RoutingSpace(RoutingSection(gains="none"), shapes)
+    >>> space.names
+    ['use b 0', 'use b 1']
+    >>> [(hop.model, hop.layer) for hop in space.decode(np.array([1.0, 0.0])).path]
+    [(0, 0), (1, 0), (0, 1)]
+    """
+
+    def __init__(self, options: RoutingSection, shapes: SourceShapes):
+        self.shapes = shapes
+        labels = list(shapes.labels)
+        self.frame = labels.index(options.frame) if options.frame else 0
+        own = shapes.dtypes.get(shapes.models[self.frame], shapes.dtype)
+        self.dtype = options.dtype or own
+        depths = [shapes.depths[model] for model in shapes.models]
+        prior = labels.index(options.prior) if options.prior else self.frame
+        longest = options.longest or 2 * max(depths)
+        self.path: PathGenes
+        if options.blocks is not None:
+            self.path = Blocks(depths, self.frame, prior, options.blocks, longest)
+        elif options.order == "exchange":
+            self.path = Exchange(depths, self.frame, prior, longest, options.certainty)
         else:
-            order, repeats = spec.get("order", "models"), spec.get("repeats", 1)
-            self.path = Slots(depths, labels, self.frame, prior, order, repeats, longest, certainty)
-        self._each = _GAINS[spec.get("gains", "shared")]  # the gains that a place has
-        ends = spec.get("gain", _GAIN)
-        self._gene = Gene("gain", None, None, None, ends["low"], ends["high"], True, False)
+            self.path = Slots(
+                depths,
+                labels,
+                self.frame,
+                prior,
+                options.order,
+                options.repeats,
+                longest,
+                options.certainty,
+            )
+        self._each = _GAINS[options.gains]
+        low, high = options.gain.low, options.gain.high
+        self._gene = Gene("gain", None, None, None, low, high, log=True)
 
     @property
     def names(self) -> list[str]:
         """One readable name per gene, e.g. `use ja 3` or `gain ja 3`."""
         return [*self.path.names, *(f"{g} {p}" for p in self._gained for g in self._each)]
-
-    @property
-    def dimension(self) -> int:
-        return len(self.names)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -82,16 +160,11 @@ class RoutingSpace:
     def _gained(self) -> list[str]:
         return self.path.places[self.path.free :]
 
-    @property
-    def first(self) -> Routing:
-        """Where a search may begin, as a recipe."""
-        return self.decode(self.start)
-
-    def single(self, name: str) -> Routing:
+    def single(self, name: str) -> RoutingRecipe:
         """Return the recipe of a source as it is."""
-        return whole(name, self.sources.depths[name], self.dtype)
+        return whole(name, self.shapes.depths[name], self.dtype)
 
-    def decode(self, genome: np.ndarray) -> Routing:
+    def decode(self, genome: np.ndarray) -> RoutingRecipe:
         """Return the recipe at `genome`, (dimension,) float64 in [0, 1]."""
         genes, gains = self._parts(genome)
         hops, before = [], 1.0
@@ -104,7 +177,7 @@ class RoutingSpace:
                 after = own[0] if own else 1.0  # divides the stream, which multiplies the branch
                 hops.append(Hop(model, layer, before / after))
                 before = after
-        return Routing(self.sources.models, tuple(hops), self.frame, self.dtype)
+        return RoutingRecipe(self.shapes.models, tuple(hops), self.frame, self.dtype)
 
     def settled(self, genome: np.ndarray) -> np.ndarray:
         """Return `genome` with the genes that have no say at their start.
@@ -120,8 +193,10 @@ class RoutingSpace:
         gains[on_path] = own[on_path]
         return quantize(settled)
 
-    def encode(self, recipe: Routing) -> np.ndarray:
+    def encode(self, recipe: Recipe) -> np.ndarray:
         """Return the genome nearest to `recipe`: hops that have no place are left out."""
+        if not isinstance(recipe, RoutingRecipe):
+            raise TypeError(f"a recipe of kind {recipe.kind} is no point of this space")
         genome = self.start
         genes, gains = self._parts(genome)
         fold = recipe.fold()
@@ -138,41 +213,3 @@ class RoutingSpace:
         """Return views of the path's genes, and of the gains, (places that have some, of each)."""
         cut = len(self.path.names)
         return genome[:cut], genome[cut:].reshape(len(self._gained), len(self._each))
-
-    @classmethod
-    def faults(
-        cls, spec: Mapping[str, Any], labels: Sequence[str], base: bool, file: str
-    ) -> list[Fault]:
-        """Return what is wrong with a campaign's `space` mapping of this kind."""
-        checks = Checks(spec, cls.keys, file, "space.")
-        need, faults = checks.need, checks.faults
-        for key in ("frame", "prior"):
-            known = spec.get(key, labels[0]) in labels or (key == "prior" and spec[key] is None)
-            need(key, known, f"write a model's label: {nearest(str(spec.get(key)), labels)}")
-        for key, least in (("repeats", 1), ("blocks", 1), ("longest", 2)):
-            number = spec.get(key, least)
-            good = fits(number, int) and number >= least
-            need(key, good, f"write a whole number of at least {least}")
-        need("order", spec.get("order", "models") in ORDERS, f"write one of {', '.join(ORDERS)}")
-        need(
-            "gains",
-            spec.get("gains", "shared") in tuple(_GAINS),
-            f"write one of {', '.join(_GAINS)}",
-        )
-        certainty = spec.get("certainty", 0.25)
-        good = fits(certainty, float) and 0 <= certainty <= 0.5
-        need("certainty", good, "write a number from 0 to 0.5")
-        need("dtype", spec.get("dtype", DTYPES[0]) in DTYPES, f"write one of {', '.join(DTYPES)}")
-        ends = spec.get("gain", _GAIN)
-        sound = isinstance(ends, Mapping) and set(ends) == {"low", "high"}
-        sound = sound and all(fits(v, float) for v in ends.values())
-        need("gain", sound and 0 < ends["low"] < 1 < ends["high"], "write {low: 0.5, high: 2.0}")
-        if spec.get("order") == "exchange" and "repeats" in spec:
-            wrong = "gives every depth one layer"
-            faults.append(Fault(file, "space.order", wrong, "leave repeats out"))
-        if "blocks" in spec:
-            for key in ("repeats", "order", "certainty"):
-                if key in spec:
-                    wrong = "says how single layers are searched, and these are blocks"
-                    faults.append(Fault(file, f"space.{key}", wrong, "leave one of the two out"))
-        return faults

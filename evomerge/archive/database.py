@@ -1,0 +1,135 @@
+"""An archive's file, opened: the only place that knows SQLite.
+
+A journal in WAL mode lets any number of processes read while one writes. Some file systems (network
+disks above all) cannot share the memory that this takes; there a rollback journal serves, under
+which readers and the writer wait for each other.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge.archive.schema import MIGRATIONS
+from evomerge.errors import EvomergeError
+
+DatabaseError = sqlite3.Error  # what a full or failing disk raises
+
+_WAIT = 30.0  # seconds for another process's lock; a transaction here takes milliseconds
+
+Values = Sequence[Any] | Mapping[str, Any]
+
+
+def connect(path: Path | str, write: bool) -> sqlite3.Connection:
+    """Connect to an archive's file.
+
+    In a folder that cannot be written, and where no journal is left to be read, the file is taken
+    as one that nobody writes: SQLite would want to make files beside it.
+
+    >>> connect(":memory:", write=True).execute("SELECT 1 + 1").fetchone()
+    (2,)
+    """
+    path = Path(path)
+    journals = (Path(f"{path}-wal"), Path(f"{path}-journal"))
+    closed = not write and not os.access(path.parent, os.W_OK)
+    if closed and not any(journal.exists() for journal in journals):
+        address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+        return sqlite3.connect(address, uri=True, timeout=_WAIT, isolation_level=None)
+    return sqlite3.connect(path, timeout=_WAIT, isolation_level=None)
+
+
+class Database:
+    """The tables of `schema`, in one file.
+
+    Attributes:
+        journal: what SQLite calls it: "wal", "delete" for a rollback journal, "memory" where there
+            is no file; "" where it is only read.
+
+    >>> database = Database(":memory:", write=True)
+    >>> database.insert("starts", at=0.0, seconds=2.5, machine="{}")
+    1
+    >>> database.rows("SELECT seconds FROM starts")[0]["seconds"]
+    2.5
+    """
+
+    def __init__(self, path: Path | str, *, write: bool):
+        """Open a file; with `write`, create it if need be and bring its schema up to date.
+
+        Raises:
+            EvomergeError: it cannot be read, or a later version of evomerge wrote it.
+        """
+        self.journal = ""
+        try:
+            self._connection = connect(path, write)
+            self._connection.row_factory = sqlite3.Row
+            if write:
+                self.journal = self._choose_journal()
+            version = self.rows("PRAGMA user_version")[0]["user_version"]
+            if version > len(MIGRATIONS):
+                raise EvomergeError(f"{path}: written by a later version of evomerge; update it")
+            if write:
+                for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+                    self._connection.executescript(
+                        f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT"
+                    )
+        except sqlite3.DatabaseError as error:
+            raise EvomergeError(f"{path}: {error}; is it an archive of evomerge?") from error
+
+    def _choose_journal(self) -> str:
+        """Take WAL where the file system gives it, else a rollback journal; return which."""
+        # WAL with synchronous=NORMAL loses no commit to a killed process, and perhaps the last
+        # ones to a power cut (https://www.sqlite.org/pragma.html#pragma_synchronous). A rollback
+        # journal needs FULL to stay whole through one.
+        with contextlib.suppress(sqlite3.OperationalError):
+            journal: str = self.rows("PRAGMA journal_mode = WAL")[0][0]
+            if journal in ("wal", "memory"):
+                self._connection.execute("PRAGMA synchronous = NORMAL")
+                return journal
+        # A file that was in WAL mode elsewhere opens here only without shared memory, which an
+        # exclusive lock does not need (https://www.sqlite.org/wal.html#noshm).
+        self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        journal = self.rows("PRAGMA journal_mode = DELETE")[0][0]
+        self._connection.execute("PRAGMA locking_mode = NORMAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        return journal
+
+    def rows(self, sql: str, values: Values = ()) -> list[sqlite3.Row]:
+        """Return all rows of a query, read to the end so that no lock is kept."""
+        return self._connection.execute(sql, values).fetchall()
+
+    def first(self, sql: str, values: Values = ()) -> sqlite3.Row | None:
+        """Return the first row of a query, if there is one."""
+        rows = self.rows(sql, values)
+        return rows[0] if rows else None
+
+    def execute(self, sql: str, values: Values = ()) -> None:
+        """Run one statement, whose rows nobody reads."""
+        self._connection.execute(sql, values)
+
+    def execute_each(self, sql: str, rows: Iterable[Values]) -> None:
+        """Run one statement for each row of values."""
+        self._connection.executemany(sql, rows)
+
+    def insert(self, table: str, **columns: Any) -> int:
+        """Insert one row by its columns' names; return its rowid."""
+        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+        sql = f"INSERT INTO {table} ({names}) VALUES ({marks})"
+        return self._connection.execute(sql, tuple(columns.values())).lastrowid or 0
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit all that is written within, or, where it raises, none of it."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:  # a full disk may have ended it
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()

@@ -1,0 +1,81 @@
+"""The Pareto front, kept up in the archive as outcomes come: `candidates.dominated_by`."""
+
+from collections.abc import Callable
+
+from evomerge.archive.database import Database
+from evomerge.search.objectives import Objective
+from evomerge.search.pareto import beats
+
+Ranked = tuple[float, tuple[float, ...]]  # violation; objectives, signed so that more is better
+
+
+class FrontKeeper:
+    """Notes which candidate dominates which, within the transactions of `Archive`.
+
+    The front is then a query, quick at any number of candidates: a newcomer meets the present
+    front, and only that, as whatever dominates it is dominated by none or by one of the front.
+
+    >>> keeper = FrontKeeper(Database(":memory:", write=True), lambda: ())
+    >>> keeper.find()  # of no candidates
+    """
+
+    def __init__(self, db: Database, objectives: Callable[[], tuple[Objective, ...]]):
+        """
+        Args:
+            db: open for writing.
+            objectives: returns the campaign's, once it has begun.
+        """
+        self._db, self._objectives = db, objectives
+        self._front: dict[int, Ranked] | None = None  # None: to be read before the next outcome
+
+    def place(self, candidate: int) -> None:
+        """Compare a candidate, whose outcome was just written, with the front."""
+        front, self._front = self._front, None  # it is read again if this fails half-way
+        if front is None:
+            front = self._ranked("c.dominated_by IS NULL")
+            front.pop(candidate, None)
+        self._front = self._placed(candidate, front)
+
+    def find(self) -> None:
+        """Find the front anew, one outcome after the other."""
+        scored = "SELECT candidate_id FROM outcomes WHERE status = 'ok' AND copy_of IS NULL"
+        self._db.execute(f"UPDATE candidates SET dominated_by = NULL WHERE id IN ({scored})")
+        self._front = None
+        front: dict[int, Ranked] = {}
+        for (candidate,) in self._db.rows(f"{scored} ORDER BY candidate_id"):
+            front = self._placed(candidate, front)
+        self._front = front
+
+    def set_dominated(self, candidate: int, *, by: int) -> None:
+        """Note that one candidate is dominated by another."""
+        self._db.execute("UPDATE candidates SET dominated_by = ? WHERE id = ?", (by, candidate))
+
+    def _placed(self, candidate: int, front: dict[int, Ranked]) -> dict[int, Ranked]:
+        """Return the front after a newcomer."""
+        newcomer = self._ranked("c.id = :id", id=candidate)[candidate]
+        for other, ranked in front.items():
+            if beats(ranked, newcomer):
+                self.set_dominated(candidate, by=other)
+                return front
+        for other in [o for o, ranked in front.items() if beats(newcomer, ranked)]:
+            del front[other]
+            self.set_dominated(other, by=candidate)
+        return front | {candidate: newcomer}
+
+    def _ranked(self, condition: str, **values: int) -> dict[int, Ranked]:
+        """Return what candidates are compared by, with objectives in the plan's order."""
+        sql = (
+            "SELECT c.id, s.objective, s.mean, o.violation FROM candidates c"
+            " JOIN outcomes o ON o.candidate_id = c.id AND o.status = 'ok'"
+            f" JOIN scores s ON s.candidate_id = c.id AND s.split = 'search' WHERE {condition}"
+        )
+        means: dict[int, dict[str, float]] = {}
+        violations: dict[int, float] = {}
+        for row in self._db.rows(sql, values):
+            means.setdefault(row["id"], {})[row["objective"]] = row["mean"]
+            violations[row["id"]] = row["violation"]
+        ranked = {}
+        for candidate, of in means.items():
+            signed = tuple(o.sign * of[o.name] for o in self._objectives())
+            ranked[candidate] = (violations[candidate], signed)
+        return ranked

@@ -1,0 +1,150 @@
+"""What reading an archive gives: candidates, events, and rows with their columns' names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+
+from evomerge.recipes.recipe import Recipe
+from evomerge.search.controllers import Proposal
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One model that was ever to be scored.
+
+    Attributes:
+        id: its number in the archive.
+        recipe_id: equal for two candidates that are the same model.
+        origin: "search", "baseline" or "warm_start".
+        label: of a baseline; `RUN#NUMBER` of a warm start; None for a proposal.
+        ordinal: the n-th proposal of its stage, from 0; None for one that was not proposed.
+        stage: of the campaign.
+        parents: numbers of the candidates that were crossed.
+        genome: (dimension,) float64; None for a baseline.
+        recipe: read from the archive and parsed when it is first asked for.
+
+    >>> from evomerge.recipes.parameters import single
+    >>> candidate = Candidate.of(1, "5f0c", single("models/ja", "bfloat16"), "baseline", label="ja")
+    >>> candidate.label, candidate.recipe.models
+    ('ja', ('models/ja',))
+    """
+
+    id: int
+    recipe_id: str
+    origin: str
+    label: str | None
+    ordinal: int | None
+    stage: int
+    parents: tuple[int, ...]
+    genome: np.ndarray | None
+    read_recipe: Callable[[], Recipe] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        id: int,
+        recipe_id: str,
+        recipe: Recipe,
+        origin: str,
+        *,
+        label: str | None = None,
+        ordinal: int | None = None,
+        stage: int = 0,
+        parents: tuple[int, ...] = (),
+        genome: np.ndarray | None = None,
+    ) -> "Candidate":
+        """Return a candidate whose recipe is at hand, so that nothing is read back."""
+        return cls(id, recipe_id, origin, label, ordinal, stage, parents, genome, lambda: recipe)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return self.read_recipe()
+
+    @property
+    def recipe_json(self) -> dict[str, Any]:
+        return self.recipe.to_json()
+
+
+class Event(NamedTuple):
+    """One thing that a controller was asked or heard, or that it was built anew.
+
+    Attributes:
+        seq: its number in the ledger.
+        kind: "ask", "tell" or "rebuild".
+        asked: of an ask, how many candidates were asked for.
+        proposals: of an ask, what was proposed.
+        candidate: of a tell, whose outcome it is.
+        means: of a tell, the mean search score of each objective; None for a failure.
+        proposed: of a rebuild, how many candidates its stage had proposed by then.
+
+    >>> Event(7, "rebuild", proposed=12).kind
+    'rebuild'
+    """
+
+    seq: int
+    kind: str
+    asked: int = 0
+    proposals: tuple[Proposal, ...] = ()
+    candidate: Candidate | None = None
+    means: dict[str, float] | None = None
+    proposed: int = 0
+
+
+class CampaignRow(TypedDict):
+    """The row of `campaign`, with plan and provenance decoded from JSON."""
+
+    name: str
+    plan: dict[str, Any]
+    provenance: dict[str, Any]
+    state: str
+    reason: str
+
+
+class OutcomeRow(TypedDict):
+    """A row of `outcomes`: what became of a candidate on the search items."""
+
+    candidate_id: int
+    status: str
+    reason: str
+    value: float | None
+    violation: float
+    seconds_merge: float
+    seconds_score: float
+    items_scored: int
+    weights_checksum: str
+    worker: str
+    copy_of: int | None
+
+
+class FinalRow(TypedDict):
+    """A row of `finals`: what became of a candidate on the held-out items."""
+
+    candidate_id: int
+    status: str
+    reason: str
+    seconds_score: float
+    worker: str
+
+
+class SourceRecord(NamedTuple):
+    """One source of a campaign, as its provenance has it.
+
+    Attributes:
+        label: in the campaign file.
+        name: as recipes write it.
+        path: of the directory that was read.
+        sha256: of its content.
+        own: whether an earlier stage of the same campaign found it.
+
+    >>> SourceRecord("ja", "models/ja", "/data/models/ja", "9c1f").own
+    False
+    """
+
+    label: str
+    name: str
+    path: str
+    sha256: str
+    own: bool = False

@@ -1,0 +1,121 @@
+"""What is scored before a controller is asked: sources, soups, and candidates of other runs."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from evomerge.archive.records import Candidate
+from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.evaluation import Evaluation
+from evomerge.campaign.feedback import FeedbackScale
+from evomerge.errors import EvomergeError
+from evomerge.recipes import soups
+from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.search.objectives import Scale
+from evomerge.search.spaces import PointSpace, quantize
+
+
+class Baselines:
+    """Scores the baselines of a campaign; they fix the scale on which candidates are judged.
+
+    >>> from evomerge.testing.campaigns import example_campaign, example_evaluation
+    >>> baselines = Baselines(example_campaign(hashed=True), example_evaluation())
+    >>> baselines.score()
+    >>> sorted(baselines.means())
+    ['a', 'b', 'base', 'uniform']
+    """
+
+    def __init__(self, campaign: Campaign, evaluation: Evaluation):
+        self._campaign, self._evaluation = campaign, evaluation
+        self._archive = evaluation.archive
+
+    def score(self) -> None:
+        """Score every source and the soups that depend on no score."""
+        archive = self._archive
+        counts = archive.counts()
+        none_scored = bool(counts["failed"]) and not counts["ok"]
+        if archive.baselines() and none_scored and not archive.proposed():
+            archive.forget_baselines()  # the last start could score none; perhaps this one can
+        for label, recipe in self._campaign.baselines():
+            self._add(label, recipe)
+        self._score_waiting("baseline")
+
+    def score_soups(self) -> np.ndarray:
+        """Score the soups that depend on the sources' scores; return where the search begins."""
+        campaign, space = self._campaign, self._campaign.space
+        plan, labels = campaign.plan, campaign.labels
+        means = {k: m for k, m in self.means().items() if k in labels.values()}
+        scale = Scale(campaign.objectives, list(means.values()))
+        values = {m: scale.value(means[labels[m]]) for m in campaign.models if labels[m] in means}
+
+        def value_of(label: str, recipe: Recipe) -> float | None:
+            self._add(label, recipe)
+            self._score_waiting("baseline")
+            found = self.means().get(label)
+            return None if found is None else scale.value(found)
+
+        averaged = campaign.models if campaign.has_average else ()
+        dtype = campaign.worker.dtype
+        cooked = soups.cook(campaign.soups, averaged, labels, values, dtype, value_of)
+        begins_there = plan.start_from_soup and campaign.stage == 0
+        if not begins_there or not cooked or self._evaluation.stop:
+            return space.start
+        best, _ = max(cooked, key=lambda soup: soup[1])
+        first = space.first
+        assert isinstance(space, PointSpace) and isinstance(first, ParametersRecipe)
+        return quantize(space.encode(soups.seasoned(first, best)))
+
+    def score_warm_starts(self) -> None:
+        """Score what the campaign begins with; the controller hears of it before its first ask."""
+        space, archive = self._campaign.space, self._archive
+        if self._campaign.warm_starts and not archive.proposed():
+            assert isinstance(space, PointSpace)
+            rows = []
+            for label, genome in self._campaign.warm_starts:
+                recipe = space.decode(genome)
+                rows.append((label, genome, recipe.id(self._campaign.worker.hashes), recipe))
+            archive.add_warm_starts(rows)
+        self._score_waiting("warm_start")
+
+    def means(self, stage: int | None = None) -> dict[str, dict[str, float]]:
+        """Return label -> mean search scores of the baselines that were scored, of all stages."""
+        found = {}
+        for candidate in self._archive.baselines(stage):
+            means = self._archive.means(candidate.id)
+            if means:
+                found[str(candidate.label)] = means
+        return found
+
+    def worth(self, feedback: FeedbackScale) -> Mapping[int, tuple[float, float]]:
+        """Return each scored baseline's value and violation, by its number."""
+        scored = {c.id: self._archive.means(c.id) for c in self._archive.baselines()}
+        return {number: feedback.worth(means) for number, means in scored.items() if means}
+
+    def feedback_scale(self) -> FeedbackScale:
+        """Return the scale that the baselines of the first stage fix.
+
+        A later stage's sources leave it as it is, so that values stay comparable.
+
+        Raises:
+            EvomergeError: no baseline could be scored, or one that a constraint names could not.
+        """
+        means = self.means(stage=0)
+        if not means:
+            first = self._archive.outcome(self._archive.baselines()[0].id)
+            reason = first["reason"] if first else "it has no outcome"
+            raise EvomergeError(f"no source could be scored: {reason}")
+        try:
+            return FeedbackScale(self._campaign, self._archive, means)
+        except ValueError as error:
+            raise EvomergeError(f"{error}; mend the source, or the constraint") from None
+
+    def _add(self, label: str, recipe: Recipe) -> None:
+        if label not in {c.label for c in self._archive.baselines()}:
+            recipe_id = recipe.id(self._campaign.worker.hashes)
+            self._archive.add_baseline(recipe_id, recipe, label)
+
+    def _score_waiting(self, origin: str) -> None:
+        waiting: list[Candidate] = self._archive.unfinished(self._campaign.stage)
+        chosen = [candidate for candidate in waiting if candidate.origin == origin]
+        self._evaluation.score_all(chosen, self._evaluation.submit)

@@ -1,0 +1,172 @@
+"""Candidates through the pool and into the archive: what was proposed, scored, lost or failed."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from evomerge.archive.archive import Archive
+from evomerge.archive.records import Candidate
+from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.feedback import FeedbackScale
+from evomerge.campaign.observer import Observer
+from evomerge.errors import EvomergeError
+from evomerge.merging.lineage_weights import Pedigree
+from evomerge.recipes.lineage import ExplicitRecipe
+from evomerge.scoring.outcome import Outcome
+from evomerge.search.controllers import Controller
+from evomerge.workers.protocol import Finished, Job, Lost, Pool, Side
+
+log = logging.getLogger("evomerge")
+
+_DEATHS_ALLOWED = 1  # a candidate that kills its worker once more than this has failed
+# Nodes may die by themselves, but a candidate that none outlives would go on for ever.
+_LOSSES_ALLOWED = 9
+_SAME_FAILURES = 20  # in a row, after which the campaign stops: that is no candidate's fault
+_HEARTBEAT = 1.0  # seconds between looks at the clock and at a request to stop
+
+
+class Evaluation:
+    """Scores candidates of one start of a campaign, and records what becomes of them.
+
+    An outcome is on disk before the controller hears of it. The same recipe is scored once.
+
+    Attributes:
+        stop: set to take nothing more on; what is in flight is waited for.
+        feedback: puts scores on the baselines' scale, once these are scored.
+        controller: hears of outcomes, once it is there.
+
+    >>> from evomerge.testing.campaigns import example_evaluation
+    >>> evaluation = example_evaluation()
+    >>> evaluation.score_all(evaluation.archive.unfinished(), evaluation.submit)
+    >>> evaluation.archive.counts()["running"]
+    0
+    """
+
+    def __init__(self, campaign: Campaign, archive: Archive, pool: Pool, observer: Observer):
+        """
+        Args:
+            campaign: whose candidates these are.
+            archive: open for writing, with this campaign in it.
+            pool: idle.
+            observer: hears of every outcome and every heartbeat.
+        """
+        self.archive, self.pool = archive, pool
+        self.stop = False
+        self.feedback: FeedbackScale | None = None
+        self.controller: Controller | None = None
+        self._observer = observer
+        self._flying: dict[int, Candidate] = {}  # by number
+        self._twins: dict[str, list[Candidate]] = {}  # recipe in flight -> the same, waiting
+        self._last_failure = ("", 0)  # reason, how often in a row
+        shapes = campaign.space.shapes
+        self._pedigree = Pedigree(shapes.weights, archive.recipe) if shapes.weights else None
+        self._start = archive.start(campaign.machine())
+        self._began, self._before = time.monotonic(), archive.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all starts together."""
+        return self._before + time.monotonic() - self._began
+
+    def score_all(self, waiting: Sequence[Candidate], submit: Callable[[Candidate], None]) -> None:
+        """Submit candidates as workers are free; return when all are done, or at a stop."""
+        left = list(waiting)
+        while (left and not self.stop) or self.pool.busy:
+            while left and self.pool.idle and not self.stop:
+                submit(left.pop(0))
+            self.wait()
+
+    def submit(self, candidate: Candidate) -> None:
+        """Score a candidate on search items, unless the same recipe was scored or is in flight."""
+        earlier = self.archive.scored_before(candidate.recipe_id)
+        if earlier is not None:
+            self._record_copy(candidate, earlier)
+        elif candidate.recipe_id in self._twins:
+            self._twins[candidate.recipe_id].append(candidate)
+        else:
+            self._twins[candidate.recipe_id] = []
+            self._send(candidate, "search")
+
+    def submit_final(self, candidate: Candidate) -> None:
+        """Score a candidate on held-out items."""
+        self._send(candidate, "heldout")
+
+    def _send(self, candidate: Candidate, side: Side) -> None:
+        weights = None
+        if isinstance(candidate.recipe, ExplicitRecipe):
+            # an archived child tells its last birth alone; its weights are grown here
+            if self._pedigree is None:
+                raise RuntimeError("the sources' weights are read once their hashes are known")
+            weights = self._pedigree.weights(candidate.recipe_id, candidate.recipe)
+        self._flying[candidate.id] = candidate
+        self.pool.submit(Job(candidate.id, candidate.recipe, side, weights))
+
+    def wait(self) -> None:
+        """Take the next event of the pool, if there is one within a heartbeat."""
+        event = self.pool.next_finished(timeout=_HEARTBEAT)
+        if isinstance(event, Lost):
+            event = self._after_loss(event)
+        if isinstance(event, Finished):
+            outcome = event.outcome
+            if outcome.status != "ok":
+                log.warning("candidate %d failed: %s", event.job.candidate, outcome.reason)
+            self._record(event.job, outcome)
+            self._watch_failures(outcome)
+        self.archive.set_seconds(self._start, time.monotonic() - self._began)
+        self._observer.update(self.archive, self.pool.workers)
+
+    def _after_loss(self, lost: Lost) -> Finished | None:
+        """Try a candidate again whose worker was lost, or return its failure."""
+        number = lost.job.candidate
+        if self.stop:
+            log.warning("candidate %d: left for the next start: %s", number, lost.reason)
+            return None
+        log.warning("candidate %d: its worker was lost: %s", number, lost.reason)
+        deaths, losses = self.archive.record_retry(number, lost.reason, lost.blamed)
+        if deaths > _DEATHS_ALLOWED:
+            reason = f"killed its worker {deaths} times: {lost.reason}"
+        elif losses > _LOSSES_ALLOWED:
+            reason = f"lost its worker {losses} times: {lost.reason}"
+        else:
+            self.pool.submit(lost.job)
+            return None
+        return Finished(lost.job, Outcome("failed", reason))
+
+    def _watch_failures(self, outcome: Outcome) -> None:
+        """Stop when one reason fails candidate after candidate: that is no candidate's fault."""
+        reason = outcome.reason
+        if reason.startswith("OutOfMemoryError"):  # tells how much is free, each time another
+            reason = "OutOfMemoryError"
+        repeated = outcome.status == "failed" and reason == self._last_failure[0]
+        self._last_failure = (reason, self._last_failure[1] + 1 if repeated else 1)
+        if outcome.status == "failed" and self._last_failure[1] >= _SAME_FAILURES:
+            raise EvomergeError(
+                f"{_SAME_FAILURES} candidates in a row failed with: {outcome.reason}; mend that and"
+                " run the campaign again, which goes on from here"
+            )
+
+    def _record(self, job: Job, outcome: Outcome) -> None:
+        candidate = self._flying.pop(job.candidate)
+        if job.side == "heldout":
+            self.archive.record_final(candidate.id, outcome)
+            return
+        means = outcome.means
+        value, violation = None, 0.0
+        if self.feedback and means:
+            value, violation = self.feedback.worth(means)
+        self.archive.record(candidate.id, outcome, value, violation)  # disk first,
+        self._tell(candidate, means)  # then memory
+        for twin in self._twins.pop(candidate.recipe_id, []):
+            self._record_copy(twin, candidate.id)
+
+    def _record_copy(self, candidate: Candidate, earlier: int) -> None:
+        self.archive.record_copy(candidate.id, earlier)
+        self._tell(candidate, self.archive.means(candidate.id) or None)
+
+    def _tell(self, candidate: Candidate, means: dict[str, float] | None) -> None:
+        """Let the controller hear of an outcome; baselines are told when it is built."""
+        if candidate.origin == "baseline":
+            return
+        if self.controller is None or self.feedback is None:
+            raise RuntimeError("a candidate was scored before there was a controller")
+        self.controller.tell(self.feedback.feedback(candidate, means))

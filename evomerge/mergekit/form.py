@@ -1,0 +1,281 @@
+"""The form of mergekit's YAML, and what it describes with its abbreviations written out.
+
+A configuration lists `models`, or `slices` of their layers, by itself or within its one module.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from evomerge.dtypes import Dtype
+from evomerge.errors import BadInput, Fault, nearest
+from evomerge.sections import Expected, Section, Text, Whole, option, parse, refuse
+
+# mergekit's name: (ours, options it implies)
+MERGEKIT_METHODS: dict[str, tuple[str, dict[str, bool]]] = {
+    "linear": ("linear", {}),
+    "task_arithmetic": ("task_arithmetic", {}),
+    "slerp": ("slerp", {}),
+    "nuslerp": ("nuslerp", {}),
+    "multislerp": ("multislerp", {}),
+    "karcher": ("karcher", {}),
+    "model_stock": ("model_stock", {}),
+    "ties": ("ties", {}),
+    "dare_linear": ("dare_linear", {}),
+    "dare_ties": ("dare_ties", {}),
+    "breadcrumbs": ("breadcrumbs", {"elect": False}),
+    "breadcrumbs_ties": ("breadcrumbs", {"elect": True}),
+    "della": ("della", {"elect": True}),
+    "della_linear": ("della", {"elect": False, "normalize": False}),
+    "sce": ("sce", {}),
+}
+
+_SWITCHES = {  # what mergekit can do and evomerge cannot: its default, which is what evomerge does
+    "nuslerp_flatten": True,
+    "nuslerp_row_wise": False,
+    "filter_wise": False,
+    "normalize_weights": True,
+    "override_global_angle": False,
+}
+
+Parameters = Mapping[str, Any]  # name -> a number, a list of numbers or of {filter, value}
+
+_NO_JOINING = "vocabularies are not joined"
+
+
+@dataclass(frozen=True)
+class SliceSource:
+    """A model within a slice.
+
+    Attributes:
+        key: where it stands in the configuration.
+        model: its name.
+        layers: (first, last + 1); None for all.
+        parameters: said of it alone.
+
+    >>> SliceSource("models.0", "a", None, {"weight": 0.5}).model
+    'a'
+    """
+
+    key: str
+    model: str
+    layers: tuple[int, int] | None
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Layers of some models, merged with one another.
+
+    Attributes:
+        key: where it stands in the configuration.
+        sources: the models.
+        parameters: said of all of them.
+
+    >>> Slice("slices.0", (), {"weight": 0.5}).parameters
+    {'weight': 0.5}
+    """
+
+    key: str
+    sources: tuple[SliceSource, ...]
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A mergekit configuration as slices; `models` is one slice of all layers.
+
+    Attributes:
+        method: mergekit's name of it.
+        slices: at least one, in their order.
+        base: the name of the base model.
+        outer: what is said of the module, and of the whole.
+        dtype: of what is written; None for that of the models.
+
+    >>> read_configuration({"merge_method": "linear", "models": [{"model": "a"}]}).slices[0].key
+    'models'
+    """
+
+    method: str
+    slices: tuple[Slice, ...]
+    base: str | None
+    outer: tuple[Parameters, Parameters]
+    dtype: str | None
+
+    def scopes(self, part: Slice, source: SliceSource | None = None) -> list[Parameters]:
+        """Return what is said of a slice, and of one of its sources, the innermost first."""
+        inner = [] if source is None else [source.parameters]
+        return [*inner, part.parameters, *self.outer]
+
+
+def _known_method(name: str) -> str:
+    known = (*MERGEKIT_METHODS, "passthrough")
+    if name not in known:
+        refuse([Fault("", f"'{name}' is not supported", nearest(name, known))])
+    return name
+
+
+class SourceForm(Section):
+    """An entry of `models`, or of a slice's `sources`.
+
+    >>> parse(SourceForm, {"model": "a", "layer_range": [0, 4]}).layer_range
+    (0, 4)
+    """
+
+    model: Text = option("a model's directory or hub id", example="models/a")
+    layer_range: Annotated[tuple[Whole, Whole] | None, Expected("[first, last + 1]")] = option(
+        "the layers of a slice", None
+    )
+    parameters: dict[str, Any] | None = option("of this model", None)
+
+    def source(self, key: str) -> SliceSource:
+        """Return what it says, as what stands under a key."""
+        return SliceSource(key, self.model, self.layer_range, self.parameters or {})
+
+
+class SliceForm(Section):
+    """An entry of `slices`.
+
+    >>> parse(SliceForm, {"sources": []})
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: sources: is empty; write e.g. sources: [{model: models/a, ...}]
+    """
+
+    sources: list[SourceForm] = option(
+        "of the slice", least=1, example=[{"model": "models/a", "layer_range": [0, 4]}]
+    )
+    parameters: dict[str, Any] | None = option("of these sources", None)
+
+
+class PartsForm(Section):
+    """What lists models, or slices of them.
+
+    >>> parse(PartsForm, {})
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: models: exactly one of models and slices has to be there; write one
+    """
+
+    models: list[SourceForm] | None = option("all layers of them are merged", None, least=1)
+    slices: list[SliceForm] | None = option("of layers, in turn", None, least=1)
+    parameters: dict[str, Any] | None = option("of all models", None)
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterator[Fault]:
+        """See `Section.cross_faults`."""
+        yield from _one_of(fields, ("models", "slices"))
+        yield from _switch_faults(fields.get("parameters") or {})
+
+    def parts(self, prefix: str = "") -> tuple[Slice, ...]:
+        """Return the slices, their keys after a prefix."""
+        if self.models is not None:
+            key = f"{prefix}models"
+            sources = [entry.source(f"{key}.{i}") for i, entry in enumerate(self.models)]
+            return (Slice(key, tuple(sources), {}),)
+        parts = []
+        for index, entry in enumerate(self.slices or ()):
+            key = f"{prefix}slices.{index}"
+            sources = [s.source(f"{key}.sources.{i}") for i, s in enumerate(entry.sources)]
+            parts.append(Slice(key, tuple(sources), entry.parameters or {}))
+        return tuple(parts)
+
+
+class ModulesForm(Section):
+    """The modules of a model, of which a decoder has one.
+
+    >>> parse(ModulesForm, {"default": {"models": [{"model": "a"}]}}).default.parts("default.")
+    (Slice(key='default.models', ...
+    """
+
+    default: PartsForm = option("a decoder's one module")
+
+
+class ConfigurationForm(PartsForm):
+    """The YAML.
+
+    >>> sorted(ConfigurationForm.model_fields)[:4]
+    ['base_model', 'dtype', 'merge_method', 'models']
+    """
+
+    merge_method: Annotated[Text, AfterValidator(_known_method)] = option("of merging")
+    modules: ModulesForm | None = option("of which models or slices are", None)
+    base_model: Text | None = option("the models' common ancestor", None)
+    dtype: Dtype | None = option("that mergekit computes in", None)
+    out_dtype: Dtype | None = option("of what is written, where it is another", None)
+    tokenizer_source: Any = option("whose tokenizer the merged model has", "base")
+    tokenizer: Any = option("a tokenizer joined of several", None)
+    name: Any = option("of the merge", None)
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterator[Fault]:
+        """See `Section.cross_faults`."""
+        yield from _one_of(fields, ("models", "slices", "modules"))
+        yield from _switch_faults(fields.get("parameters") or {})
+        chosen = fields.get("tokenizer_source")
+        if chosen not in (None, "base") and chosen not in list(_names(fields)):
+            wrong = f"{chosen!r}: {_NO_JOINING}"
+            yield Fault("tokenizer_source", wrong, "write base, or leave it out")
+        if fields.get("tokenizer") is not None:
+            yield Fault("tokenizer", _NO_JOINING, "leave it out")
+
+    def configuration(self) -> Configuration:
+        """Return what it says."""
+        if self.modules is None:
+            parts, module = self.parts(), None
+        else:
+            parts = self.modules.default.parts("modules.default.")
+            module = self.modules.default.parameters
+        outer = (module or {}, self.parameters or {})
+        dtype = self.out_dtype or self.dtype
+        return Configuration(self.merge_method, parts, self.base_model, outer, dtype)
+
+
+def _one_of(fields: Mapping[str, Any], keys: Sequence[str]) -> Iterator[Fault]:
+    """Yield a fault unless exactly one of the keys is there; a wrong one counts as there."""
+    given = [key for key in keys if fields.get(key, ...) is not None]
+    if len(given) != 1:
+        *most, last = keys
+        wrong = f"exactly one of {', '.join(most)} and {last} has to be there"
+        yield Fault("models", wrong, "write one")
+
+
+def _switch_faults(parameters: Parameters) -> Iterator[Fault]:
+    for key, default in _SWITCHES.items():
+        if key in parameters and parameters[key] is not default:
+            mend = f"write {str(default).lower()}, or leave it out"
+            yield Fault(f"parameters.{key}", "is not supported", mend)
+
+
+def _names(fields: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the names of the models that are listed where nothing is wrong."""
+    modules: ModulesForm | None = fields.get("modules")
+    models: list[SourceForm | None] = list(fields.get("models") or ())
+    slices: list[SliceForm | None] = list(fields.get("slices") or ())
+    if modules is not None:
+        models += modules.default.models or ()
+        slices += modules.default.slices or ()
+    for part in slices:
+        models += part.sources if part is not None else ()
+    for source in models:
+        if source is not None:
+            yield source.model
+
+
+def read_configuration(data: Any) -> Configuration:
+    """Return what a mergekit configuration describes.
+
+    Args:
+        data: the YAML's content.
+
+    Raises:
+        BadInput: with every fault of form, and what evomerge does not do.
+
+    >>> read_configuration({"merge_method": "tise", "models": [{"model": "a"}]})
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: merge_method: 'tise' is not supported; did you mean 'ties'?
+    """
+    if not isinstance(data, Mapping):
+        wrong = "a mergekit configuration is a mapping"
+        raise BadInput(Fault("", wrong, "see mergekit's README"))
+    return parse(ConfigurationForm, data).configuration()

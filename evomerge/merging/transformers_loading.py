@@ -1,0 +1,113 @@
+"""How transformers turns a checkpoint's tensors into a model's: its private parts, in one place.
+
+A checkpoint's names are not always the model's: transformers renames tensors, and stacks or splits
+some (the experts of a mixture) while it loads them. So that a live model can be filled without
+being loaded again, the same conversions are asked of
+
+- `transformers.conversion_mapping.get_model_conversion_mapping(model)`: the list of them;
+- `transformers.core_model_loading`: `WeightRenaming` and `WeightConverter` (which has
+  `source_patterns`, `target_patterns`, `add_tensor` and `convert`), `rename_source_key`, and
+  `dot_natural_key`, by which stacked tensors are ordered;
+- a model's `base_model_prefix` and `_keys_to_ignore_on_load_unexpected`.
+
+None of these is promised to stay. They are there from transformers 5.0 on; what holds of them is
+tested by tests/test_contracts_transformers.py.
+"""
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightConverter
+
+
+class Conversion(NamedTuple):
+    """What becomes of one tensor of a checkpoint.
+
+    Attributes:
+        target: the name of the model's tensor that it is, or is a part of.
+        pattern: of the checkpoint's names that the converter takes, where there is one.
+        converter: transformers' `WeightConverter`; None where the tensor stays as it is.
+    """
+
+    target: str
+    pattern: str | None
+    converter: "WeightConverter | None"
+
+    @property
+    def splits(self) -> bool:
+        """Whether the tensor becomes several of the model's."""
+        return self.converter is not None and len(self.converter.target_patterns) > 1
+
+
+def conversions(model: "PreTrainedModel", names: Iterable[str]) -> dict[str, Conversion]:
+    """Return what becomes of a checkpoint's tensors, by their names.
+
+    Args:
+        model: a transformers model.
+        names: of the checkpoint.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(
+    ...     vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...     num_attention_heads=1)
+    >>> conversions(LlamaForCausalLM(config), ["model.norm.weight"])["model.norm.weight"].target
+    'model.norm.weight'
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
+    prefix, state = model.base_model_prefix, model.state_dict()
+    found = {}
+    for name in sorted(names, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if target not in state:  # a checkpoint whose names are the model's already
+            target, pattern = rename_source_key(name, [], [], prefix, state)
+        converter = None if pattern is None else by_pattern.get(pattern)
+        found[name] = Conversion(target, pattern, converter)
+    return found
+
+
+def converted(
+    model: "PreTrainedModel", parts: Sequence[tuple[str, Conversion, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """Stack or split all the checkpoint's tensors of one target; return the model's, by name.
+
+    Args:
+        model: a transformers model.
+        parts: (checkpoint name, its conversion, tensor) in any order.
+    """
+    from transformers.core_model_loading import dot_natural_key
+
+    _, first, _ = parts[0]
+    converter = deepcopy(first.converter)  # it gathers what it is given
+    assert converter is not None, "a tensor that stays as it is needs no conversion"
+    for name, conversion, tensor in sorted(parts, key=lambda part: dot_natural_key(part[0])):
+        pattern = conversion.pattern or ""
+        # its annotation says that it takes futures, which it is given where files are read
+        converter.add_tensor(first.target, name, pattern, tensor)  # type: ignore[arg-type]
+    made = converter.convert(first.target, model=model, config=model.config)
+    return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+def ignored_patterns(model: "PreTrainedModel") -> list[str]:
+    """Return patterns of names in a checkpoint that a transformers model has no use for.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> ignored_patterns(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8)))
+    []
+    """
+    return list(model._keys_to_ignore_on_load_unexpected or [])

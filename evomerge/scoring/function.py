@@ -1,0 +1,85 @@
+"""A fitness of one's own: a Python module with `items()` and `score(model, tokenizer, items)`."""
+
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from evomerge.canonical import file_hash, item_hash
+from evomerge.errors import BadInput, Fault, one_line, placed
+from evomerge.scoring.fitness import Fitness, FunctionSection
+
+_DEFINE = "define items() and score(model, tokenizer, items)"
+
+
+class FunctionFitness(Fitness):
+    """A Python module's `items()`, a list, and its `score`, one float for each item.
+
+    >>> import tempfile
+    >>> code = "def items(): return ['a', 'b']\\ndef score(m, t, items): return [1, 0.5]"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "fit.py").write_text(code)
+    ...     section = FunctionSection(name="mine", function=f"{folder}/fit.py")
+    ...     fitness = FunctionFitness(section)
+    >>> fitness.prepare(None, None, [0, 1])
+    >>> fitness.score([0, 1]).tolist()
+    [1.0, 0.5]
+    """
+
+    def __init__(self, section: FunctionSection):
+        """
+        Raises:
+            BadInput: there is no such file, or it has not what it needs.
+        """
+        self.direction = section.direction or "maximize"
+        path = Path(section.function)
+        with placed("function"):
+            self._module = _import_file(path)
+            self.definition = file_hash(path)
+            try:
+                self._items = list(self._module.items())
+            except Exception as error:  # the user's code: whatever it raises means the same
+                wrong = f"{path}: items() failed with {one_line(error)}"
+                raise BadInput(Fault("", wrong, "mend items()")) from error
+        self.hashes = [item_hash(item) for item in self._items]
+
+    def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
+        self._model, self._tokenizer = model, tokenizer
+
+    def score(self, ordinals: Sequence[int]) -> np.ndarray:
+        items = [self._items[i] for i in ordinals]
+        scores = np.asarray(self._module.score(self._model, self._tokenizer, items), np.float32)
+        if scores.shape != (len(items),):
+            raise ValueError(f"score() gave shape {scores.shape} for {len(items)} items")
+        return scores
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a fitness's file and check that it has the two functions."""
+    if not path.is_file():
+        raise BadInput(Fault("", f"there is no file '{path}'", "write a path to a .py file"))
+    spec = importlib.util.spec_from_file_location(f"evomerge_fitness_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise BadInput(Fault("", f"{path} is no Python module", "write a path to a .py file"))
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        wrong = f"{path} cannot be imported: {one_line(error)}"
+        raise BadInput(Fault("", wrong, "mend the module")) from error
+    for name, count in (("items", 0), ("score", 3)):
+        function = module.__dict__.get(name)
+        if not callable(function):
+            raise BadInput(Fault("", f"{path} has no function {name}", _DEFINE))
+        try:
+            inspect.signature(function).bind(*range(count))
+        except TypeError:
+            wrong = f"{path}: {name} does not take {count} arguments"
+            raise BadInput(Fault("", wrong, _DEFINE)) from None
+        except ValueError:  # made in C: it says nothing of its arguments
+            continue
+    return module
