@@ -189,10 +189,11 @@ def main() -> None:
     parser.add_argument("--size", default="25M", choices=SHAPES)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--times", type=int, default=3)
-    options = common.parsed(parser, size="0.2M", times=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = common.parsed(parser, size="0.2M", times=1, threads=1)
     python = environment(install=not options.short)
-    torch.set_num_threads(os.cpu_count() or 1)
-    layers = SHAPES[options.size][1]
+    torch.set_num_threads(options.threads)
+    layers = SHAPES[options.size].layers
     rows: list[list[Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -211,8 +212,9 @@ def main() -> None:
                 file.write_text(yaml.safe_dump(configuration(method, paths, dtype)))
                 out = str(file.with_suffix(".safetensors")) if kind == "exact" else None
                 asked[file.stem] = {"file": str(file), "times": times, "out": out}
-        file, out = routed(exact[1:3], layers, folder / "routed"), folder / "routing.safetensors"
-        asked["routing"] = {"file": str(file), "times": 0, "out": str(out)}
+        file = routed(exact[1:3], layers, folder / "routed")
+        stacked = folder / "routing.safetensors"
+        asked["routing"] = {"file": str(file), "times": 0, "out": str(stacked)}
         theirs = by_mergekit(python, folder, asked) if python else {}
         fast, close = Side(timed), Side(exact)
         for method in options.methods:
@@ -225,7 +227,7 @@ def main() -> None:
             rows.append(row)
         verdict = f"mergekit is not in {ENVIRONMENT}: run this without --short to compare with it"
         if python:
-            model, other = load_file(folder / "routed" / "model.safetensors"), load_file(out)
+            model, other = load_file(folder / "routed" / "model.safetensors"), load_file(stacked)
             assert model.keys() == other.keys(), "a routed model has other tensors than mergekit's"
             differ = sum(int((steps_between(t, other[n]) > 0).sum()) for n, t in model.items())
             verdict = "a routed model and mergekit's passthrough of its mergekit_config.yml: "

@@ -47,7 +47,7 @@ def cells(entry: Entry) -> list[str]:
     scores = entry.archive.scores(entry.candidate, "heldout")
     listed = [scores.get(objective.name) for objective in entry.archive.objectives]
     listed.append(mean_score(entry.archive, entry.candidate, "heldout"))
-    return [interval(score._asdict() if score else None) for score in listed]
+    return [interval({"mean": s.mean, "stderr": s.stderr} if s else None) for s in listed]
 
 
 def paired(entry: Entry, best: Entry) -> str:

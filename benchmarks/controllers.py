@@ -14,6 +14,7 @@ import common
 import numpy as np
 
 from evomerge.search.controllers import CONTROLLERS, Feedback, Problem, make_controller
+from evomerge.sections import parse
 from evomerge.testing import spheres
 
 BASELINES = 3  # told before the first ask
@@ -30,6 +31,7 @@ class Search:
             genes: of the box; a controller that crosses individuals has two.
         """
         self._class = CONTROLLERS.get(name)
+        self._options = parse(self._class.section, {"kind": name})
         self._genes = 2 if self._class.breeds else genes
         rng = np.random.default_rng(0)
         self._items = (rng.random((256, ITEMS)) < rng.random(ITEMS)).astype(np.float32)
@@ -39,7 +41,7 @@ class Search:
         """Ask and tell so often; return the seconds. A second call replays the first."""
         start = np.full(self._genes, 0.5)
         problem = Problem(dimension=self._genes, seed=1, start=start, objectives=2)
-        controller = make_controller(problem, self._class.section())
+        controller = make_controller(problem, self._options)
         for candidate in range(1, 1 + BASELINES):
             controller.tell(self._feedback(candidate, None, None, (0.0, 0.0)))
         seconds = 0.0
@@ -52,6 +54,7 @@ class Search:
                 candidate = ordinal + 1 + BASELINES
                 self._told.append(self._feedback(candidate, ordinal, proposal.genome, vector))
             feedback = self._told[ordinal]
+            assert feedback.genome is not None
             assert np.array_equal(proposal.genome, feedback.genome), "a replay proposes otherwise"
             started = time.perf_counter()
             controller.tell(feedback)

@@ -80,7 +80,7 @@ def halves(seed: int, runs: Path) -> list[str]:
 def main() -> None:
     parser = common.command_line(__doc__)
     parser.add_argument("start", choices=["pretrained", "halves", "scratch", "table"])
-    parser.add_argument("variants", nargs="*", default=["niches"], choices=[*VARIANTS])
+    parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], help="niches if none")
     parser.add_argument("--seeds", type=int, default=5, help="so many, from 42 on")
     parser.add_argument("--passes", type=int, default=10_000)
     common.with_out(parser, CSV, RUNS)
@@ -89,7 +89,7 @@ def main() -> None:
     rows = Rows(file, ("start", "variant", "seed", "passes"))
     if options.start != "table":
         for seed in range(42, 42 + options.seeds):
-            for variant in options.variants:
+            for variant in options.variants or ["niches"]:
                 make(options.start, variant, seed, options.passes, rows, options.out or RUNS)
     groups = {"start": "from", "variant": "variant", "passes": "passes"}
     print(rows.table(groups, ("train", "test"), deviation))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import common
 
-POOLS = {"inline": "{pool: inline}", "ray": "{pool: ray, count: 2}"}
+POOLS = {"inline": "pool: inline", "ray": "pool: ray, count: 2"}
 
 
 def seconds_to_first_score(file: Path, settings: Sequence[str], run: Path) -> float:
@@ -43,10 +43,11 @@ def main() -> None:
     parser.add_argument("--items", type=int, help="of an objective, held-out ones included; all")
     options = common.parsed(parser, pools=["inline"], items=20)
     settings = common.fewer_items(options.file, options.items) if options.items else []
+    threads = ", threads: 1" if options.short else ""
     print(common.hardware())
     with tempfile.TemporaryDirectory() as folder:
         for name in options.pools:
-            workers = f"workers={POOLS[name]}"
+            workers = f"workers={{{POOLS[name]}{threads}}}"
             run = Path(folder) / name
             seconds = seconds_to_first_score(options.file, [*settings, workers], run)
             print(f"{name:8} {seconds:.1f} s")

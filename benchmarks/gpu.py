@@ -23,11 +23,15 @@ def main() -> None:
     parser = common.command_line(__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--candidates", type=int, default=12)
-    options = common.parsed(parser, candidates=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = common.parsed(parser, candidates=2, threads=1)
     fewer = common.fewer_items(options.file, 20) if options.short else []
     cuda = torch.cuda.is_available()
     print(torch.cuda.get_device_name() if cuda else f"no GPU; {common.hardware()}")
-    settings = [f"budget={{evaluations: {options.candidates}}}", "workers={pool: inline}"]
+    settings = [
+        f"budget={{evaluations: {options.candidates}}}",
+        f"workers={{pool: inline, threads: {options.threads}}}",
+    ]
     settings += ["finals=0", *fewer]
     if cuda:
         settings.append("compute_dtype=bfloat16")
@@ -41,7 +45,7 @@ def main() -> None:
         print(f"{scored} candidates in {wall:.0f} s with start-up; {rate:.1f} a minute")
         number, checksum, verdict = export_candidate(run, Path(folder) / "best", "best")
         print(f"candidate {number} exported, {verdict}: weights {checksum}")
-    print(measure(options.file, options.candidates, os.cpu_count() or 1, fewer))
+    print(measure(options.file, options.candidates, options.threads, fewer))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.kernels import native
 from evomerge.merging.methods import METHODS
+from evomerge.recipes.parameters import uniform
 from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
 
@@ -85,8 +86,7 @@ def adapter_rows(base: Path, count: int, folder: Path, times: int, device: str) 
     for who, names in sums.items():
         merger = merger_of(names, device)
         live = live_tensors(merger.sources[names[0]], device)
-        recipe = replace(recipe_of("linear", names, None), dtype="bfloat16")
-        merge = partial(merger.fill, recipe, live)
+        merge = partial(merger.fill, uniform(tuple(names), "bfloat16"), live)
         first, seconds = seconds_of(merge), seconds_of(merge, times)
         rows.append([who, seconds, None, None, first, merger.bytes_kept() / 1e6])
     return rows
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count()])
     options = common.parsed(parser, model=None, sizes=["0.2M"], times=1, threads=[1])
-    for size in [None] if options.model else options.sizes:
+    for size in [""] if options.model else options.sizes:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             base = options.model or make_model(size, folder / "base")

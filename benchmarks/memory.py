@@ -19,6 +19,7 @@ from pathlib import Path
 
 import common
 import torch
+from models import Shape, in_layer
 from safetensors.torch import save_file
 
 from evomerge.testing import recipe_of
@@ -26,42 +27,22 @@ from evomerge.testing import recipe_of
 POLL = 0.02  # seconds between looks at the process
 
 
-def layer_shapes(hidden: int) -> dict[str, tuple[int, int]]:
-    """Return the tensors of a layer: a quarter of the heads are key-value heads."""
-    width = 4 * hidden
-    return {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (hidden // 4, hidden),
-        "self_attn.v_proj": (hidden // 4, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (width, hidden),
-        "mlp.up_proj": (width, hidden),
-        "mlp.down_proj": (hidden, width),
-    }
-
-
 def make_model(folder: Path, hidden: int, gigabytes: float, seed: int) -> str:
-    """Write a model of about so many gigabytes, a shard a layer; its layers share their noise."""
-    folder.mkdir()
+    """Write a Llama of about so many gigabytes, a shard a layer; its layers share their noise."""
+    shape = Shape(hidden, 0, 8, 2, 4 * hidden, 16 * hidden)
     generator = torch.Generator().manual_seed(seed)
-
-    def noise(shape: tuple[int, int]) -> torch.Tensor:
-        return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
-
-    layer = {name: noise(shape) for name, shape in layer_shapes(hidden).items()}
-    embeddings = noise((16 * hidden, hidden))
-    layers = round((gigabytes * 1e9 - embeddings.nbytes) / sum(t.nbytes for t in layer.values()))
-    shards = [{"model.embed_tokens.weight": embeddings}]
-    for i in range(layers):
-        shards.append({f"model.layers.{i}.{name}.weight": t for name, t in layer.items()})
+    layer, outside = shape.layer(generator), shape.outside(generator)
+    layer_bytes, rest = (sum(t.nbytes for t in part.values()) for part in (layer, outside))
+    shape = shape._replace(layers=round((gigabytes * 1e9 - rest) / layer_bytes))
+    folder.mkdir()
     weight_map: dict[str, str] = {}
-    for i, shard in enumerate(shards):
-        file = f"model-{i:05d}.safetensors"
+    for number in range(shape.layers + 1):
+        shard = in_layer(number, layer) if number < shape.layers else outside
+        file = f"model-{number:05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    config = {"model_type": "llama", "num_hidden_layers": layers, "tie_word_embeddings": True}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(shape.config()))
     return str(folder)
 
 

@@ -1,8 +1,10 @@
 """Models of random weights that the benchmarks merge, and the clock that they are merged by."""
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,30 +13,85 @@ from evomerge.merging.merger import Merger
 from evomerge.sources.digest import digest
 from evomerge.sources.source import Source, open_source
 
-SHAPES = {  # hidden size, layers, heads, key-value heads, width of the MLP, vocabulary
-    "0.2M": (64, 4, 4, 2, 128, 512),  # of the short forms
-    "25M": (384, 12, 6, 2, 1024, 16384),
-    "135M": (576, 30, 9, 3, 1536, 49152),
-    "7B": (4096, 32, 32, 8, 14336, 32000),
+Tensors = dict[str, torch.Tensor]
+
+
+class Shape(NamedTuple):
+    """The shape of a Llama with tied embeddings."""
+
+    hidden: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    width: int  # of the MLP
+    vocabulary: int
+
+    def config(self) -> dict[str, object]:
+        """Return what config.json says of it."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "dtype": "bfloat16",
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.key_value_heads,
+            "intermediate_size": self.width,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": True,
+        }
+
+    def layer(self, generator: torch.Generator) -> Tensors:
+        """Draw a layer's tensors, by their names within it."""
+        shared = self.hidden * self.key_value_heads // self.heads
+        shapes = {
+            "self_attn.q_proj": (self.hidden, self.hidden),
+            "self_attn.k_proj": (shared, self.hidden),
+            "self_attn.v_proj": (shared, self.hidden),
+            "self_attn.o_proj": (self.hidden, self.hidden),
+            "mlp.gate_proj": (self.width, self.hidden),
+            "mlp.up_proj": (self.width, self.hidden),
+            "mlp.down_proj": (self.hidden, self.width),
+        }
+        drawn = {f"{name}.weight": noise(shape, generator) for name, shape in shapes.items()}
+        one = torch.ones(self.hidden, dtype=torch.bfloat16)
+        norms = ("input_layernorm", "post_attention_layernorm")
+        return drawn | {f"{name}.weight": one.clone() for name in norms}
+
+    def outside(self, generator: torch.Generator) -> Tensors:
+        """Draw what is outside the layers."""
+        embeddings = noise((self.vocabulary, self.hidden), generator)
+        norm = torch.ones(self.hidden, dtype=torch.bfloat16)
+        return {"model.embed_tokens.weight": embeddings, "model.norm.weight": norm}
+
+
+SHAPES = {
+    "0.2M": Shape(64, 4, 4, 2, 128, 512),  # of the short forms
+    "25M": Shape(384, 12, 6, 2, 1024, 16384),
+    "135M": Shape(576, 30, 9, 3, 1536, 49152),
+    "7B": Shape(4096, 32, 32, 8, 14336, 32000),
 }
+
+
+def noise(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Return weights as Llamas begin with: normal, of standard deviation 0.02."""
+    return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
+
+
+def in_layer(index: int, tensors: Tensors) -> Tensors:
+    """Return a layer's tensors by their names in the whole model."""
+    return {f"model.layers.{index}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def make_model(size: str, folder: Path) -> Path:
     """Write a Llama of random bfloat16 weights, of one of SHAPES; return its folder."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    hidden, layers, heads, shared, width, vocabulary = SHAPES[size]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=shared,
-        intermediate_size=width,
-        vocab_size=vocabulary,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    shape, generator = SHAPES[size], torch.Generator().manual_seed(0)
+    tensors = shape.outside(generator)
+    for index in range(shape.layers):
+        tensors |= in_layer(index, shape.layer(generator))
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(shape.config()))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

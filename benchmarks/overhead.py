@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from evomerge.archive.archive import Archive
-from evomerge.campaign.build import prepare, read_plan
+from evomerge.campaign.build import open_campaign
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.observer import Silent
 from evomerge.campaign.runner import Runner
 from evomerge.campaign.source_hashes import hash_sources
+from evomerge.config.validate import read_plan
 from evomerge.search.controllers import Controller
 from evomerge.workers.pool import InlinePool
 
@@ -95,7 +96,7 @@ def measure(file: Path, candidates: int, threads: int, settings: Sequence[str]) 
         "heldout=0.5",
         *settings,
     ]
-    campaign = hash_sources(prepare(read_plan(file, settings)))
+    campaign = hash_sources(open_campaign(read_plan(file, settings)))
     started = time.perf_counter()
     pool = InlinePool(campaign.worker)
     warm = time.perf_counter() - started
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    options = common.parsed(parser, candidates=2)
+    options = common.parsed(parser, candidates=2, threads=1)
     settings = common.fewer_items(options.file, 20) if options.short else []
     print(measure(options.file, options.candidates, options.threads, settings))
 

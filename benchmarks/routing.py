@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--turns", type=int, default=5)
-    options = common.parsed(parser, families=["llama", "qwen3_moe"], tokens=4, turns=1)
+    options = common.parsed(parser, families=["llama", "qwen3_moe"], threads=1, tokens=4, turns=1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(options.threads)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from evomerge.archive.archive import Archive
-from evomerge.campaign.build import prepare
+from evomerge.campaign.build import open_campaign
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.observer import Silent
+from evomerge.campaign.resume import begin
 from evomerge.campaign.runner import Runner
 from evomerge.campaign.source_hashes import hash_sources
 from evomerge.config.validate import checked_plan
@@ -66,7 +67,7 @@ def make_campaign(candidates: int, items: int, **controller: Any) -> Campaign:
             "budget": {"evaluations": candidates},
         }
     )
-    return hash_sources(prepare(plan))
+    return hash_sources(open_campaign(plan))
 
 
 class SyntheticPool:
@@ -125,9 +126,9 @@ class SyntheticPool:
             return None
         self._now, _, job = heapq.heappop(self._jobs)
         assert isinstance(job.recipe, ParametersRecipe)
-        weights = [weight for group in job.recipe.groups for weight in group.values["weight"]]
+        weights = np.array([group.values["weight"] for group in job.recipe.groups])
         # Models weighed alike do well: a landscape that a controller can learn.
-        skill = float(np.clip(1 - np.std(weights), 0.05, 0.95))
+        skill = float(np.clip(1 - weights.std(), 0.05, 0.95))
         scores = {
             objective: (self._rng.random(self._items) < skill).astype(np.float32)
             for objective in OBJECTIVES
@@ -141,7 +142,5 @@ class SyntheticPool:
 
 def drive(campaign: Campaign, archive: Archive, pool: SyntheticPool) -> None:
     """Begin a campaign in a new archive, or continue it, and run it to its end."""
-    if not archive.begun:
-        plan = campaign.plan.model_dump(mode="json")
-        archive.begin(campaign.plan.name, plan, campaign.provenance(), campaign.items())
+    begin(archive, campaign, archive.path.parent)
     Runner(campaign, archive, pool, Silent()).run()

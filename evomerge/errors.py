@@ -27,7 +27,8 @@ class Fault:
         mend: what to write instead.
         file: of the user's; once it is known, the fault keeps its place.
 
-    >>> print(Fault("sigma", "7 is above 1", "write e.g. 0.2").under("controller").in_file("a.yaml"))
+    >>> fault = Fault("sigma", "7 is above 1", "write e.g. 0.2")
+    >>> print(fault.under("controller").in_file("a.yaml"))
     a.yaml: controller.sigma: 7 is above 1; write e.g. 0.2
     """
 

@@ -1,35 +1,30 @@
-"""Sections of the files that users write, as pydantic models; and pydantic's errors in our words.
+"""Sections of the files that users write, as pydantic models.
 
 A section's fields are declared once, with description, unit, bounds and an example: what checks a
 file, `evomerge list`, the reference in docs/ and `evomerge schema` are all read off them.
 """
 
 import contextlib
-import functools
-import math
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, Union
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Self, TypeVar, Union
 
-import annotated_types as bounds
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
-    GetCoreSchemaHandler,
     ModelWrapValidatorHandler,
     Tag,
     TypeAdapter,
     ValidationError,
     model_validator,
 )
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from evomerge.errors import BadInput, Fault, nearest
+from evomerge.errors import BadInput, Fault
+from evomerge.section_faults import faults_of
+from evomerge.section_types import bare_kind, declared_kind
 
 Text = Annotated[str, Field(min_length=1, strict=True)]
 Whole = Annotated[int, Field(strict=True)]
@@ -105,12 +100,12 @@ def good_fields(section: type[Section], data: Any) -> dict[str, Any]:
             if not field.is_required():
                 fields[name] = field.get_default(call_default_factory=True)
             continue
-        kind, value = _declared(field), given[name]
+        kind, value = declared_kind(field), given[name]
         with contextlib.suppress(ValidationError):
             fields[name] = TypeAdapter(kind).validate_python(value)
             continue
-        if typing.get_origin(_bare(kind)) is list and isinstance(value, list):
-            entry = typing.get_args(_bare(kind))[0]
+        if typing.get_origin(bare_kind(kind)) is list and isinstance(value, list):
+            entry = typing.get_args(bare_kind(kind))[0]
             fields[name] = [_right(entry, item) for item in value]
     return fields
 
@@ -181,25 +176,6 @@ def option(
     )
 
 
-class Expected:
-    """An annotation for values of several forms: what a fault says that the value is not.
-
-    >>> parse(Annotated[Number | list[Number], Expected("a number or a list of them")], "x")
-    Traceback (most recent call last):
-    evomerge.errors.BadInput: 'x' is not a number or a list of them
-    """
-
-    def __init__(self, forms: str):
-        self.forms = forms
-
-    def __get_pydantic_core_schema__(
-        self, kind: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        return core_schema.custom_error_schema(
-            handler(kind), custom_error_type="expected", custom_error_message=self.forms
-        )
-
-
 def one_of(members: Mapping[str, Any], choose: Callable[[Any], str]) -> Any:
     """Return a union of sections, or of other types, whose raw value tells which one it is.
 
@@ -238,273 +214,22 @@ def parse(kind: type[_S], data: Any) -> _S:
 
     Raises:
         BadInput: with every fault, keys relative to `data`.
+
+    >>> parse(list[Whole], [1, 2.5])
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: 1: 2.5 is not a whole number; write a whole number
     """
     try:
         return _adapter(kind).validate_python(data)
     except ValidationError as error:
-        found = [fault for e in error.errors() for fault in _faults(e, kind)]
+        found = [fault for e in error.errors() for fault in faults_of(e, kind)]
         raise BadInput(*found) from None
 
 
-@functools.lru_cache
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # one takes milliseconds to make
+
+
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)  # which takes milliseconds to make
-
-
-# --- pydantic's errors in our words ----------------------------------------------------------
-
-_WRONG = {
-    "missing": "is missing",
-    "string_type": "is not a text",
-    "string_too_short": "is empty",
-    "int_type": "is not a whole number",
-    "int_from_float": "is not a whole number",
-    "float_type": "is not a number",
-    "bool_type": "is not true or false",
-    "dict_type": "is not a mapping",
-    "list_type": "is not a list",
-    "tuple_type": "is not a list",
-    "model_type": "is not a mapping",
-    "model_attributes_type": "is not a mapping",
-    "finite_number": "is not a finite number",
-    "none_required": "has to be left out",
-    "too_short": "is empty",
-    "literal_error": "is none of what it may be",
-    "string_pattern_mismatch": "has characters other than letters, digits, '.', '-' and '_'",
-    "greater_than": "is out of range",
-    "greater_than_equal": "is out of range",
-    "less_than": "is out of range",
-    "less_than_equal": "is out of range",
-}
-
-
-def _faults(error: ErrorDetails, kind: Any) -> list[Fault]:
-    """Return what one of pydantic's errors says, as faults."""
-    place = _place(kind, error["loc"])
-    key = ".".join(map(str, place.path))
-    given, context = error["input"], error.get("ctx", {})
-    if error["type"] == "faults":
-        return [fault.under(key) for fault in context["faults"]]
-    if error["type"] == "extra_forbidden":
-        name = str(place.path[-1])
-        return [Fault(key, f"unknown key '{name}'", nearest(name, place.known))]
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        tag, known = context.get("tag"), _tags(place.kind)
-        if tag is None:
-            said = given.get("kind", ...) if isinstance(given, Mapping) else ...
-            wrong = "is missing" if said is ... else f"{_plain(said)} is not a text"
-        else:
-            wrong = f"there is no '{tag}'"
-        if not isinstance(given, Mapping | Section):
-            return [Fault(key, f"{_plain(given)} is not a mapping", place.mend)]
-        return [Fault("kind", wrong, nearest(str(tag), known)).under(key)]
-    if error["type"] == "expected":
-        return [Fault(key, f"{_plain(given)} is not {error['msg']}")]
-    wrong = _WRONG.get(error["type"])
-    if wrong is None:
-        wrong = error["msg"][:1].lower() + error["msg"][1:]
-    mend = place.mend
-    if wrong == "is out of range":
-        wrong, mend = f"{_plain(given)} is out of range", f"write {kind_text(place.kind)}"
-    elif error["type"] != "missing" and isinstance(given, str | int | float | None):
-        wrong = f"{_plain(given)} {wrong}"
-    return [Fault(key, wrong, mend)]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return "null" if value is None else repr(value)[:80]
-
-
-class _Place(NamedTuple):
-    """Where an error is: the path without pydantic's tags, and what is known there."""
-
-    path: tuple[str | int, ...]
-    kind: Any  # what is declared there
-    known: tuple[str, ...]  # keys of the section that the last step is in
-    mend: str
-
-
-def _place(kind: Any, location: Sequence[str | int]) -> _Place:
-    """Follow an error's location through the types, leaving out the tags of unions."""
-    path: list[str | int] = []
-    known: tuple[str, ...] = ()
-    field: FieldInfo | None = None
-    for step in location:
-        if step == "[key]":
-            continue
-        kind = _bare(kind)
-        if members := _members(kind):
-            kind = members.get(str(step), Any)
-            continue
-        if str(step).startswith("<"):  # the tag of a union of one
-            continue
-        path.append(step)
-        field = None
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            known = tuple(kind.model_fields)
-            field = kind.model_fields.get(str(step))
-            kind = _declared(field) if field else Any
-        else:
-            arguments = typing.get_args(kind)
-            kind = arguments[-1] if typing.get_origin(kind) in (dict, Mapping) else (
-                arguments[0] if arguments else Any)  # fmt: skip
-    return _Place(tuple(path), kind, known, _mend(path, kind, field))
-
-
-def _mend(path: Sequence[str | int], kind: Any, field: FieldInfo | None) -> str:
-    if field is not None and field.examples:
-        example = yaml.safe_dump(
-            {str(path[-1]): field.examples[0]}, default_flow_style=True, width=1000, sort_keys=False
-        )
-        return f"write e.g. {example.strip()[1:-1]}"
-    if _bare(kind) is type(None):
-        return "leave it out"
-    said = kind_text(kind)
-    return f"write {said}" if said else "see docs/campaign-file.md"
-
-
-def _declared(field: FieldInfo) -> Any:
-    """Return a field's annotation with its metadata put back."""
-    kind: Any = field.annotation
-    metadata = [m for m in (*field.metadata, field.discriminator) if m is not None]
-    for entry in metadata:
-        kind = Annotated[kind, entry]
-    return kind
-
-
-def _split(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return what an annotation annotates, and its metadata."""
-    if typing.get_origin(kind) is Annotated:
-        inner, *metadata = typing.get_args(kind)
-        bare, more = _split(inner)
-        return bare, (*more, *metadata)
-    return kind, ()
-
-
-def _bare(kind: Any) -> Any:
-    """Return what an annotation annotates, of an optional one what is there besides None."""
-    bare, _ = _split(kind)
-    if typing.get_origin(bare) in (Union, types.UnionType):
-        rest = [a for a in typing.get_args(bare) if a is not type(None)]
-        if len(rest) == 1:
-            return _bare(rest[0])
-    return bare
-
-
-def _members(kind: Any) -> dict[str, Any]:
-    """Return tag -> member of a union of sections; empty of anything else."""
-    bare = _bare(kind)
-    if typing.get_origin(bare) not in (Union, types.UnionType):
-        return {}
-    found: dict[str, Any] = {}
-    for member in typing.get_args(bare):
-        section, metadata = _split(member)
-        tags = [m.tag for m in metadata if isinstance(m, Tag)]
-        is_section = isinstance(section, type) and issubclass(section, BaseModel)
-        if not tags and is_section and "kind" in section.model_fields:
-            tags = list(typing.get_args(section.model_fields["kind"].annotation))
-        found |= dict.fromkeys(tags, member)
-    return found
-
-
-def _tags(kind: Any) -> list[str]:
-    return sorted(_members(kind))
-
-
-# --- what a field may be, said to people -----------------------------------------------------
-
-
-class FieldRow(NamedTuple):
-    """One field of a section, as people read of it; `default` is None where it is required."""
-
-    name: str
-    kind: str
-    unit: str
-    default: str | None
-    description: str
-
-
-def rows_of(section: type[Section]) -> list[FieldRow]:
-    """Return a section's fields in their order, without its `kind`.
-
-    >>> class Budget(Section):
-    ...     hours: Number | None = option("wall time over all starts", None, unit="hours", gt=0)
-    >>> rows_of(Budget)[0]
-    FieldRow(name='hours', kind='a number above 0, or null', unit='hours', default='null', \
-description='wall time over all starts')
-    """
-    rows = []
-    for name, field in section.model_fields.items():
-        if name == "kind":
-            continue
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        default = None
-        if not field.is_required():
-            value = field.get_default(call_default_factory=True)
-            plain = value.model_dump() if isinstance(value, BaseModel) else value
-            text = yaml.safe_dump(plain, default_flow_style=True, width=1000, sort_keys=False)
-            default = text.removesuffix("\n").removesuffix("\n...")
-        row = FieldRow(
-            name,
-            kind_text(_declared(field)),
-            str(extra.get("unit", "")),
-            default,
-            field.description or "",
-        )
-        rows.append(row)
-    return rows
-
-
-def kind_text(kind: Any) -> str:
-    """Say what a value may be, e.g. `a whole number of at least 1, or null`.
-
-    >>> kind_text(Annotated[Whole, Field(ge=1)] | None)
-    'a whole number of at least 1, or null'
-    >>> kind_text(Literal["lerp", "slerp"])
-    'lerp or slerp'
-    """
-    bare, metadata = _split(kind)
-    origin, arguments = typing.get_origin(bare), typing.get_args(bare)
-    for entry in metadata:
-        if isinstance(entry, Expected):
-            return entry.forms
-    if origin in (Union, types.UnionType):
-        if members := _members(kind):
-            names = [tag.strip("<>") for tag in members]
-            return f"a mapping ({', '.join(names)})"
-        said = [kind_text(Annotated[a, *metadata] if metadata else a)
-                for a in arguments if a is not type(None)]  # fmt: skip
-        return " or ".join(said) + (", or null" if type(None) in arguments else "")
-    if origin is Literal:
-        *most, last = map(str, arguments)
-        return f"{', '.join(most)} or {last}" if most else last
-    if origin in (list, tuple):
-        inner = kind_text(arguments[0]) if arguments else ""
-        return f"a list of {_plural(inner)}" if inner else "a list"
-    if origin in (dict, Mapping) or (isinstance(bare, type) and issubclass(bare, BaseModel)):
-        return "a mapping"
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
-    return " ".join([names.get(bare, ""), *_bounds_text(metadata)]).strip()
-
-
-def _plural(said: str) -> str:
-    one, _, rest = said.partition(" ")
-    return f"{rest}s" if one in ("a", "an") and " " not in rest else said
-
-
-def _bounds_text(metadata: Iterable[Any]) -> list[str]:
-    """Say the bounds of a number, whether pydantic took a `Field` apart already or not."""
-    flat = [m for entry in metadata for m in (getattr(entry, "metadata", None) or [entry])]
-    said = []
-    for entry in flat:
-        if isinstance(entry, bounds.Ge):
-            said.append(f"of at least {entry.ge:g}")
-        elif isinstance(entry, bounds.Gt):
-            said.append(f"above {entry.gt:g}")
-        elif isinstance(entry, bounds.Le):
-            said.append(f"of at most {entry.le:g}")
-        elif isinstance(entry, bounds.Lt):
-            said.append(f"below {entry.lt:g}")
-    return [" and ".join(said).replace("and of", "and")] if said else []
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]

@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 Z95 = 1.96  # half-width of a 95 % interval in standard errors (the normal's 97.5 % quantile)
 
 
-def interval(score: Mapping[str, float] | None) -> str:
+def interval(score: Mapping[str, Any] | None) -> str:
     """Say a score with its 95 % interval.
+
+    Args:
+        score: as the archive's JSON has it: its mean and stderr; None where there is none.
 
     >>> interval({"mean": 0.402, "stderr": 0.0107}), interval(None)
     ('0.402 ± 0.021', '-')

@@ -17,6 +17,7 @@ import yaml
 from hypothesis import settings
 
 from evomerge.archive.archive import Archive
+from evomerge.campaign.observer import Silent
 from evomerge.testing import tiny_llama
 
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
@@ -179,22 +180,6 @@ def campaign_file(here):
         return path
 
     return write
-
-
-class Silent:
-    """A progress that keeps what was said."""
-
-    def __init__(self):
-        self.said = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def finished(self, directory) -> None:
-        pass
-
-    def __call__(self, archive) -> None:
-        pass
 
 
 @pytest.fixture

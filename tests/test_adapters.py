@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from evomerge.archive import summary
 from evomerge.campaign.run import run_campaign
-from evomerge.config import validate
+from evomerge.config.validate import read_plan
 from evomerge.errors import BadInput
 from evomerge.export.candidates import export_candidate
 from evomerge.merging.merger import Merger
@@ -129,7 +129,7 @@ def test_a_campaign_over_an_adapter(campaign_file, lora, here, silent):
     """Its baseline is the model that PEFT merges, rounded once; the best exports and loads."""
     sources = {"base": "base", "models": {"a": "a", "l": {"model": "base", "adapter": "lora"}}}
     file = campaign_file(sources=sources, budget__evaluations=3)
-    assert validate.load(file)["sources"]["models"]["l"] == "base+lora"
+    assert read_plan(file).sources.models["l"] == "base+lora"
     run_campaign(file, observer=silent)
     run = here / "runs" / "tiny"
     by_label = {r["label"]: r["id"] for r in summary.front(run)}

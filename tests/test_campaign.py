@@ -6,9 +6,9 @@ from sql import change, query
 
 from evomerge.archive import summary
 from evomerge.archive.reader import ArchiveReader
-from evomerge.campaign import runner
+from evomerge.campaign import evaluation
 from evomerge.campaign.run import run_campaign
-from evomerge.config import validate
+from evomerge.config.validate import read_plan
 from evomerge.errors import BadInput, EvomergeError
 
 
@@ -77,7 +77,7 @@ def score(model, tokenizer, items):
 def test_one_trouble_of_candidate_after_candidate_stops_the_campaign(
     campaign_file, silent, here, monkeypatch
 ):
-    monkeypatch.setattr(runner, "_SAME_FAILURES", 4)
+    monkeypatch.setattr(evaluation, "_SAME_FAILURES", 4)
     text = (here / "fit.py").read_text()
     head = "import itertools\nfrom pathlib import Path\nimport torch\ncount = itertools.count()\n"
     trouble = "raise torch.OutOfMemoryError(f'tried to allocate {next(count)} MiB')"
@@ -141,9 +141,7 @@ def test_only_budget_workers_and_finals_may_change(campaign_file, silent):
         budget__evaluations=3, finals=1, workers={"pool": "inline", "threads": 1}
     )
     assert run_campaign(changed, observer=silent)
-    assert validate.load(changed.parent / "runs" / "tiny" / "campaign.yaml") == validate.load(
-        changed
-    )
+    assert read_plan(changed.parent / "runs" / "tiny" / "campaign.yaml") == read_plan(changed)
 
 
 def test_a_changed_source_is_refused_by_name_and_hash(campaign_file, silent, here, world):

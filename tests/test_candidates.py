@@ -12,7 +12,8 @@ from sql import change
 
 from evomerge.archive import summary
 from evomerge.archive.archive import Archive
-from evomerge.campaign.run import checked, run_campaign
+from evomerge.campaign.build import checked
+from evomerge.campaign.run import run_campaign
 from evomerge.cli.main import main
 from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, EvomergeError

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from evomerge.archive import summary
 from evomerge.campaign.run import run_campaign
-from evomerge.cli import tables
+from evomerge.cli.console import table
 from evomerge.cli.main import main
 from evomerge.errors import BadInput
 from evomerge.testing.archives import example_archive
@@ -25,8 +25,10 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 @pytest.fixture
 def example(tmp_path):
     """The directory of a run of two models and three proposals."""
-    example_archive(tmp_path / "archive.db").close()
-    return tmp_path
+    run = tmp_path / "example"
+    run.mkdir()
+    example_archive(run / "archive.db").close()
+    return run
 
 
 def on_terminal(command, width=120, **options):
@@ -132,7 +134,7 @@ def test_tables_are_plain_where_there_is_no_terminal(example):
     assert [row.split()[0] for row in rows[:4]] == ["3", "4", "2", "1"]
     assert not any(line.endswith(" ") for line in done.stdout.splitlines())
     wide = [["x" * 300, 0.5]]
-    assert tables.table(["name", "value"], wide).splitlines()[2] == "x" * 300 + "  0.500"
+    assert table(["name", "value"], wide).splitlines()[2] == "x" * 300 + "  0.500"
 
 
 def test_tables_fit_a_terminal_and_json_is_the_same_there(example):

@@ -1,6 +1,5 @@
 """Campaign files that a person would get wrong: one line a fault, exit 2, nothing written."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +8,17 @@ import pytest
 import yaml
 
 from evomerge.campaign import resume
-from evomerge.campaign.build import read_plan
+from evomerge.campaign.build import checked_campaigns, open_campaign, read_and_check
 from evomerge.campaign.estimate import estimate
-from evomerge.campaign.run import checked
-from evomerge.config import validate
-from evomerge.errors import BadInput
+from evomerge.config.validate import read_plan
+from evomerge.errors import BadInput, placed
+from evomerge.scoring.fitness import TaskSection
+from evomerge.scoring.lm_eval_task import TaskFitness
+from evomerge.scoring.open_fitness import open_fitness
 
 NAN, INF = float("nan"), float("inf")
+
+SLERP = {"kind": "parameters", "method": "slerp", "axes": {"t": {"low": 0.0, "high": 1.0}}}
 
 # (key with its value, what the one line must say)
 MALFORMED = [
@@ -23,7 +26,10 @@ MALFORMED = [
     (("budget__evalutions", 3), "budget.evalutions: unknown key 'evalutions'; did you mean 'eval"),
     (("budget__evaluations", "many"), "budget.evaluations: 'many' is not a whole number"),
     (("budget__evaluations", "300"), "budget.evaluations: '300' is not a whole number"),
-    (("budget__evaluations", 0), "budget.evaluations: 0: input should be greater than or equal"),
+    (
+        ("budget__evaluations", 0),
+        "budget.evaluations: 0 is out of range; write a whole number of at",
+    ),
     (("budget__evaluations", 2.5), "budget.evaluations: 2.5 is not a whole number"),
     (("budget__evaluations", True), "budget.evaluations: True is not a whole number"),
     (("budget__hours", -1.0), "budget.hours: -1.0"),
@@ -48,15 +54,24 @@ MALFORMED = [
         ("space__method", "tie"),
         "space.method: there is no merge method 'tie'; did you mean 'ties'?",
     ),
-    (("space__method", "slerp"), "space.method: slerp merges 2 models; sources.models has 3"),
+    (("space", SLERP), "space.method: slerp merges 2 models; sources.models has 3; list 2"),
     (("space__layer_group", 3), "space.layer_group: unknown key 'layer_group'; did you mean 'lay"),
-    (("space__layer_groups", 0), "space.layer_groups: 0 is not a whole number of at least 1"),
+    (
+        ("space__layer_groups", 0),
+        "space.layer_groups: 0 is out of range; write a whole number of at least",
+    ),
     (("space__layer_groups", "4"), "space.layer_groups: '4' is not a whole number"),
-    (("space__module_groups", "mlp"), "space.module_groups: 'mlp' is not a list of substrings"),
+    (
+        ("space__module_groups", "mlp"),
+        "space.module_groups: 'mlp' is not a list; write e.g. module_groups: [",
+    ),
     (("space__smooth", "yes please"), "space.smooth: 'yes please' is not true or false"),
-    (("space__dtype", "int4"), "space.dtype: 'int4' is no dtype"),
+    (
+        ("space__dtype", "int4"),
+        "space.dtype: 'int4' is none of what it may be; write bfloat16, float16,",
+    ),
     (("space__axes", None), "space.axes: is missing"),
-    (("space__axes", {}), "space.axes: is not a mapping of axes"),
+    (("space__axes", {}), "space.axes: is empty; write e.g. axes: {weight: "),
     (
         ("space__axes__wieght", {"low": 0, "high": 1}),
         "has no parameter 'wieght'; did you mean 'wei",
@@ -69,20 +84,29 @@ MALFORMED = [
         ("space__axes__weight", {"low": 0, "high": 1, "hihg": 1}),
         "unknown key 'hihg'; did you mean 'high'?",
     ),
-    (("space__axes__weight", "wide"), "space.axes.weight: 'wide' is no axis"),
+    (("space__axes__weight", "wide"), "space.axes.weight: 'wide' is not a number"),
     (("space__axes__weight", 1.0), "space.axes: nothing is searched"),
     (("space__axes__weight", {"low": 0, "high": 1, "log": True}), "a log axis needs low above 0"),
-    (("space__axes__weight", {"low": 0, "high": 1, "tied": ["depth"]}), "tied: ['depth'] will not"),
+    (
+        ("space__axes__weight", {"low": 0, "high": 1, "tied": ["depth"]}),
+        "tied.0: 'depth' is none of what it may be; write layers, modules",
+    ),
     (("space__options", {"normalise": True}), "space.options.normalise: task_arithmetic has no"),
     (("controller__kind", "cma-es"), "there is no controller 'cma-es'; did you mean 'cmaes'?"),
     (("controller", {"population": 6}), "controller.kind: is missing"),
-    (("controller__sgima", 0.2), "controller.sgima: unknown option 'sgima'; did you mean 'sigma'?"),
-    (("controller__population", 1), "controller.population: 1 is below 3; write 3 or more"),
+    (("controller__sgima", 0.2), "controller.sgima: unknown key 'sgima'; did you mean 'sigma'?"),
+    (
+        ("controller__population", 1),
+        "controller.population: 1 is out of range; write a whole number of at least 3",
+    ),
     (
         ("controller__population", "big"),
-        "controller.population: 'big' is not a whole number or nul",
+        "controller.population: 'big' is not a whole number; write a whole",
     ),
-    (("controller__sigma", 4.0), "controller.sigma: 4.0 is not within 0 to 1"),
+    (
+        ("controller__sigma", 4.0),
+        "controller.sigma: 4.0 is out of range; write a number above 0 and at most 1",
+    ),
     (("fitness", []), "fitness: "),
     (("budget", None), "budget: is missing"),
     (("space", None), "space: is missing"),
@@ -91,7 +115,7 @@ MALFORMED = [
     (("fitness__0", {"name": "x"}), "fitness.0: needs a task, a function or a cost"),
     (
         ("fitness__0", {"name": "x", "task": "choice.yaml"}),
-        "fitness.0.metric: is missing for a task",
+        "fitness.0.metric: is missing; write e.g. metric: exact_match",
     ),
     (("fitness__0__metric", "acc"), "fitness.0.metric: belongs to tasks, not to a function"),
     (("fitness__0__name", "a b"), "fitness.0.name: 'a b' has characters other than"),
@@ -103,16 +127,28 @@ MALFORMED = [
         ("fitness", [{"name": "x", "function": "fit.py"}] * 2),
         "fitness.1.name: two objectives are called 'x'; rename one",
     ),
-    (("heldout", 1.0), "heldout: 1.0 will not do; write a share such as 0.5"),
-    (("heldout", "half"), "heldout: 'half' will not do"),
-    (("heldout", {"last": 2}), "heldout: {'last': 2} will not do"),
-    (("heldout", {"split": "train"}), "heldout: {'split': 'train'} will not do"),
+    (("heldout", 1.0), "heldout: 1.0 is out of range; write a number of at least 0 and below 1"),
+    (("heldout", "half"), "heldout: 'half' is not a number"),
+    (
+        ("heldout", {"last": 2}),
+        "heldout.last: 2 is out of range; write a number of at least 0 and",
+    ),
+    (
+        ("heldout", {"split": "train"}),
+        "heldout.split: 'train' is none of what it may be; write e.g. split: test",
+    ),
     (("racing", True), "racing: unknown key 'racing'"),
     (("workers", {"pool": "threads"}), "workers.pool: 'threads'"),
-    (("workers", {"pool": "rey"}), "workers.pool: 'rey': input should be 'inline' or 'ray'"),
+    (
+        ("workers", {"pool": "rey"}),
+        "workers.pool: 'rey' is none of what it may be; write inline or ray",
+    ),
     (("controller", "cmaes"), "controller: 'cmaes' is not a mapping; write e.g. controller: {kin"),
     (("budget", None), "budget: is missing; write e.g. budget: {evaluations: 300}"),
-    (("soups", "greedy"), "soups: 'greedy' is not a list; list some of"),
+    (
+        ("soups", "greedy"),
+        "soups: 'greedy' is not a list; write e.g. soups: [model_stock, metrics, ",
+    ),
     (("controller", {}), "controller.kind: is missing"),
     (("workers", {"count": 2}), "workers.count: the inline pool has one worker"),
     (("workers", {"timeout": 5}), "workers.timeout: the inline pool has one worker"),
@@ -152,6 +188,11 @@ MISSING = [
 ]
 
 
+def checked(file: Path) -> None:
+    with placed(file=str(file)):
+        open_campaign(read_plan(file))
+
+
 def written(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*")}
 
@@ -160,7 +201,7 @@ def written(folder: Path) -> set[str]:
 def test_malformed_files_get_one_clear_line(campaign_file, change, message):
     file = campaign_file(**dict([change]))
     with pytest.raises(BadInput) as error:
-        validate.load(file)
+        read_plan(file)
     lines = str(error.value).splitlines()
     assert all(line.startswith(f"{file}: ") for line in lines)
     assert sum(message in line for line in lines) == 1
@@ -169,12 +210,10 @@ def test_malformed_files_get_one_clear_line(campaign_file, change, message):
 
 @pytest.mark.parametrize("change, message", MISSING, ids=lambda v: str(v[0])[:40])
 def test_what_is_not_there_gets_one_clear_line(campaign_file, here, change, message):
-    from evomerge.campaign.build import prepare
-
     file = campaign_file(**dict([change]))
     before = written(here)
     with pytest.raises(BadInput) as error:
-        prepare(validate.load(file), str(file))
+        checked(file)
     (line,) = str(error.value).splitlines()
     assert line.startswith(f"{file}: ") and message in line
     assert written(here) == before
@@ -184,24 +223,24 @@ def test_a_text_that_yaml_would_fold_is_told_to_be_quoted(campaign_file):
     file = campaign_file()
     file.write_text(file.read_text() + "constraint: >= base - 0.1\n")
     with pytest.raises(BadInput, match=r"line \d+: .*; quote a text that begins with >"):
-        validate.load(file)
+        read_plan(file)
 
 
 def test_a_model_that_is_the_base_is_warned_of(campaign_file):
     file = campaign_file(sources={"base": "base", "models": {"a": "a", "same": "base"}})
-    (campaign,) = checked(file, [], {})
-    assert campaign.warnings == ["'same' is the base itself: its task vector is zero"]
+    (campaign,) = checked_campaigns(read_plan(file))
+    assert campaign.warnings == ("'same' is the base itself: its task vector is zero",)
     axes = {"weight": {"low": 0.0, "high": 1.0, "start": 3}}
     linear = {"kind": "parameters", "method": "linear", "axes": axes}
-    (campaign,) = checked(campaign_file(space=linear), [], {})
-    assert campaign.warnings == ["axis weight: start 3 is not within 0.0 to 1.0"]
+    (campaign,) = checked_campaigns(read_plan(campaign_file(space=linear)))
+    assert campaign.warnings == ("axis weight: start 3.0 is not within 0.0 to 1.0",)
 
 
 def test_on_a_gpu_each_worker_has_the_sources_too(campaign_file):
     found = []
     for device in ("cpu", "cuda"):
         workers = {"pool": "ray", "count": 3, "device": device}
-        (campaign,) = checked(campaign_file(workers=workers), [], {})
+        (campaign,) = checked_campaigns(read_plan(campaign_file(workers=workers)))
         found.append(estimate(campaign))
     sources = sum(source.bytes for source in campaign.sources.values())
     assert found[1]["memory_bytes"] - found[0]["memory_bytes"] == 3 * sources
@@ -217,7 +256,7 @@ def test_all_faults_come_together(campaign_file):
         extra=1,
     )
     with pytest.raises(BadInput) as error:
-        validate.load(file)
+        read_plan(file)
     assert len(str(error.value).splitlines()) == 5
 
 
@@ -233,7 +272,7 @@ def test_faults_of_form_and_of_what_is_named_come_together(campaign_file):
         fitness=fitness,
     )
     with pytest.raises(BadInput) as error:
-        read_plan(file, [], {"c": "elsewhere"})
+        read_and_check(file, moved={"c": "elsewhere"})
     keys = {line.split(": ")[1] for line in str(error.value).splitlines()}
     named = {"sources.models.a", "fitness.0.task", "fitness.1.function", "c"}
     assert keys == {"budget.evaluations", "fitness.2.metric"} | named
@@ -248,10 +287,10 @@ def test_yaml_faults_name_the_line(here):
     ]:
         (here / "bad.yaml").write_text(text)
         with pytest.raises(BadInput) as error:
-            validate.load(here / "bad.yaml")
+            read_plan(here / "bad.yaml")
         assert message in str(error.value)
     with pytest.raises(BadInput, match="cannot be read"):
-        validate.load(here / "absent.yaml")
+        read_plan(here / "absent.yaml")
 
 
 def test_bad_input_exits_2_without_traceback_and_writes_nothing(campaign_file, here):
@@ -272,10 +311,10 @@ def test_bad_input_exits_2_without_traceback_and_writes_nothing(campaign_file, h
 def test_settings_override_by_dotted_key(campaign_file):
     file = campaign_file()
     settings = ["budget.evaluations=3", "fitness.0.weight=2", "workers={pool: ray, count: 2}"]
-    plan = validate.load(file, settings)
-    assert plan["budget"]["evaluations"] == 3
-    assert plan["fitness"][0]["weight"] == 2.0
-    assert plan["workers"]["count"] == 2
+    plan = read_plan(file, settings)
+    assert plan.budget.evaluations == 3
+    assert plan.fitness[0].weight == 2.0
+    assert plan.workers.count == 2
 
 
 @pytest.mark.parametrize(
@@ -289,7 +328,7 @@ def test_settings_override_by_dotted_key(campaign_file):
 )
 def test_settings_that_will_not_do(campaign_file, setting, message):
     with pytest.raises(BadInput, match="--set") as error:
-        validate.load(campaign_file(), [setting])
+        read_plan(campaign_file(), [setting])
     assert message in str(error.value)
 
 
@@ -297,74 +336,38 @@ def test_exponents_are_numbers(here, campaign_file):
     file = campaign_file()
     text = file.read_text().replace("low: 0.0", "low: 1e-3")
     file.write_text(text)
-    assert validate.load(file)["space"]["axes"]["weight"]["low"] == 0.001
+    assert read_plan(file).space.axes["weight"].low == 0.001
 
 
 def test_a_plan_survives_its_own_yaml(campaign_file, here):
-    plan = validate.load(campaign_file())
-    (here / "again.yaml").write_text(yaml.safe_dump(plan))
-    assert validate.load(here / "again.yaml") == plan
+    plan = read_plan(campaign_file())
+    (here / "again.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")))
+    assert read_plan(here / "again.yaml") == plan
 
 
 def test_differences_name_dotted_keys_and_spare_what_may_change(campaign_file):
-    old = validate.load(campaign_file())
-    new = validate.load(campaign_file(seed=8, space__layer_groups=1, budget__evaluations=99))
+    old = read_plan(campaign_file())
+    new = read_plan(campaign_file(seed=8, space__layer_groups=1, budget__evaluations=99))
     assert resume.differences(old, new) == ["seed", "space.layer_groups"]
 
 
 def test_public_test_splits_are_refused_without_the_flag(here, campaign_file, monkeypatch):
-    from evomerge.campaign import build as check
-    from evomerge.scoring import lm_eval_task as lm_eval
-
-    monkeypatch.setattr(lm_eval.TaskFitness, "searches_public_test_split", True)
+    monkeypatch.setattr(TaskFitness, "is_public_test_split", lambda self: True)
     entry = {"name": "x", "task": "choice.yaml", "metric": "acc"}
     file = campaign_file(fitness=[entry])
     with pytest.raises(BadInput, match="test split of a public benchmark; write heldout"):
-        check.prepare(validate.load(file), str(file))
+        open_campaign(read_plan(file))
     allowed = campaign_file(fitness=[entry], allow_benchmarks=True)
-    assert check.prepare(validate.load(allowed), str(allowed)).splits["x"].search
+    assert open_campaign(read_plan(allowed)).splits["x"].search
 
 
 def test_a_public_test_split_is_recognized(here):
-    from evomerge.scoring.fitness import open_fitness
-
-    fitness = open_fitness({"name": "x", "task": "choice.yaml", "metric": "acc"}, "c", "f")
-    assert not fitness.searches_public_test_split  # local data
+    fitness = open_fitness(TaskSection(name="x", task="choice.yaml", metric="acc"))
+    assert not fitness.is_public_test_split()  # local data
     fitness._task.config.custom_dataset = None
     fitness._task.config.dataset_path = "json"
-    assert not fitness.searches_public_test_split
+    assert not fitness.is_public_test_split()
     fitness._task.config.dataset_path = "openai/gsm8k"
-    assert fitness.searches_public_test_split
+    assert fitness.is_public_test_split()
     fitness._task.config.test_split = None
-    assert not fitness.searches_public_test_split
-
-
-def test_a_plan_of_an_earlier_version_is_the_same_plan(campaign_file, here):
-    """Keys that came later, and say nothing, are no difference, however deep they are."""
-    plan = validate.load(campaign_file())
-    old = json.loads(json.dumps(plan))
-    for entry in old["fitness"]:
-        del entry["constraint"]
-    del old["soups"], old["workers"]
-    assert resume.differences(old, plan) == []
-    old["fitness"][0]["weight"] = 2.0
-    assert resume.differences(old, plan) == ["fitness.0.weight"]
-    plan["fitness"][0]["constraint"] = ">= 1"
-    assert set(resume.differences(old, plan)) == {"fitness.0.weight", "fitness.0.constraint"}
-
-
-def test_the_readme_s_campaigns_have_the_right_form(tmp_path):
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    blocks = [b.split("```")[0] for b in text.split("```yaml\n")[1:]]
-    whole = [b for b in blocks if b.startswith("name:")]
-    assert len(whole) == 2 and len(blocks) > 4
-    for block in whole:
-        file = tmp_path / "campaign.yaml"
-        file.write_text(block)
-        validate.load(file)
-    plan = yaml.safe_load(whole[0])
-    for part in (b for b in blocks if b.startswith(("space:", "stages:"))):
-        said = yaml.safe_load(part)
-        plan["sources"]["models"]["ja"] = "org/ja-7b"
-        staged = {k: v for k, v in plan.items() if k not in ("space", "controller", "budget")}
-        validate.check_plan((staged if "stages" in said else plan) | said, "README.md")
+    assert not fitness.is_public_test_split()

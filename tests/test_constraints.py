@@ -163,9 +163,9 @@ def test_picks_are_of_the_front(two, here, silent):
     assert run_campaign(file, observer=silent)
     archive = Archive(here / "runs/tiny/archive.db")
     ids, found = front_points(archive)
-    assert pick(archive, "f1", "run") == ids[int(found[:, 1].argmax())]
-    assert pick(archive, "knee", "run") == ids[knee(found)]
-    weighted = pick(archive, "weights=f0:0.3,f1:2", "run")
+    assert pick(archive, "f1") == ids[int(found[:, 1].argmax())]
+    assert pick(archive, "knee") == ids[knee(found)]
+    weighted = pick(archive, "weights=f0:0.3,f1:2")
     assert weighted == ids[int((found @ [0.3, 2.0]).argmax())]
     for which, message in {
         "weights=f2:1": "there is no objective 'f2'",
@@ -173,7 +173,7 @@ def test_picks_are_of_the_front(two, here, silent):
         "knees": "write best, knee",
     }.items():
         with pytest.raises(BadInput, match=message):
-            pick(archive, which, "run")
+            pick(archive, which)
     done = CliRunner().invoke(main, ["export", "runs/tiny", "out", "--pick", "knee"])
     assert done.exit_code == 0, done.output
     volume = summary.status("runs/tiny")["hypervolume"]

@@ -18,9 +18,9 @@ from evomerge.campaign.run import run_campaign
 from evomerge.cli.main import main
 from evomerge.errors import BadInput
 from evomerge.merging.lineage_weights import Pedigree, ancestry, born, expanded, weights_of
-from evomerge.recipes.lineage import Birth, Explicit
+from evomerge.recipes.lineage import Birth, ExplicitRecipe
 from evomerge.recipes.parameters import single
-from evomerge.recipes.parse import from_json
+from evomerge.recipes.parse import parse_recipe
 from evomerge.sources.digest import digest
 from evomerge.sources.source import open_source
 
@@ -116,15 +116,15 @@ def test_a_lineage_alone_or_in_an_archive_gives_the_same_weights(births, keep):
     for number, (first, second, mix, split) in enumerate(births):
         ids = list(archive)
         parents = ids[first % len(ids)], ids[second % len(ids)]
-        child = Explicit(("x", "y"), (Birth(parents, mix, split, 0.1, number),), "layout")
-        child = from_json(json.loads(json.dumps(child.to_json())))
+        child = ExplicitRecipe(("x", "y"), (Birth(parents, mix, split, 0.1, number),), "layout")
+        child = parse_recipe(json.loads(json.dumps(child.to_json())))
         own = child.id(hashes)
         bodies[own] = born(bodies[parents[0]], bodies[parents[1]], child.births[0], True)
         archive[own] = child
         if number % 6 <= keep:  # some are asked for later, when their parents are forgotten
             assert np.array_equal(pedigree.weights(own, child), bodies[own])
     alone = expanded(ancestry(own, child, archive.__getitem__))
-    alone = from_json(json.loads(json.dumps(alone.to_json())))
+    alone = parse_recipe(json.loads(json.dumps(alone.to_json())))
     assert alone.id(hashes) == own
     assert np.array_equal(weights_of(alone, seeds.__getitem__), bodies[own])
     fresh = Pedigree(seeds.__getitem__, archive.__getitem__)
@@ -258,9 +258,9 @@ def test_births_that_grow_beyond_bounds_are_refused(net):
     for path, value in (((1,), 1.5), ((1,), -0.1), ((3,), -1.0), ((4,), 2**130)):
         birth = [[0, 1], 0.5, 5, 0.1, 7]
         birth[path[0]] = value
-        recipe = Explicit(("a", "b"), (Birth((0, 1), 0.5, 5, 0.1, 7),), "x").to_json()
-        with pytest.raises(BadInput, match="is no birth"):
-            from_json(recipe | {"births": [birth]})
+        recipe = ExplicitRecipe(("a", "b"), (Birth((0, 1), 0.5, 5, 0.1, 7),), "x").to_json()
+        with pytest.raises(BadInput, match="is not .*parent, parent.*sigma, seed"):
+            parse_recipe(recipe | {"births": [birth]})
 
 
 def test_tasks_are_for_language_models(net, silent):

@@ -61,13 +61,14 @@ def test_export_is_bit_for_bit_what_was_scored(run, here):
 def test_plain_transformers_loads_it_and_scores_the_same(run, here):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from evomerge.scoring.fitness import open_fitness
+    from evomerge.scoring.fitness import TaskSection
+    from evomerge.scoring.open_fitness import open_fitness
 
     export_candidate(run, here / "out", "7", {}, True)
     model = AutoModelForCausalLM.from_pretrained(here / "out", dtype="auto").eval()
     assert model.dtype == torch.bfloat16
-    spec = {"name": "choice", "task": "choice.yaml", "metric": "acc", "batch_size": 16}
-    fitness = open_fitness(spec, "c", "f")
+    section = TaskSection(name="choice", task="choice.yaml", metric="acc", batch_size=16)
+    fitness = open_fitness(section)
     fitness.prepare(model, AutoTokenizer.from_pretrained(here / "out"), range(60))
     with torch.inference_mode():
         again = fitness.score(list(range(60)))

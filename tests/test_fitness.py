@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import BadInput
-from evomerge.scoring.fitness import open_fitness
-from evomerge.scoring.items import split_items
+from evomerge.scoring.fitness import AnyFitness
+from evomerge.scoring.items import LastSection, TestSplitSection, split_items
+from evomerge.scoring.open_fitness import open_fitness
+from evomerge.sections import parse
 
 TASKS = {
     "generation.yaml": "exact_match",
@@ -22,39 +24,36 @@ TASKS = {
 }
 
 
-class Numbers:
-    """A fitness of `n` items, for splitting."""
-
-    def __init__(self, n, test_from=None):
-        self.hashes, self.test_from = [str(i) for i in range(n)], test_from
+def opened(own_test=False, **entry):
+    """A fitness by its entry in a campaign file."""
+    return open_fitness(parse(AnyFitness, {"name": "t"} | entry), own_test)
 
 
 @given(n=st.integers(1, 200), share=st.floats(0, 0.99), seed=st.integers(0, 9), cut=st.integers(1))
 def test_a_split_is_a_partition_of_the_items_taken(n, share, seed, cut):
     items = min(n, cut)
-    split = split_items(Numbers(n), items, share, seed)
+    split = split_items(n, None, items, share, seed)
     assert len(split.search) + len(split.heldout) == items
     assert len(split.heldout) == round(share * items)
     assert not set(split.search) & set(split.heldout)
     assert {*split.search, *split.heldout} <= set(range(n))
-    assert split == split_items(Numbers(n), items, share, seed)
+    assert split == split_items(n, None, items, share, seed)
 
 
-def test_splits_hang_on_the_seed_and_agree_between_tasks_of_one_size():
-    assert split_items(Numbers(50), None, 0.5, 1) == split_items(Numbers(50), None, 0.5, 1)
-    assert split_items(Numbers(50), None, 0.5, 1) != split_items(Numbers(50), None, 0.5, 2)
+def test_splits_depend_on_the_seed_and_agree_between_tasks_of_one_size():
+    assert split_items(50, None, None, 0.5, 1) == split_items(50, None, None, 0.5, 1)
+    assert split_items(50, None, None, 0.5, 1) != split_items(50, None, None, 0.5, 2)
 
 
 def test_last_holds_out_in_order():
-    split = split_items(Numbers(50), 10, {"last": 0.2}, 3)
+    split = split_items(50, None, 10, LastSection(last=0.2), 3)
     assert split.search == tuple(range(8)) and split.heldout == (8, 9)
 
 
 def test_a_tasks_own_test_split_is_held_out(here):
-    spec = {"name": "g", "task": "generation.yaml", "metric": "exact_match", "own_test": True}
-    fitness = open_fitness(spec, "c.yaml", "fitness.0")
+    fitness = opened(own_test=True, task="generation.yaml", metric="exact_match")
     assert fitness.test_from == 20 and len(fitness.hashes) == 80
-    split = split_items(fitness, 15, {"split": "test"}, 3)
+    split = split_items(80, fitness.test_from, 15, TestSplitSection(split="test"), 3)
     assert len(split.search) == 15 and max(split.search) < 20
     assert len(split.heldout) == 15 and min(split.heldout) >= 20
 
@@ -91,7 +90,7 @@ def lm_evals_samples(live, task, **options):
 
 def scored(live, **spec):
     """The scores of every document, taken twice."""
-    fitness = open_fitness({"name": "t", "batch_size": 16} | spec, "c.yaml", "fitness.0")
+    fitness = opened(**{"batch_size": 16} | spec)
     ordinals = list(range(len(fitness.hashes)))
     fitness.prepare(*live, ordinals)
     ours = fitness.score(ordinals)
@@ -156,14 +155,14 @@ def test_rolling_likelihoods_are_bits_per_byte_of_each_document(here, live):
     assert ours.tolist() == pytest.approx(wanted, rel=1e-6) and min(wanted) > 0
     assert answers is None
     spec = {"name": "t", "task": "rolling.yaml", "metric": "bits_per_byte"}
-    assert open_fitness(spec, "c.yaml", "f").direction == "minimize"
+    assert opened(**spec).direction == "minimize"
     with pytest.raises(BadInput, match="'word_perplexity' is no mean of items"):
-        open_fitness(spec | {"metric": "word_perplexity"}, "c.yaml", "f")
+        opened(**spec | {"metric": "word_perplexity"})
 
 
 def test_scores_of_a_subset_belong_to_their_items(here, live):
     spec = {"name": "t", "task": "choice.yaml", "metric": "acc", "batch_size": 1}
-    fitness = open_fitness(spec, "c.yaml", "fitness.0")
+    fitness = opened(**spec)
     wanted = [3, 50, 8, 21]
     fitness.prepare(*live, range(60))
     whole = fitness.score(list(range(60)))
@@ -173,14 +172,14 @@ def test_scores_of_a_subset_belong_to_their_items(here, live):
 
 def test_direction_comes_from_the_metric(here):
     spec = {"name": "t", "task": "choice.yaml", "metric": "acc"}
-    assert open_fitness(spec, "c.yaml", "f").direction == "maximize"
-    assert open_fitness(spec | {"direction": "minimize"}, "c.yaml", "f").direction == "minimize"
+    assert opened(**spec).direction == "maximize"
+    assert opened(**spec | {"direction": "minimize"}).direction == "minimize"
 
 
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ({"task": "nowhere.yaml", "metric": "acc"}, "f.task: there is no file 'nowhere.yaml'"),
+        ({"task": "nowhere.yaml", "metric": "acc"}, "task: there is no file 'nowhere.yaml'"),
         ({"task": "hellaswga", "metric": "acc"}, "no task 'hellaswga'; did you mean 'hellaswag'?"),
         ({"task": "choice.yaml", "metric": "accc"}, "has no metric 'accc'; did you mean 'acc'?"),
         ({"task": "aggregated.yaml", "metric": "f1"}, "'f1' is no mean of items"),
@@ -188,14 +187,14 @@ def test_direction_comes_from_the_metric(here):
         ({"task": "choice.yaml", "metric": "acc,strict"}, "has no filter 'strict'"),
         (
             {"task": "choice.yaml", "metric": "acc", "generation": {"max_gen_toks": 3}},
-            "f.generation: 'choice.yaml' generates nothing",
+            "generation: 'choice.yaml' generates nothing",
         ),
-        ({"function": "nowhere.py"}, "f.function: there is no file 'nowhere.py'"),
+        ({"function": "nowhere.py"}, "function: there is no file 'nowhere.py'"),
     ],
 )
 def test_faults_of_a_fitness_entry(here, spec, message):
     with pytest.raises(BadInput) as error:
-        open_fitness({"name": "t"} | spec, "c.yaml", "f")
+        opened(**spec)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -213,14 +212,14 @@ def test_faults_of_a_fitness_entry(here, spec, message):
 def test_faults_of_a_python_fitness(here, text, message):
     (here / "mine.py").write_text(text)
     with pytest.raises(BadInput) as error:
-        open_fitness({"name": "t", "function": "mine.py"}, "c.yaml", "f")
+        opened(**{"name": "t", "function": "mine.py"})
     assert message in str(error.value)
 
 
 def test_a_broken_task_file_is_one_line(here):
     (here / "broken.yaml").write_text("task: x\noutput_type: nonsense\ntest_split: test\n")
     with pytest.raises(BadInput) as error:
-        open_fitness({"name": "t", "task": "broken.yaml", "metric": "acc"}, "c.yaml", "f")
+        opened(**{"name": "t", "task": "broken.yaml", "metric": "acc"})
     assert "'broken.yaml' cannot be loaded" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -230,7 +229,7 @@ def test_brevity_is_the_number_of_tokens_of_a_greedy_answer(monkeypatch):
     folder = "search_spaces/tiny_models/base"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    fitness = open_fitness({"name": "brevity", "function": "fitness/brevity.py"}, "c.yaml", "f")
+    fitness = opened(**{"name": "brevity", "function": "fitness/brevity.py"})
     ordinals = [0, 3, 5]
     fitness.prepare(model, tokenizer, ordinals)
     with torch.inference_mode():

@@ -6,11 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.kernels import eager
-from evomerge.kernels.magnitude_histogram import MagnitudeTable
+from evomerge.kernels import eager, native
+from evomerge.kernels.magnitude_histogram import MagnitudeHistogram
 from evomerge.kernels.masked import Masked
+from evomerge.kernels.merge_plan import Kept
 from evomerge.kernels.philox import philox, philox_rounds
-from evomerge.merging.methods import OPERATORS
+from evomerge.kernels.task_vector import gram_matrix
+from evomerge.merging.methods import METHODS
 from evomerge.testing import merge_arrays
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,14 +78,15 @@ def test_a_group_shares_its_low_byte_and_the_chance_stays(chance):
     assert (kept.mean(0) - threshold / 65536).abs().max() < 5 * (chance / len(kept)) ** 0.5
 
 
-@pytest.mark.parametrize("method", OPERATORS.all())
+@pytest.mark.parametrize("method", METHODS.all())
 def test_tiles_change_no_bit(method, monkeypatch):
     """Whatever the tile, also where it cuts a row or a group of draws."""
     rng = np.random.default_rng(2)
-    count = OPERATORS.get(method).models or 3
+    count = METHODS.get(method).models or 3
     base = rng.normal(size=(9, 31)).astype(np.float32)
     models = [base + rng.normal(size=base.shape).astype(np.float32) * 0.1 for _ in range(count)]
     whole = merge_arrays(method, base, models, density=0.6)
+    monkeypatch.setattr(native, "library", lambda: None)  # whose tiles are others
     for tile in (1, 7, 64):
         monkeypatch.setattr(eager, "TILE", tile)
         assert np.array_equal(merge_arrays(method, base, models, density=0.6), whole)
@@ -110,7 +113,7 @@ def test_threshold_is_the_kth_largest_magnitude(size, density, dtype, seed, coar
     tau = torch.randn(size, generator=torch.Generator().manual_seed(seed))
     tau = (tau.round() if coarse else tau).to(FLOATS[dtype])  # rounding makes many ties
     k = int(density * size)
-    threshold = MagnitudeTable(tau).largest(tau, k)
+    threshold = MagnitudeHistogram(tau).largest(tau, k)
     ranked = tau.float().abs().sort(descending=True).values
     kept = tau.float().abs() >= threshold
     if k == 0:
@@ -124,7 +127,7 @@ def test_threshold_is_the_kth_largest_magnitude(size, density, dtype, seed, coar
 
 def test_threshold_of_all_zeros_keeps_harmlessly():
     tau = torch.zeros(8)
-    assert MagnitudeTable(tau).largest(tau, 4) == 0.0
+    assert MagnitudeHistogram(tau).largest(tau, 4) == 0.0
 
 
 @given(
@@ -153,7 +156,7 @@ def test_gram_matrix_is_numpys_in_float64():
     arrays = [rng.normal(size=(50, 40)) for _ in range(3)]
     tensors = [torch.tensor(a, dtype=torch.float32) for a in arrays]
     flat = np.stack([t.double().numpy().ravel() for t in tensors])
-    assert np.allclose(eager.gram_matrix(tensors, chunk=77), flat @ flat.T, rtol=1e-12)
+    assert np.allclose(gram_matrix(tensors, chunk=77), flat @ flat.T, rtol=1e-12)
 
 
 def transcribed_ties(base, models, weight, density, scale, normalize):
@@ -188,7 +191,7 @@ def test_ties_is_its_papers(seed, count, shape, density, weight):
     weight, density = tuple(weight[:count]), tuple(density[:count])
     got = merge_arrays("ties", base, models, weight=weight, density=density, scale=1.3)
     exact = transcribed_ties(base, models, weight, density, 1.3, True)
-    # Where weighted updates nearly cancel, the elected sign hangs on rounding.
+    # Where weighted updates nearly cancel, the elected sign depends on rounding.
     taus = [w * (m - base) for w, m in zip(weight, models, strict=True)]
     clear = np.abs(sum(taus)) > 1e-6
     assert np.allclose(got[clear], exact[clear], atol=1e-5)
@@ -198,7 +201,7 @@ def test_dare_keeps_the_expected_task_vector():
     """The mean over many seeds is the undropped sum, as the paper's rescaling promises."""
     base, tau = torch.zeros(4000), torch.linspace(0.5, 1.5, 4000)
     how = Masked(np.array([1.0]), np.array([0.25]), "random", rescale=True)
-    merged = [eager.masked_sum(base, [tau], how, [eager.Kept(key=(s, 0))]) for s in range(200)]
+    merged = [eager.masked_sum(base, [tau], how, [Kept(key=(s, 0))]) for s in range(200)]
     mean = torch.stack(merged).mean(0)
     # standard error of one element: tau sqrt((1 - p) / p / 200) = 0.12 tau; of the mean ratio, less
     assert abs((mean / tau).mean().item() - 1.0) < 0.01

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from evomerge.merging.methods import OPERATORS
-from evomerge.search.controllers import CONTROLLERS, Told
-from evomerge.testing import controller_laws, drive, operator_laws
+from evomerge.merging.methods import METHODS
+from evomerge.search.controllers import CONTROLLERS, Feedback, Problem
+from evomerge.search.controllers.cmaes import CmaEs, CmaEsSection
+from evomerge.testing import controller_laws, drive, method_laws
 
 
-@pytest.mark.parametrize("law", operator_laws, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("name", OPERATORS.all())
-def test_operator(name, law):
+@pytest.mark.parametrize("law", method_laws, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", METHODS.all())
+def test_merge_method(name, law):
     assert law(name) is None
 
 
@@ -21,7 +22,7 @@ def test_controller(name, law):
 
 
 def test_the_registries_are_not_empty():
-    assert {"linear", "task_arithmetic", "ties", "dare_ties", "slerp"} <= set(OPERATORS.all())
+    assert {"linear", "task_arithmetic", "ties", "dare_ties", "slerp"} <= set(METHODS.all())
     assert {"cmaes", "random"} <= set(CONTROLLERS.all())
 
 
@@ -58,14 +59,12 @@ def test_cmaes_is_no_worse_than_pycmas_own_loop():
 
 
 def test_cmaes_widens_and_restarts_on_a_plateau():
-    controller = CONTROLLERS.get("cmaes")(
-        dimension=4, seed=1, start=np.full(4, 0.5), population=5, sigma=0.05
-    )
+    controller = CmaEs(Problem(4, 1, np.full(4, 0.5)), CmaEsSection(population=5, sigma=0.05))
     genomes = []
     for ordinal in range(300):
         ((genome, _),) = controller.ask(1)
         genomes.append(genome)
-        controller.tell(Told(ordinal, genome, 1.0, (1.0,)))
+        controller.tell(Feedback(ordinal, genome, 1.0, (1.0,)))
     spread = [np.std(genomes[i : i + 10], axis=0).mean() for i in (0, 40)]  # before a restart
     assert spread[1] > 2 * spread[0]
     assert np.ptp(np.array(genomes), axis=0).min() > 0.6  # it has been all over the box

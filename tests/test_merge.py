@@ -1,4 +1,4 @@
-"""Streams of merged tensors, and the resident model that they are poured into."""
+"""Streams of merged tensors, and the live model that they are poured into."""
 
 from dataclasses import replace
 
@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.errors import BadInput, CandidateFailure
 from evomerge.kernels.checksum import Checksum
-from evomerge.merging.live_model import ResidentModel
+from evomerge.merging.live_model import LiveModel
 from evomerge.merging.merger import Merger
 from evomerge.merging.validation import method_of
-from evomerge.recipes.parameters import Group, Recipe, single, uniform
+from evomerge.recipes.parameters import Group, ParametersRecipe, single, uniform
 from evomerge.sources.digest import digest
 from evomerge.sources.source import open_source
 from evomerge.testing import tiny_llama
@@ -37,7 +37,7 @@ def test_groups_apply_where_they_say(world, merger):
     def group(layers, modules, *weight):
         return Group(layers, modules, {"weight": tuple(map(float, weight))})
 
-    recipe = Recipe(
+    recipe = ParametersRecipe(
         "task_arithmetic",
         ("a", "b", "c"),
         (
@@ -71,11 +71,11 @@ def test_each_group_is_merged_by_its_own_method(merger):
         Group(None, None, {"weight": (0.3, 0.9)}),
     )
     common = {"base": "base", "seed": 5}
-    recipe = Recipe("linear", ("a", "b"), groups, options={"normalize": False}, **common)
+    recipe = ParametersRecipe("linear", ("a", "b"), groups, options={"normalize": False}, **common)
     alone = {}
     for method in recipe.methods:
         values = groups[1].values if method == "linear" else sparse
-        own = Recipe(method, ("a", "b"), (Group(None, None, values),), **common)
+        own = ParametersRecipe(method, ("a", "b"), (Group(None, None, values),), **common)
         own = replace(own, options={} if method == "dare_linear" else recipe.options)
         alone[method] = dict(merger.stream(own))
     wanted = {}
@@ -92,13 +92,13 @@ def test_each_group_is_merged_by_its_own_method(merger):
 
 
 def test_a_tensor_that_no_group_holds_fails_the_candidate(merger):
-    recipe = Recipe("linear", ("a",), (Group((0, 1), None, {"weight": (1.0,)}),))
+    recipe = ParametersRecipe("linear", ("a",), (Group((0, 1), None, {"weight": (1.0,)}),))
     with pytest.raises(CandidateFailure, match=r"no group .* holds tensor model.embed_tokens"):
         list(merger.stream(recipe))
 
 
 def test_overflow_fails_the_candidate_by_tensor_name(merger):
-    recipe = Recipe(
+    recipe = ParametersRecipe(
         "linear",
         ("a",),
         (Group(None, None, {"weight": (1e38,)}),),
@@ -111,11 +111,11 @@ def test_overflow_fails_the_candidate_by_tensor_name(merger):
 
 def test_dare_is_the_same_in_any_order_and_differs_by_seed(merger):
     values = {"weight": (1.0, 1.0), "density": (0.5, 0.5)}
-    recipe = Recipe("dare_ties", ("a", "b"), (Group(None, None, values),), "base", seed=3)
+    recipe = ParametersRecipe("dare_ties", ("a", "b"), (Group(None, None, values),), "base", seed=3)
     first = dict(merger.stream(recipe))
     again = dict(Merger(merger.sources, merger.hashes).stream(recipe))
     assert all(torch.equal(first[n], again[n]) for n in first)
-    other = dict(merger.stream(Recipe(*_fields(recipe, seed=4))))
+    other = dict(merger.stream(ParametersRecipe(*_fields(recipe, seed=4))))
     assert any(not torch.equal(first[n], other[n]) for n in first)
 
 
@@ -126,31 +126,40 @@ def _fields(recipe, seed):
 @pytest.mark.parametrize(
     "recipe, message",
     [
-        (Recipe("tise", ("a",), ()), "there is no merge method 'tise'; did you mean 'ties'?"),
-        (Recipe("ties", ("a",), (Group(None, None, {"weight": (1.0,)}),)), "ties needs a base"),
         (
-            Recipe("slerp", ("a",), (Group(None, None, {"t": 0.5}),)),
+            ParametersRecipe("tise", ("a",), ()),
+            "there is no merge method 'tise'; did you mean 'ties'?",
+        ),
+        (
+            ParametersRecipe("ties", ("a",), (Group(None, None, {"weight": (1.0,)}),)),
+            "ties needs a base",
+        ),
+        (
+            ParametersRecipe("slerp", ("a",), (Group(None, None, {"t": 0.5}),)),
             "slerp merges 2 models, not 1",
         ),
         (
-            Recipe("linear", ("a",), (Group(None, None, {"wieght": (1.0,)}),)),
+            ParametersRecipe("linear", ("a",), (Group(None, None, {"wieght": (1.0,)}),)),
             "linear has no 'wieght'; did you mean 'weight'?",
         ),
-        (Recipe("linear", ("a",), (Group(None, None, {}),)), "groups.0.weight: is missing"),
         (
-            Recipe("linear", ("a", "b"), (Group(None, None, {"weight": (1.0,)}),)),
+            ParametersRecipe("linear", ("a",), (Group(None, None, {}),)),
+            "groups.0.weight: is missing",
+        ),
+        (
+            ParametersRecipe("linear", ("a", "b"), (Group(None, None, {"weight": (1.0,)}),)),
             "is not a list of 2 numbers",
         ),
         (
-            Recipe("slerp", ("a", "b"), (Group(None, None, {"t": 1.5}),)),
+            ParametersRecipe("slerp", ("a", "b"), (Group(None, None, {"t": 1.5}),)),
             "1.5 is out of range; stay within 0 to 1",
         ),
         (
-            Recipe("dare_ties", ("a",), (Group(None, None, {"weight": (1.0,)}),), "base"),
+            ParametersRecipe("dare_ties", ("a",), (Group(None, None, {"weight": (1.0,)}),), "base"),
             "dare_ties draws random masks",
         ),
         (
-            Recipe(
+            ParametersRecipe(
                 "linear",
                 ("a",),
                 (Group(None, None, {"weight": (1.0,)}),),
@@ -186,17 +195,17 @@ def logits(model):
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_resident_model_is_the_model_that_transformers_loads(tmp_path, tie):
+def test_a_live_model_is_the_model_that_transformers_loads(tmp_path, tie):
     from transformers import AutoModelForCausalLM
 
     paths = [str(tiny_llama(tmp_path / str(i), i, tie=tie)) for i in range(2)]
     opened = {p: open_source(p) for p in paths}
     merger = Merger(opened, dict.fromkeys(paths, "x"))
-    resident = ResidentModel(opened[paths[0]], "bfloat16")
+    live = LiveModel(opened[paths[0]], "bfloat16")
     for path in (*paths, paths[0]):  # overwritten in place, back and forth
-        resident.load(merger.stream(single(path, "bfloat16")))
+        live.load(merger.stream(single(path, "bfloat16")))
         plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
-        assert torch.equal(logits(resident.model), logits(plain))
+        assert torch.equal(logits(live.model), logits(plain))
 
 
 def test_a_second_copy_of_tied_embeddings_is_ignored(world, tmp_path):
@@ -236,13 +245,13 @@ def test_stacked_experts_are_filled_as_transformers_does(tmp_path):
     opened = {p: open_source(p) for p in paths}
     assert any("experts.11." in n for n in opened[paths[0]].tensors)
     merger = Merger(opened, dict.fromkeys(paths, "x"))
-    resident = ResidentModel(opened[paths[0]], "float32")
+    live = LiveModel(opened[paths[0]], "float32")
     plain = [AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32) for p in paths]
-    resident.load(merger.stream(single(paths[1], "float32")))
-    assert torch.equal(logits(resident.model), logits(plain[1]))
-    resident.load(merger.stream(uniform(tuple(paths), "float32")))
+    live.load(merger.stream(single(paths[1], "float32")))
+    assert torch.equal(logits(live.model), logits(plain[1]))
+    live.load(merger.stream(uniform(tuple(paths), "float32")))
     states = [p.state_dict() for p in plain]
-    for name, value in resident.model.state_dict().items():
+    for name, value in live.model.state_dict().items():
         mean = (states[0][name].double() + states[1][name].double()) / 2
         assert np.allclose(value.double(), mean, atol=1e-7), name
 
@@ -255,4 +264,4 @@ def test_a_checkpoint_that_does_not_fill_the_model_is_refused(world, tmp_path):
     del tensors["model.norm.weight"]
     save_file(tensors, other / "model.safetensors")
     with pytest.raises(BadInput, match=r"does not fill a LlamaForCausalLM: model.norm.weight"):
-        ResidentModel(open_source(str(other)), "bfloat16")
+        LiveModel(open_source(str(other)), "bfloat16")

@@ -9,10 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from evomerge.kernels import eager
+from evomerge.kernels.chances import keep_by_rank, rank_levels
 from evomerge.kernels.masked import Masked
 from evomerge.merging.merger import Merger
-from evomerge.recipes.parameters import Group, Recipe
+from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.sources.source import open_source
 from evomerge.testing import merge_arrays
 
@@ -57,7 +57,7 @@ def test_breadcrumbs(seed, shape, density, gamma, elect):
     total = sum(parts)
     if elect:
         total = sum(p * (np.sign(p) == np.sign(sum(parts))) for p in parts)
-    clear = np.abs(sum(parts)) > 1e-6  # elsewhere an elected sign hangs on rounding
+    clear = np.abs(sum(parts)) > 1e-6  # elsewhere an elected sign depends on rounding
     assert np.allclose(got[clear], (base + 1.2 * total)[clear], atol=1e-5)
 
 
@@ -196,8 +196,8 @@ def test_della_chances_rise_with_the_rank_in_the_row(seed, shape, density):
     """Within a step of the 256 levels; what is kept is divided by its own chance."""
     tau = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     how = Masked(np.ones(1), np.full(1, density), "ranked", rescale=True, epsilon=0.15)
-    thresholds, inverses = eager.keep_by_rank(density, how)
-    levels, n = eager.rank_levels(tau).reshape(-1, shape[-1]), shape[-1]
+    thresholds, inverses = keep_by_rank(density, how)
+    levels, n = rank_levels(tau).reshape(-1, shape[-1]), shape[-1]
     for row, level in zip(tau.abs().reshape(-1, n), levels, strict=True):
         chances = thresholds[level.numpy()] / 2**16
         order = np.argsort(row.numpy(), kind="stable")
@@ -242,7 +242,9 @@ def test_ties_over_the_whole_task_vector(tmp_path, dtype, density):
         (tmp_path / name / "config.json").write_text("{}")
     opened = {n: open_source(str(tmp_path / n)) for n in files}
     group = Group(None, None, {"weight": (1.0, 0.5), "density": (density, 1.0)})
-    recipe = Recipe("ties", ("x", "y"), (group,), "base", "float32", options={"whole": True})
+    recipe = ParametersRecipe(
+        "ties", ("x", "y"), (group,), "base", "float32", options={"whole": True}
+    )
     got = dict(Merger(opened, dict.fromkeys(files, "")).stream(recipe))
 
     def flat(name):

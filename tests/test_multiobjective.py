@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.search.controllers import CONTROLLERS, Told
+from evomerge.errors import BadInput
+from evomerge.search.controllers import CONTROLLERS, Feedback, Problem, make_controller
 from evomerge.search.controllers.como import local_bounds, uncrowded_improvement
 from evomerge.search.pareto import hypervolume
+from evomerge.sections import parse
 from evomerge.testing import drive
 
 SETUPS = {  # name, options, and how much of the front's area may be missing
@@ -56,13 +58,13 @@ def search(name, options, seed, **more):
 
 
 def make(name, *, objectives=2, dimension=DIMENSION, seed=1, **options):
-    start = np.full(dimension, 0.5)
-    cls = CONTROLLERS.get(name)
-    return cls(dimension=dimension, seed=seed, start=start, objectives=objectives, **options)
+    problem = Problem(dimension, seed, np.full(dimension, 0.5), objectives)
+    section = parse(CONTROLLERS.get(name).section, {"kind": name, **options})
+    return make_controller(problem, section)
 
 
 def foreign(genome, objectives, violation=0.0):
-    return Told(None, genome, float(np.mean(objectives)), tuple(objectives), violation)
+    return Feedback(None, genome, float(np.mean(objectives)), tuple(objectives), violation)
 
 
 def test_the_area_below_the_front():
@@ -249,9 +251,9 @@ def test_como_takes_no_mean_that_misses_constraints_into_the_front():
         controller = make("como", kernels=2, population=20)
         for ordinal in range(44):  # two means, 20 points and the mean of one kernel, of the other
             ((genome, _),) = controller.ask(1)
-            told = Told(ordinal, genome, 0.0, two_peaks(genome))
+            told = Feedback(ordinal, genome, 0.0, two_peaks(genome))
             if ordinal == 22:
-                told = Told(ordinal, genome, 0.0, (score, score), violation)
+                told = Feedback(ordinal, genome, 0.0, (score, score), violation)
             controller.tell(told)
         return genome.tolist()
 
@@ -284,7 +286,7 @@ def test_every_cell_holds_the_best_that_was_told_of_it(cyclic):
     heard, flying = [], []
     for _ in range(30):
         heard.append(foreign(rng.random(DIMENSION), rng.normal(0.5, 0.5, 2), rng.random()))
-    heard.append(Told(None, None, 9.0, (9.0, 9.0)))
+    heard.append(Feedback(None, None, 9.0, (9.0, 9.0)))
     for told in heard:
         controller.tell(told)
     for ordinal in range(400):
@@ -292,8 +294,10 @@ def test_every_cell_holds_the_best_that_was_told_of_it(cyclic):
         if len(flying) == 4:
             number, genome = flying.pop(rng.integers(4))
             vector = tuple(two_peaks(genome))
-            told = Told(number, genome, float(np.mean(vector)), vector, max(0.0, genome[1] - 0.5))
-            heard.append(Told(number, genome, None, None) if number % 9 == 0 else told)
+            told = Feedback(
+                number, genome, float(np.mean(vector)), vector, max(0.0, genome[1] - 0.5)
+            )
+            heard.append(Feedback(number, genome, None, None) if number % 9 == 0 else told)
             controller.tell(heard[-1])
     for archive, focus in zip(controller.archives, (0, 1) if cyclic else (None,), strict=True):
         best = {}
@@ -375,13 +379,13 @@ def test_nsga_proposes_what_optunas_own_loop_does(name):
         assert genome.tolist() == [trial.params[gene] for gene in genes]
         if ordinal % 7 == 3:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            controller.tell(Told(ordinal, genome, None, None))
+            controller.tell(Feedback(ordinal, genome, None, None))
             continue
         vector, violation = two_peaks(genome), max(0.0, genome[0] - 0.5)
         if violation > 0.0:
             trial.set_constraint("any", violation)
         study.tell(trial, vector)
-        controller.tell(Told(ordinal, genome, float(np.mean(vector)), vector, violation))
+        controller.tell(Feedback(ordinal, genome, float(np.mean(vector)), vector, violation))
 
 
 def test_tpe_forgets_what_is_neither_new_nor_best():
@@ -425,21 +429,39 @@ def test_optuna_is_silent_and_as_it_was(name, capfd, recwarn):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("nsga2", {"population": 1}, "population: 1 is below 2"),
-        ("nsga3", {"population": 0}, "population: 0 is below 2"),
-        ("tpe", {"startup": 0}, "startup: 0 is below 1"),
-        ("tpe", {"memory": 39}, "memory: 39 is below 40"),
-        ("como", {"kernels": 0}, "kernels: 0 is below 1"),
-        ("como", {"population": 2}, "population: 2 is below 3"),
-        ("como", {"sigma": 0.0}, "sigma: 0.0 is not within 0 to 1"),
-        ("map_elites", {"initial": 0}, "initial: 0 is below 1"),
-        ("map_elites", {"bins": 1}, "bins: 1 is below 2"),
+        (
+            "nsga2",
+            {"population": 1},
+            "population: 1 is out of range; write a whole",
+        ),
+        ("nsga3", {"population": 0}, "population: 0 is out of range"),
+        ("tpe", {"startup": 0}, "startup: 0 is out of range"),
+        ("tpe", {"memory": 39}, "memory: 39 is out of range; write a whole number of at least 40"),
+        ("como", {"kernels": 0}, "kernels: 0 is out of range"),
+        ("como", {"population": 2}, "population: 2 is out of range"),
+        (
+            "como",
+            {"sigma": 0.0},
+            "sigma: 0.0 is out of range; write a number above",
+        ),
+        ("map_elites", {"initial": 0}, "initial: 0 is out of range"),
+        ("map_elites", {"bins": 1}, "bins: 1 is out of range"),
         ("map_elites", {"low": 1.0, "high": 1.0}, "high: 1.0 is not above low, 1.0"),
-        ("map_elites", {"sigma_iso": 0.0}, "sigma_iso: 0.0 is not above 0"),
-        ("map_elites", {"sigma_line": -1.0}, "sigma_line: -1.0 is negative"),
+        (
+            "map_elites",
+            {"sigma_iso": 0.0},
+            "sigma_iso: 0.0 is out of range; write a",
+        ),
+        ("map_elites", {"sigma_line": -1.0}, "sigma_line: -1.0 is out of range"),
         ("map_elites", {"cyclic": True, "objectives": 1}, "cyclic: there is one objective only"),
     ],
 )
 def test_options_out_of_range_are_refused(name, options, said):
-    with pytest.raises(ValueError, match=f"^{said}"):
-        make(name, **options)
+    objectives = options.pop("objectives", 2)
+    try:
+        section = parse(CONTROLLERS.get(name).section, {"kind": name, **options})
+        faults = list(section.faults(objectives))
+    except BadInput as error:
+        faults = error.faults
+    (fault,) = faults
+    assert str(fault).startswith(said)

@@ -9,13 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.kernels import eager, native
+from evomerge.errors import CandidateFailure
+from evomerge.kernels import eager, native, native_library
+from evomerge.kernels.chances import rank_levels
 from evomerge.kernels.checksum import tile_digests
-from evomerge.kernels.eager import Kept
-from evomerge.kernels.magnitude_histogram import MagnitudeTable
+from evomerge.kernels.magnitude_histogram import MagnitudeHistogram, in_bin, ranked
 from evomerge.kernels.masked import Masked
+from evomerge.kernels.merge_plan import Kept, MaskedSums, MergePlan, Operands, WeightedSums
+from evomerge.kernels.task_vector import task_vector, variance
 from evomerge.merging.merger import Merger
-from evomerge.merging.methods import OPERATORS
+from evomerge.merging.methods import METHODS
 from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
 
@@ -34,11 +37,20 @@ def bits(tensor):
     return tensor.contiguous().view(-1).view(torch.uint8).numpy()
 
 
-def assert_same(batch, out, wanted):
-    (digests,), (broken,) = batch.merge()
+def plan_of(operands, sums, dtype):
+    return MergePlan(Operands({"w": tuple(operands)}), dtype, (sums,))
+
+
+def assert_same(plan, out, wanted):
+    """The merge overwrites `out` with the wanted bits, and says so where they are not finite."""
+    kernels, targets = native.NativeKernels(), {"w": out}
+    assert kernels.takes(plan, targets)
+    if wanted.isfinite().all():
+        assert np.array_equal(kernels.merge(plan, targets)["w"], tile_digests(wanted))
+    else:
+        with pytest.raises(CandidateFailure, match="merged tensor w is not finite"):
+            kernels.merge(plan, targets)
     assert np.array_equal(bits(out), bits(wanted.to(out.dtype)))
-    assert np.array_equal(digests, tile_digests(wanted))
-    assert broken == (not wanted.isfinite().all())
 
 
 @given(
@@ -52,12 +64,9 @@ def assert_same(batch, out, wanted):
 )
 def test_weighted_sums(count, shape, dtypes, dtype, live, weights, seed):
     some, weights = tensors(count, shape, dtypes, seed)[1:], np.array(weights[:count])
-    assert native.takes(some, dtype)
     wanted = eager.weighted_sum(some, weights, dtype)
-    out = torch.empty(shape, dtype=live)
-    batch = native.Batch(None, [some], [out], dtype)
-    batch.weigh(slice(None), weights)
-    assert_same(batch, out, wanted)
+    plan = plan_of(some, WeightedSums(("w",), weights), dtype)
+    assert_same(plan, torch.empty(shape, dtype=live), wanted)
 
 
 @pytest.mark.parametrize("thin", ["magnitude", "band", "random", "ranked", "votes", "variance"])
@@ -90,34 +99,26 @@ def test_masked_sums(
         epsilon=0.2,
         threshold=np.linspace(0.1, 2.0, count),
     )
-    assert native.does(how)
     kept = []
-    taus = [eager.task_vector(base, model) for model in models]
-    spread = eager.variance([tau.float() for tau in taus])
+    taus = [task_vector(base, model) for model in models]
     for i, tau in enumerate(taus):
         if thin in ("random", "ranked"):
-            kept.append(Kept(key=(seed, 7 + i), levels=eager.rank_levels(tau)))
-        elif thin == "votes":
-            kept.append(Kept())
-        elif thin == "variance":
-            table, k = MagnitudeTable(spread), int(densities[0] * int((spread > 0).sum()))
-            kept.append(Kept(table.largest(spread, k)))
-        else:
-            low = MagnitudeTable(tau).largest(tau, int(densities[i] * tau.numel()))
+            kept.append(Kept(key=(seed, 7 + i), levels=rank_levels(tau)))
+        elif thin in ("magnitude", "band"):
+            low = MagnitudeHistogram(tau).largest(tau, int(densities[i] * tau.numel()))
             kept.append(Kept(low, 0.15 if thin == "band" else float("inf")))
-    out = torch.empty(shape, dtype=dtype)
-    batch = native.Batch([base], [models], [out], dtype)
-    batch.thin(slice(None), how)
-    if thin == "variance" and k > 0:
-        index, _, size = table.place(k)
-        inside = np.sort(batch.variances({0: (index, size)})[0].numpy())
-        upper = spread.reshape(-1).numpy().view(np.int32) >> 16
-        wanted = spread.reshape(-1).numpy()[upper == index]
-        assert np.array_equal(inside, np.sort(wanted[wanted > 0]))
-    batch.keep(0, kept)
-    if how.energy:
-        batch.share([0], how)
-    assert_same(batch, out, eager.masked_sum(base, models, how, kept, dtype))
+    if thin == "variance":
+        spread = variance([tau.float() for tau in taus])
+        histogram, k = MagnitudeHistogram(spread), int(densities[0] * int((spread > 0).sum()))
+        kept = [Kept(low=float("inf"))]
+        if k > 0:
+            place = histogram.place(k)
+            kept = [Kept(place=place)]
+            wanted = spread.reshape(-1).sort(descending=True).values[k - 1]
+            assert ranked(in_bin(spread, place.bin), place.rank) == wanted
+    plan = plan_of([base, *models], MaskedSums(("w",), how, (tuple(kept),)), dtype)
+    wanted = eager.masked_sum(base, models, how, kept, dtype)
+    assert_same(plan, torch.empty(shape, dtype=dtype), wanted)
 
 
 @pytest.mark.parametrize(
@@ -129,11 +130,14 @@ def test_what_rounds_to_infinity_is_told(dtype, largest):
         for factor, fine in ((1.0, True), (1.01, False), (float("nan"), False)):
             some = torch.zeros(size)
             some[at] = largest
-            out = torch.empty(size, dtype=dtype)
-            batch = native.Batch(None, [[some]], [out], dtype)
-            batch.weigh(slice(None), np.array([factor]))
-            _, (broken,) = batch.merge()
-            assert broken == (not fine)
+            plan = plan_of([some], WeightedSums(("w",), np.array([factor])), dtype)
+            targets = {"w": torch.empty(size, dtype=dtype)}
+            if fine:
+                native.NativeKernels().merge(plan, targets)
+                assert targets["w"].isfinite().all()
+                continue
+            with pytest.raises(CandidateFailure, match="merged tensor w is not finite"):
+                native.NativeKernels().merge(plan, targets)
 
 
 def test_one_tile_that_changes_is_the_one_whose_digest_does():
@@ -145,7 +149,7 @@ def test_one_tile_that_changes_is_the_one_whose_digest_does():
     assert np.array_equal(tile_digests(some[1:]), tile_digests(some[1:].clone()))
 
 
-@pytest.mark.parametrize("method", OPERATORS.all())
+@pytest.mark.parametrize("method", METHODS.all())
 def test_a_live_model_gets_what_the_stream_gives(method, world, monkeypatch):
     """With threads and without a compiler; again with other numbers in the same tables.
 
@@ -153,7 +157,7 @@ def test_a_live_model_gets_what_the_stream_gives(method, world, monkeypatch):
     """
     names = [str(world / name) for name in ("base", "a", "b", "c")]
     opened = {n: open_source(n) for n in names}
-    count = OPERATORS.get(method).models or len(names) - 1
+    count = METHODS.get(method).models or len(names) - 1
     merger = Merger(opened, {n: n for n in names})
     live = {n: torch.empty(t.shape) for n, t in opened[names[0]].tensors.items()}
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -171,15 +175,42 @@ def test_a_live_model_gets_what_the_stream_gives(method, world, monkeypatch):
             assert np.array_equal(digests[name], tile_digests(tensor))
 
 
+def test_tables_are_kept_for_the_same_operands_and_targets_alone():
+    """Other numbers, another kind of sum, another target; gone with the operands."""
+    generator = torch.Generator().manual_seed(3)
+    base, a, b = (torch.randn(50, generator=generator) for _ in range(3))
+    operands, kernels = Operands({"w": (base, a, b)}), native.NativeKernels()
+    trimmed = Masked(np.array([0.5, 1.0]), np.ones(2), "magnitude", "elect")
+    kept = (Kept(0.3), Kept(0.9))
+    masked = MaskedSums(("w",), trimmed, (kept,))
+    targets = {"w": torch.empty(50)}
+    for _ in range(2):
+        for weights in (np.array([0.2, 0.3, 0.5]), np.array([1.0, -1.0, 0.0])):
+            sums = WeightedSums(("w",), weights)
+            kernels.merge(MergePlan(operands, torch.float32, (sums,)), targets)
+            assert torch.equal(targets["w"], eager.weighted_sum([base, a, b], weights))
+        kernels.merge(MergePlan(operands, torch.float32, (masked,)), targets)
+        assert torch.equal(targets["w"], eager.masked_sum(base, [a, b], trimmed, kept))
+    size = kernels.nbytes
+    assert size > 0
+    other = {"w": torch.empty(50)}
+    kernels.merge(MergePlan(operands, torch.float32, (masked,)), other)
+    assert torch.equal(other["w"], targets["w"]) and kernels.nbytes == size
+    del operands
+    assert kernels.nbytes == 0
+
+
 def test_without_a_compiler_it_is_said_once(monkeypatch, tmp_path):
     said = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native.log, "warning", lambda text, *words: said.append(text % words))
+    log = native_library.log
+    monkeypatch.setattr(log, "warning", lambda text, *words: said.append(text % words))
+    plan = plan_of([torch.ones(3)], WeightedSums(("w",), np.ones(1)), torch.float32)
     for compiler in ("no-such-compiler", "false"):
         monkeypatch.setenv("CXX", compiler)
         native.library.cache_clear()
         assert native.library() is None and native.library() is None
-        assert not native.takes([torch.ones(3)], torch.float32)
+        assert not native.NativeKernels().takes(plan, {"w": torch.empty(3)})
     native.library.cache_clear()
     monkeypatch.undo()
     assert native.library() is not None

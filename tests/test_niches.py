@@ -16,16 +16,20 @@ from hypothesis import strategies as st
 
 from evomerge.archive import summary
 from evomerge.archive.archive import Archive
-from evomerge.campaign.run import checked, run_campaign
+from evomerge.campaign.build import checked
+from evomerge.campaign.run import run_campaign
 from evomerge.cli.main import main
 from evomerge.errors import BadInput, CandidateFailure, EvomergeError
 from evomerge.kernels.checksum import tile_digests
+from evomerge.kernels.native import NativeKernels
 from evomerge.merging.merger import Merger
-from evomerge.recipes.mixture import Layout
+from evomerge.recipes.parameter_index import ParameterIndex
 from evomerge.recipes.parameters import single
-from evomerge.recipes.parse import from_json
-from evomerge.search.controllers import CONTROLLERS, Told
-from evomerge.search.spaces import SPACES, Sources
+from evomerge.recipes.parse import parse_recipe
+from evomerge.search.controllers import Feedback, Problem
+from evomerge.search.controllers.niches import NaturalNiches, NichesSection
+from evomerge.search.spaces import SourceShapes
+from evomerge.search.spaces.mixture import MixtureSection, MixtureSpace
 from evomerge.sources.source import open_source
 
 MODELS = ("a", "b", "c")
@@ -42,20 +46,20 @@ def models(world):
 
 
 def flattened(models):
-    """Each model's parameters in the layout's order, float64, and the layout."""
+    """Each model's parameters in the index's order, float64, and the index."""
     merger = Merger(models, dict.fromkeys(models, ""))
     vectors = {}
     for model in models:
         parts = [t.double().reshape(-1) for _, t in merger.stream(single(model, "float32"))]
         vectors[model] = torch.cat(parts).numpy()
     sizes = {n: t.elements for n, t in models["a"].tensors.items()}
-    return vectors, Layout(sizes)
+    return vectors, ParameterIndex(sizes)
 
 
 def make_space(models, grams=None, **spec):
     sizes = {n: t.elements for n, t in models["a"].tensors.items()}
-    sources = Sources(None, MODELS, MODELS, 2, "float32", 0, sizes, grams)
-    return SPACES.get("mixture")({"kind": "mixture", **spec}, sources)
+    shapes = SourceShapes(None, MODELS, MODELS, 2, "float32", 0, sizes, grams=grams)
+    return MixtureSpace(MixtureSection(**spec), shapes)
 
 
 def merged(models, recipe):
@@ -74,42 +78,42 @@ def merged(models, recipe):
     split=st.booleans(),
 )
 def test_descendants_are_what_crossing_the_weights_gives(models, births, chromosomes, split):
-    vectors, layout = flattened(models)
+    vectors, positions = flattened(models)
     space = make_space(models, chromosomes=chromosomes, split=split)
     family = [single(m, "float32") for m in MODELS]
     bodies = [vectors[m] for m in MODELS]
     owner = np.concatenate(
         [
             np.full(last - first, next((i for i, m in enumerate(chromosomes) if m in n), 99))
-            for n, (first, last) in layout.span.items()
+            for n, (first, last) in positions.span.items()
         ]
     )
-    at = np.arange(layout.total)
+    at = np.arange(positions.total)
     for first, second, *genes in births:
         i, j = first % len(family), second % len(family)
         genome = np.resize(genes, space.dimension)
-        child = np.empty(layout.total)
+        child = np.empty(positions.total)
         for index, chromosome in enumerate([*range(len(chromosomes)), 99]):
             mix, *cut = genome.reshape(len(space.modules), -1)[index]
-            left = at < int(cut[0] * layout.total) if split else np.full(layout.total, True)
+            left = at < int(cut[0] * positions.total) if split else np.full(positions.total, True)
             share = np.where(left, mix, 1.0 - mix)
             body = (1.0 - share) * bodies[i] + share * bodies[j]
             child[owner == chromosome] = body[owner == chromosome]
         family.append(space.cross(genome, [family[i], family[j]]))
         bodies.append(child)
-    recipe = from_json(json.loads(json.dumps(family[-1].to_json())))
+    recipe = parse_recipe(json.loads(json.dumps(family[-1].to_json())))
     hashes = {m: m * 64 for m in MODELS}
     assert recipe.id(hashes) == family[-1].id(hashes)
     np.testing.assert_allclose(merged(models, recipe), bodies[-1], rtol=1e-5, atol=1e-6)
-    for name, (first, last) in layout.span.items():
+    for name, (first, last) in positions.span.items():
         starts, rows = recipe.runs(name, first, last)
         assert starts[0] == 0 and len(starts) == len(rows)
         assert (np.diff(starts) > 0).all() and starts[-1] < last - first
 
 
 def test_slerp_turns_by_the_angle_of_the_whole_vectors(models):
-    vectors, layout = flattened(models)
-    spans = list(layout.span.values())
+    vectors, positions = flattened(models)
+    spans = list(positions.span.values())
 
     def grams():
         stacked = np.stack([vectors[m] for m in MODELS])
@@ -117,7 +121,7 @@ def test_slerp_turns_by_the_angle_of_the_whole_vectors(models):
 
     space = make_space(models, grams, interpolation="slerp")
     a, b, c = (single(m, "float32") for m in MODELS)
-    cut = spans[5][0] / layout.total  # between tensors
+    cut = spans[5][0] / positions.total  # between tensors
     first = space.cross(np.array([0.3, cut]), [a, b])
     child = space.cross(np.array([0.8, 0.5]), [first, c])
 
@@ -126,11 +130,11 @@ def test_slerp_turns_by_the_angle_of_the_whole_vectors(models):
         assert angle > 0.1  # these are no neighbours
         return (np.sin((1 - t) * angle) * x + np.sin(t * angle) * y) / np.sin(angle)
 
-    at = np.arange(layout.total)
+    at = np.arange(positions.total)
     x, y, z = (vectors[m] for m in MODELS)
-    mine = np.where(at < int(cut * layout.total), slerp(x, y, 0.3), slerp(x, y, 0.7))
+    mine = np.where(at < int(cut * positions.total), slerp(x, y, 0.3), slerp(x, y, 0.7))
     np.testing.assert_allclose(merged(models, first), mine, rtol=1e-5, atol=1e-6)
-    whole = np.where(at < layout.total // 2, slerp(mine, z, 0.8), slerp(mine, z, 0.2))
+    whole = np.where(at < positions.total // 2, slerp(mine, z, 0.8), slerp(mine, z, 0.2))
     np.testing.assert_allclose(merged(models, child), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -138,7 +142,7 @@ def test_slerp_turns_by_the_angle_of_the_whole_vectors(models):
 @pytest.mark.parametrize("native", [True, False])
 def test_every_way_out_gives_the_same_bits(models, dtype, native, monkeypatch):
     if not native:
-        monkeypatch.setattr("evomerge.merging.mixture_merge.native.takes", lambda *_: False)
+        monkeypatch.setattr(NativeKernels, "takes", lambda *_: False)
     space = make_space(models, dtype=dtype)
     a, b, c = (single(m, dtype) for m in MODELS)
     child = space.cross(np.array([0.3, 0.123]), [space.cross(np.array([0.6, 0.77]), [a, b]), c])
@@ -153,9 +157,9 @@ def test_every_way_out_gives_the_same_bits(models, dtype, native, monkeypatch):
 def test_a_mixture_of_other_models_fails_by_itself(models):
     space = make_space(models)
     child = space.cross(np.array([0.3, 0.4]), [single("a", "float32"), single("b", "float32")])
-    data = child.to_json() | {"layout": "0" * 16}
+    data = child.to_json() | {"parameter_index_hash": "0" * 16}
     with pytest.raises(CandidateFailure, match="other names or sizes"):
-        merged(models, from_json(data))
+        merged(models, parse_recipe(data))
 
 
 def test_an_empty_chromosome_has_no_angle(models):
@@ -185,7 +189,7 @@ def test_the_first_model_gives_config_and_tokenizer(campaign_file, here, silent)
     file = campaign_file(
         **(NICHES | {"sources": {"base": "eps", "models": {m: m for m in MODELS}}})
     )
-    assert checked(file, (), {})[0].worker.frame == "a"
+    assert checked(file)[0].worker.frame == "a"
 
 
 def test_selection_is_the_equations():
@@ -194,11 +198,11 @@ def test_selection_is_the_equations():
     scores = (rng.random((6, 30)) < rng.random(30)).astype(np.float32)
     scores[:, 3] = 0.0
     for alpha in (0.0, 0.5, 1.0, 2.0):
-        niches = CONTROLLERS.get("niches")(
-            dimension=2, seed=0, start=np.zeros(2), population=6, alpha=alpha, warmup=0
+        niches = NaturalNiches(
+            Problem(2, 0, np.zeros(2)), NichesSection(population=6, alpha=alpha, warmup=0)
         )
         for candidate, row in enumerate(scores):
-            niches.tell(Told(None, None, 0.5, (0.5,), 0.0, candidate, row, True))
+            niches.tell(Feedback(None, None, 0.5, (0.5,), 0.0, candidate, row, True))
         shared = np.zeros_like(scores, float)
         for i in range(6):
             for j in range(30):
@@ -216,25 +220,23 @@ def test_selection_is_the_equations():
 
 
 def test_the_least_fit_makes_room_and_a_specialist_stays():
-    niches = CONTROLLERS.get("niches")(
-        dimension=2, seed=0, start=np.zeros(2), population=3, warmup=0
-    )
+    niches = NaturalNiches(Problem(2, 0, np.zeros(2)), NichesSection(population=3, warmup=0))
     good, same, specialist = [1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]
     for candidate, row in enumerate([good, same, specialist, good]):
-        niches.tell(Told(None, None, 0.5, (0.5,), 0.0, candidate, np.float32(row), True))
+        niches.tell(Feedback(None, None, 0.5, (0.5,), 0.0, candidate, np.float32(row), True))
     assert {p for proposal in niches.ask(300) for p in proposal.parents} == {0, 2, 3}
-    niches.tell(Told(None, None, 9.0, (9.0,), 0.3, 4, np.float32([1, 1, 1, 1]), True))
+    niches.tell(Feedback(None, None, 9.0, (9.0,), 0.3, 4, np.float32([1, 1, 1, 1]), True))
     assert 4 not in {p for proposal in niches.ask(300) for p in proposal.parents}  # it violates
 
 
 def test_all_alike_still_mate_and_nobody_is_an_error():
-    niches = CONTROLLERS.get("niches")(
-        dimension=2, seed=0, start=np.zeros(2), population=3, warmup=0
-    )
+    niches = NaturalNiches(Problem(2, 0, np.zeros(2)), NichesSection(population=3, warmup=0))
     with pytest.raises(EvomergeError, match="no source that could be a parent"):
         niches.ask(1)
     for candidate in range(3):
-        niches.tell(Told(None, None, 0.0, (0.0,), 0.0, candidate, np.zeros(4, np.float32), True))
+        niches.tell(
+            Feedback(None, None, 0.0, (0.0,), 0.0, candidate, np.zeros(4, np.float32), True)
+        )
     pairs = Counter(p.parents for p in niches.ask(600))
     assert len(pairs) == 6 and min(pairs.values()) > 50  # every pair of two, none with itself
 
@@ -286,16 +288,16 @@ def test_killed_and_resumed_breeds_the_same(here, tmp_path):
         "box": ({"controller__kind": "cmaes"}, "controller.kind: cmaes does not search a space of"),
         "init": ({"init": ["runs/x#best"]}, "init: a space of individuals"),
         "soup": ({"start_from_soup": True}, "start_from_soup: a space of individuals"),
-        "one": ({"sources__models": {"a": "a"}}, "sources.models: 1 model has nobody to be"),
+        "one": ({"sources__models": {"a": "a"}}, "space.kind: crosses two models or more, and there is one"),
         "key": ({"space__splits": True}, "space.splits: unknown key 'splits'"),
-        "way": ({"space__interpolation": "nlerp"}, "space.interpolation: 'nlerp' will not do"),
+        "way": ({"space__interpolation": "nlerp"}, "space.interpolation: 'nlerp' is none of what it may be"),
         "twice": (
             {"sources__models": {"a": "a", "b": "b", "x": "a"}},
             "sources.models.x: is listed",
         ),
         "base": ({"sources__base": "b"}, "sources.models.b: is listed before"),
         "typo": ({"space__chromosomes": ["self_atn"]}, "no tensor's name holds 'self_atn'"),
-        "few": ({"controller__population": 1}, "controller.population: 1 is below 2"),
+        "few": ({"controller__population": 1}, "controller.population: 1 is out of range"),
     }.values(),
 )
 def test_what_does_not_fit_is_said(campaign_file, here, silent, changes, message):

@@ -14,12 +14,12 @@ from evomerge.errors import BadInput
 from evomerge.kernels.magnitude_histogram import kth_largest
 from evomerge.merging import task_vectors as prepare
 from evomerge.merging.merger import Merger
-from evomerge.merging.methods import OPERATORS
+from evomerge.merging.methods import METHODS
 from evomerge.merging.validation import method_of
 from evomerge.sources.source import open_source
 from evomerge.testing import merge_arrays, recipe_of
 
-PREPARED = sorted(name for name, o in OPERATORS.all().items() if o.prepare)
+PREPARED = sorted(name for name, o in METHODS.all().items() if o.prepare)
 SEEDS = st.integers(0, 30)
 
 

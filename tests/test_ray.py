@@ -1,5 +1,6 @@
 """The Ray pool with real processes: workers killed, candidates that hang, and that kill."""
 
+import doctest
 import os
 import signal
 import time
@@ -9,8 +10,11 @@ import pytest
 from sql import query
 
 from evomerge.archive.archive import Archive
+from evomerge.campaign.build import checked
 from evomerge.campaign.run import run_campaign
+from evomerge.campaign.source_hashes import hash_sources
 from evomerge.recipes.parameters import single
+from evomerge.workers import ray_pool
 from evomerge.workers.protocol import Finished, Job, Lost
 from evomerge.workers.ray_pool import RayPool
 
@@ -56,16 +60,12 @@ def troubled(here, campaign_file):
 @pytest.fixture
 def plan(troubled):
     """A worker plan over the tiny models, made as the commands make it."""
-    from evomerge.campaign.build import prepare
-    from evomerge.campaign.source_hashes import hash_sources
-    from evomerge.config import validate
-
-    file = troubled()
-    return hash_sources(prepare(validate.load(file), str(file)), str(file)).worker
+    (campaign,) = checked(troubled())
+    return hash_sources(campaign).worker
 
 
 def job(name, candidate=1):
-    return Job(candidate, single(name, "bfloat16").to_json(), "search")
+    return Job(candidate, single(name, "bfloat16"), "search")
 
 
 def wait(pool, seconds=300):
@@ -131,3 +131,7 @@ def test_a_campaign_survives_a_candidate_that_kills_its_workers(troubled, here, 
     assert archive.counts() == {"ok": 10, "stopped": 0, "failed": 1, "running": 0}
     scored = [line.split()[1] for line in (here / "scored").read_text().splitlines()]
     assert scored.count(repr(deadly)) == 2
+
+
+def test_the_example_runs():
+    assert doctest.testmod(ray_pool).failed == 0

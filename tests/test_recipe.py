@@ -73,7 +73,7 @@ def test_uniform_weights_are_one_nth():
     [
         ({"methode": 1}, "methode: unknown key 'methode'; did you mean 'method'?"),
         ({"version": 2}, "version: 2 is none of what it may be; write 1"),
-        ({"kind": "soup"}, "kind: there is no 'soup'; known: explicit, mixture, parameters"),
+        ({"kind": "soup"}, "kind: there is no kind 'soup'; known: explicit, mixture, parameters"),
         ({"models": []}, "models: is empty"),
         ({"models": "x"}, "models: 'x' is not a list"),
         ({"dtype": "int8"}, "dtype: 'int8' is none of what it may be; write bfloat16"),

@@ -7,7 +7,7 @@ import pytest
 
 from evomerge.archive.archive import Archive
 from evomerge.campaign.run import run_campaign
-from evomerge.config.validate import check_plan
+from evomerge.config.validate import checked_plan
 from evomerge.errors import BadInput
 from evomerge.recipes import soups
 
@@ -83,7 +83,7 @@ def test_model_stock_needs_a_base(campaign_file):
     plan = yaml.safe_load(campaign_file(soups=["model_stock"]).read_text())
     del plan["sources"]["base"]
     with pytest.raises(BadInput, match=r"soups: model_stock needs a base; write sources\.base"):
-        check_plan(plan, "file")
+        checked_plan(plan)
     plan["soups"] = ["gredy"]
     with pytest.raises(BadInput, match=r"soups\.0"):
-        check_plan(plan, "file")
+        checked_plan(plan)

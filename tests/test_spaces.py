@@ -6,11 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from evomerge.merging.merger import group_of
-from evomerge.merging.methods import OPERATORS
-from evomerge.merging.validation import check_methods, method_of
-from evomerge.recipes.parse import from_json
-from evomerge.search.spaces import SPACES, Sources, quantize
+from evomerge.errors import BadInput, placed
+from evomerge.merging.methods import METHODS
+from evomerge.merging.validation import check_methods, group_index, method_of
+from evomerge.recipes.parse import parse_recipe
+from evomerge.search.spaces import SourceShapes, quantize
+from evomerge.search.spaces.choice import ChoiceSection, ChoiceSpace
+from evomerge.search.spaces.parameters import ParametersSection, ParametersSpace
+from evomerge.sections import parse
 from evomerge.tensor_names import place
 
 NAMES = [
@@ -22,22 +25,21 @@ NAMES = [
 
 
 def make(method="ties", layers=7, models=("x", "y", "z"), **spec):
-    operator = OPERATORS.get(method)
+    operator = METHODS.get(method)
     axes = {
         p.name: {"low": 0.1, "high": 1.0}
         for p in operator.parameters
         if p.default is None or p.name == "density"
     } or {"scale": {"low": 0.1, "high": 1.0}}
     models = models[: operator.models] if operator.models else models
-    spec = {"kind": "parameters", "method": method, "axes": axes} | spec
-    cls = SPACES.get("parameters")
-    assert cls.faults(spec, models, True, "f") == []
-    return cls(spec, Sources("b", models, models, layers, "bfloat16", 7))
+    options = parse(ParametersSection, {"method": method, "axes": axes} | spec)
+    assert list(options.faults(models, True)) == []
+    return ParametersSpace(options, SourceShapes("b", models, models, layers, "bfloat16", 7))
 
 
 specs = st.fixed_dictionaries(
     {
-        "method": st.sampled_from(sorted(OPERATORS.all())),
+        "method": st.sampled_from(sorted(METHODS.all())),
         "layers": st.integers(1, 9),
         "layer_groups": st.integers(1, 12),
         "module_groups": st.sampled_from([[], ["self_attn"], ["self_attn", "mlp"]]),
@@ -57,7 +59,7 @@ def test_decode_gives_sound_recipes_that_encode_inverts(spec, seed):
         if where.layer is None or where.layer < spec["layers"]:
             assert group_of(recipe, name).values.keys() == space.axes.keys()
     assert np.allclose(space.encode(recipe), genome, atol=1e-9)
-    assert from_json(recipe.to_json()) == recipe
+    assert parse_recipe(recipe.to_json()) == recipe
     assert len(set(space.names)) == space.dimension == len(space.start)
     assert ((space.start > 0) & (space.start < 1)).all()
 
@@ -149,14 +151,31 @@ TWO = {
         {"kind": "parameters", "method": "linear", "axes": {"weight": {"low": -1.0, "high": 1.0}}},
     ],
 }
-SHAPE = Sources("base", ("a", "b", "c"), ("a", "b", "c"), 4, "bfloat16", 7)
+
+
+def group_of(recipe, name):
+    """The group of a recipe that holds a tensor."""
+    return recipe.groups[group_index(recipe, name)]
+
+
+def faults_of(space):
+    """What a campaign over x, y and z hears of a space."""
+    try:
+        with placed("space"):
+            section = parse(ChoiceSection, space)
+    except BadInput as error:
+        return error.faults
+    return [fault.under("space") for fault in section.faults("xyz", True)]
+
+
+SHAPE = SourceShapes("base", ("a", "b", "c"), ("a", "b", "c"), 4, "bfloat16", 7)
 
 
 @given(st.data())
 def test_a_choice_is_the_chosen_space(data):
-    space = SPACES.get("choice")(TWO, SHAPE)
-    inner = [SPACES.get("parameters")(s, SHAPE) for s in TWO["spaces"]]
-    assert SPACES.get("choice").faults(TWO, "xyz", True, "f") == []
+    space = ChoiceSpace(parse(ChoiceSection, TWO), SHAPE)
+    inner = [ParametersSpace(parse(ParametersSection, s), SHAPE) for s in TWO["spaces"]]
+    assert list(parse(ChoiceSection, TWO).faults("xyz", True)) == []
     assert space.dimension == 1 + sum(s.dimension for s in inner) == len(space.names)
     assert len(space.levels) == space.dimension and space.levels[0] == 2
     genome = quantize(data.draw(hnp.arrays(float, space.dimension, elements=st.floats(0, 1))))
@@ -175,7 +194,7 @@ def test_a_choice_is_the_chosen_space(data):
 
 
 def test_whole_numbers_share_the_gene_evenly():
-    space = SPACES.get("choice")(TWO, SHAPE)
+    space = ChoiceSpace(parse(ChoiceSection, TWO), SHAPE)
     at = next(i for i, n in enumerate(space.names) if "least" in n)
     genome, found = space.start, []
     for unit in np.linspace(0, 1, 300, endpoint=False):
@@ -187,8 +206,8 @@ def test_whole_numbers_share_the_gene_evenly():
 @pytest.mark.parametrize(
     ("change", "message"),
     {
-        "one": ({"spaces": TWO["spaces"][:1]}, "space.spaces: is not a list of two or more"),
-        "none": ({"spaces": None}, "space.spaces: is not a list of two or more"),
+        "one": ({"spaces": TWO["spaces"][:1]}, "space.spaces: has fewer than 2 entries"),
+        "none": ({"spaces": None}, "space.spaces: null is not a list"),
         "kind": ({"spaces": [{"kind": "mixture"}, {"kind": "choice"}]}, "space.spaces.0.kind"),
         "inner": (
             {"spaces": [TWO["spaces"][1] | {"method": "liner"}, TWO["spaces"][1]]},
@@ -211,8 +230,8 @@ def test_whole_numbers_share_the_gene_evenly():
     }.values(),
 )
 def test_choices_that_will_not_do(change, message):
-    faults = SPACES.get("choice").faults(TWO | change, "xyz", True, "f")
-    assert any(message in str(f) for f in faults), faults
+    faults = faults_of(TWO | change)
+    assert any(message in str(fault) for fault in faults), faults
 
 
 def grouped(**change):
@@ -229,14 +248,14 @@ def grouped(**change):
 
 @given(st.data())
 def test_each_group_has_a_method_of_its_own(data):
-    space = SPACES.get("choice")(grouped(), SHAPE)
-    assert SPACES.get("choice").faults(grouped(), "xyz", True, "f") == []
+    space = ChoiceSpace(parse(ChoiceSection, grouped()), SHAPE)
+    assert list(parse(ChoiceSection, grouped()).faults("xyz", True)) == []
     assert space.levels[:5] == (3,) * 5 and space.levels[5] == 0
     assert len(set(space.names)) == len(space.names) == space.dimension
     genome = quantize(data.draw(hnp.arrays(float, space.dimension, elements=st.floats(0, 1))))
     recipe = space.decode(genome)
     check_methods(recipe)
-    assert from_json(recipe.to_json()) == recipe
+    assert parse_recipe(recipe.to_json()) == recipe
     wanted = [space.spaces[min(int(u * 3), 2)] for u in genome[:5]]
     wanted += [wanted[-1]] * 2  # norm and head, with the embeddings
     for index, inner in enumerate(wanted):
@@ -256,7 +275,7 @@ def test_each_group_has_a_method_of_its_own(data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"each": "layer"}, "space.each: 'layer' is nothing to choose for"),
+        ({"each": "layer"}, "space.each: 'layer' is none of what it may be; write model or group"),
         ({"spaces__1__layer_groups": 3}, "space.spaces.0.layer_groups: differs"),
         ({"spaces__2__options": {"normalize": True}}, "space.spaces.0.options.normalize: differs"),
         ({"spaces__2__method": "ties"}, "space.spaces: has a method twice"),
@@ -270,5 +289,5 @@ def test_groups_that_cannot_take_each_other_s_place(change, message):
         for key in path:
             entry = entry[int(key) if key.isdigit() else key]
         entry[last] = value
-    faults = SPACES.get("choice").faults(spec, "xyz", True, "f")
+    faults = faults_of(spec)
     assert any(message in str(f) for f in faults), faults

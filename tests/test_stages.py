@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,20 +9,21 @@ import torch
 import yaml
 from click.testing import CliRunner
 from conftest import assert_killed_and_resumed_alike
-from evomerge.config.stages import stage_plan
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from evomerge.archive import summary
 from evomerge.archive.archive import Archive
-from evomerge.campaign.run import checked, run_campaign
+from evomerge.campaign.build import checked
+from evomerge.campaign.run import run_campaign
 from evomerge.campaign.source_hashes import hash_sources
 from evomerge.cli import tables
 from evomerge.cli.main import main
-from evomerge.config import validate
+from evomerge.config.validate import read_plan
 from evomerge.errors import BadInput, EvomergeError
 from evomerge.export.candidates import export_candidate
-from evomerge.search.controllers import CONTROLLERS, Told
+from evomerge.search.controllers import Feedback, Problem
+from evomerge.search.controllers.cmaes import CmaEs, CmaEsSection
 from evomerge.search.objectives import Objective, Scale
 from evomerge.workers.protocol import Job
 from evomerge.workers.worker import Worker
@@ -210,7 +210,7 @@ def test_faults_name_the_stage(campaign_file, change, said):
         entry[last] = value
     file.write_text(yaml.safe_dump(plan))
     with pytest.raises(BadInput, match=said):
-        checked(file, [], {})
+        checked(file)
 
 
 def test_methods_are_chosen_for_each_group_and_exported_as_scored(campaign_file, silent, here):
@@ -284,7 +284,7 @@ def test_what_a_campaign_began_with_may_be_a_stage_s_best(campaign_file, silent,
     archive, _ = scored(here / "runs" / "tiny")
     mine = [c for c in archive.candidates(stage=0) if c.origin != "baseline"]
     values = {c.id: archive.outcome(c.id)["value"] for c in mine}
-    assert "adopted" in {c.origin for c in mine}
+    assert "warm_start" in {c.origin for c in mine}
     assert archive.best_found(0) == max(values, key=lambda c: (values[c], -c))
 
 
@@ -295,7 +295,7 @@ def test_sources_of_several_depths_have_no_average_to_hang_on(campaign_file, her
     plan = {"sources": {"models": {"a": "a", "deep": "deep"}}, "space": ROUTING}
     fitness = [{"name": "likely", "function": "fit.py", "constraint": ">= uniform"}]
     with pytest.raises(BadInput) as caught:
-        checked(campaign_file(**plan, soups=["metrics"], fitness=fitness), [], {})
+        checked(campaign_file(**plan, soups=["metrics"], fitness=fitness))
     assert {f.key for f in caught.value.faults} == {"soups", "fitness.0.constraint"}
 
 
@@ -329,7 +329,7 @@ def test_the_faults_of_all_stages_are_told_at_once(campaign_file, here):
     routed = [{**stage, "space": ROUTING} for stage in STAGES]
     file = campaign_file(**STAGED | deep | {"stages": routed, "seed": "seven", "finals": "few"})
     with pytest.raises(BadInput) as caught:
-        checked(file, [], {})
+        checked(file)
     assert {f.key for f in caught.value.faults} == {"seed", "finals"}  # depths may differ
     models = {name: f"post-{name}" for name in "ab"}
     for name, folder in models.items():
@@ -338,7 +338,7 @@ def test_the_faults_of_all_stages_are_told_at_once(campaign_file, here):
         (here / folder / "config.json").write_text(json.dumps({**config, "model_type": "olmo2"}))
     plan = {"sources": {"base": "post-a", "models": models}, "init": ["runs/none#best"]}
     with pytest.raises(BadInput) as caught:
-        checked(campaign_file(**STAGED | plan), [], {})
+        checked(campaign_file(**STAGED | plan))
     said = str(caught.value)
     assert "runs/none: is no run's directory" in said  # of the first stage
     assert "'post-b': olmo2 cannot be routed with scales" in said  # of the second
@@ -359,7 +359,7 @@ def test_code_of_its_own_is_trusted_in_every_stage_or_in_none(campaign_file, sil
     again = {"models": {"found": "runs/tiny#best", "b": "own-b"}}
     file = campaign_file(name="again", space=ROUTING, sources=again)
     with pytest.raises(BadInput) as caught:
-        checked(file, [], {})
+        checked(file)
     keys = [f.key for f in caught.value.faults]
     assert keys == ["sources.models.found", "sources.models.b"]
     assert all("code of its own" in str(f) for f in caught.value.faults)
@@ -367,20 +367,20 @@ def test_code_of_its_own_is_trusted_in_every_stage_or_in_none(campaign_file, sil
 
 def test_a_worker_of_paths_has_its_sources_as_models_and_keeps_no_tensors_beside(campaign_file):
     for space in (ROUTING, STAGES[0]["space"]):
-        (campaign,) = checked(campaign_file(space=space), [], {})
-        worker = Worker(hash_sources(campaign, "f").worker)
+        (campaign,) = checked(campaign_file(space=space))
+        worker = Worker(hash_sources(campaign).worker)
         routed = space is ROUTING
         assert not routed or worker._router._models.keys() == campaign.sources.keys()
         (average,) = [recipe for label, recipe in campaign.baselines() if label == "uniform"]
-        outcome = worker.evaluate(Job(1, average.to_json(), "search"))
+        outcome = worker.evaluate(Job(1, average, "search"))
         assert outcome.status == "ok" and outcome.weights_checksum
-        assert bool(worker._merger._weights._there) != routed
+        assert bool(worker._merger._weights._on_device) != routed
 
 
 def test_a_soup_is_no_path(campaign_file):
     file = campaign_file(space=ROUTING, start_from_soup=True, soups=["metrics"])
     with pytest.raises(BadInput, match="start_from_soup: a soup is no point"):
-        checked(file, [], {})
+        checked(file)
 
 
 def test_families_that_cannot_be_routed_are_refused_before_any_model_is_loaded(campaign_file, here):
@@ -394,7 +394,7 @@ def test_families_that_cannot_be_routed_are_refused_before_any_model_is_loaded(c
     models = {name: f"post-{name}" for name in "abc"}
     file = campaign_file(space=ROUTING, sources={"models": models})
     with pytest.raises(BadInput, match="'post-a': olmo2 cannot be routed with scales"):
-        checked(file, [], {})
+        checked(file)
 
 
 def test_models_of_several_depths_are_routed_and_not_averaged(campaign_file, silent, here):
@@ -460,14 +460,14 @@ def test_costs_are_for_language_models(campaign_file, here):
         fitness=[{"name": "depth", "cost": "hops"}],
     )
     with pytest.raises(BadInput, match="costs are those of language models"):
-        checked(file, [], {})
+        checked(file)
 
 
 def test_what_has_no_say_is_archived_and_told_at_its_start(campaign_file, silent, here):
     plan = {"space": ROUTING, "fitness": FITNESS[:1], "budget__evaluations": 12}
     file = campaign_file(**plan)
     assert run_campaign(file, observer=silent)
-    (campaign,) = checked(file, [], {})
+    (campaign,) = checked(file)
     archive = Archive(here / "runs" / "tiny" / "archive.db")
     for candidate in archive.candidates(origin="search"):
         assert np.array_equal(campaign.space.settled(candidate.genome), candidate.genome)
@@ -477,12 +477,12 @@ def test_cma_es_learns_from_the_genome_that_was_scored():
     """Genes that are put back do not widen the search: their deviation falls, others' does not."""
 
     def deviations(put_back):
-        search = CONTROLLERS.get("cmaes")(dimension=6, seed=3, start=np.full(6, 0.5), population=8)
+        search = CmaEs(Problem(6, 3, np.full(6, 0.5)), CmaEsSection(population=8))
         rng = np.random.default_rng(0)
         for ordinal in range(240):
             genome = search.ask(1)[0].genome.copy()
             genome[3:] = 0.5 if put_back else genome[3:]
-            search.tell(Told(ordinal, genome, float(rng.random()), (0.0,)))
+            search.tell(Feedback(ordinal, genome, float(rng.random()), (0.0,)))
         return search._es.sigma * search._es.sm.variances**0.5
 
     held, free = deviations(True), deviations(False)
@@ -491,14 +491,14 @@ def test_cma_es_learns_from_the_genome_that_was_scored():
 
 def test_a_plan_of_stages_survives_its_own_yaml(staged):
     file = staged / "campaign.yaml"
-    again = validate.load(file)
-    assert again == yaml.safe_load(file.read_text())
-    assert again["budget"] == {"evaluations": 14, "hours": None}
+    again = read_plan(file)
+    assert again.model_dump(mode="json") == yaml.safe_load(file.read_text())
+    assert again.evaluations == 14 and again.hours is None
 
 
-def test_a_stage_s_plan_is_an_ordinary_one(campaign_file):
-    plan = yaml.safe_load(Path(campaign_file(**STAGED)).read_text())
-    plan |= {"soups": ["greedy"], "init": [], "start_from_soup": False}
-    second = stage_plan(plan, 1, ["runs/x#3"])
-    assert second["sources"]["models"]["merged"] == "runs/x#3"
-    assert (second["space"]["kind"], second["soups"]) == ("routing", [])
+def test_a_stage_has_what_those_before_found_among_its_models(campaign_file):
+    plan = read_plan(campaign_file(**STAGED, soups=["greedy"]))
+    assert plan.model_names(1, ["runs/x#3"]).models["merged"] == "runs/x#3"
+    assert plan.searches[1].space.kind == "routing"
+    first, second = checked(campaign_file(**STAGED, soups=["greedy"]))
+    assert (first.soups, second.soups) == (("greedy",), ())

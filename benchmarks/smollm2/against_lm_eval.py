@@ -25,10 +25,13 @@ sys.path.insert(0, str(HERE.parent))
 
 import common  # noqa: E402
 
+from evomerge.archive.selection import pick  # noqa: E402
 from evomerge.archive.summary import open_run  # noqa: E402
-from evomerge.campaign.build import prepare, read_plan  # noqa: E402
+from evomerge.campaign.build import open_campaign  # noqa: E402
 from evomerge.campaign.source_hashes import hash_sources  # noqa: E402
+from evomerge.config.validate import read_plan  # noqa: E402
 from evomerge.export.candidates import export_candidate  # noqa: E402
+from evomerge.scoring.fitness import TaskSection  # noqa: E402
 from evomerge.scoring.items import Split  # noqa: E402
 from evomerge.workers.protocol import Job  # noqa: E402
 from evomerge.workers.worker import Worker  # noqa: E402
@@ -107,24 +110,25 @@ def score_of(logged: float | list[float]) -> float:
     return float(logged)
 
 
-def by_worker(run: Path, names: Iterable[str], items: int) -> dict[str, list[float]]:
+def by_worker(run: Path, names: Iterable[str], items: int, threads: int) -> dict[str, list[float]]:
     """Return the scores that a worker gives the best candidate of a run in these cases."""
-    campaign = hash_sources(prepare(read_plan(run / "campaign.yaml", ())))
+    campaign = hash_sources(open_campaign(read_plan(run / "campaign.yaml")))
     entries = {
-        name: {
-            "name": name,
-            "task": str(HERE / f"{CASES[name].task}.yaml"),
-            "metric": CASES[name].metric,
-            "batch_size": BATCH,
-            **CASES[name].entry,
-        }
-        for name in names
+        name: TaskSection(
+            name=name,
+            task=str(HERE / f"{case.task}.yaml"),
+            metric=case.metric,
+            batch_size=BATCH,
+            **case.entry,
+        )
+        for name, case in CASES.items()
+        if name in names
     }
     splits = dict.fromkeys(entries, Split(tuple(range(items)), ()))
     plan = replace(campaign.worker, fitness=entries, splits=splits, compute_dtype="float32")
-    worker = Worker(replace(plan, threads=os.cpu_count()))
+    worker = Worker(replace(plan, threads=threads))
     archive = open_run(run)
-    best = archive.candidate(archive.best())
+    best = archive.candidate(pick(archive, "best"))
     outcome = worker.evaluate(Job(best.id, best.recipe, "search"))
     if outcome.status != "ok":
         raise SystemExit(f"candidate {best.id} could not be scored: {outcome.reason}")
@@ -136,9 +140,10 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--items", type=int, default=40, help="of each task")
     parser.add_argument("--cases", nargs="+", default=[*CASES], choices=CASES)
-    options = common.parsed(parser, items=4, cases=PLAIN)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = common.parsed(parser, items=4, cases=PLAIN, threads=1)
     with common.errors_as_lines(options.run):
-        ours = by_worker(options.run, options.cases, options.items)
+        ours = by_worker(options.run, options.cases, options.items, options.threads)
     alike: dict[tuple[str, ...], list[str]] = {}  # lm-eval's words -> cases
     for name in options.cases:
         alike.setdefault(CASES[name].words, []).append(name)

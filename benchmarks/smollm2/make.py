@@ -47,7 +47,7 @@ BATCH = 12
 WARM_UP = 5  # steps
 DATES_STEPS, DATES_RATE = 50, 3e-5
 TICKETS_STEPS, TICKETS_RATE = 120, 1e-3
-SHORT_STEPS = 6
+SHORT_STEPS = 10
 MONTHS = {
     "en": "January February March April May June July August September October November December",
     "fr": "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
@@ -147,7 +147,7 @@ def build_base(folder: Path) -> None:
 def build_stand_in(folder: Path) -> None:
     """Write a tiny random model that knows the tickets' words, and few of the dates'."""
     words = {word for row in ticket_rows() for word in f"{row['prompt']} {row['answer']}".split()}
-    tiny_llama(folder, SEED, words=(*WORDS[:4], *sorted(words)))
+    tiny_llama(folder, SEED, layers=4, words=(*WORDS[:4], *sorted(words)))
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -180,15 +180,15 @@ def encode(
 
 
 def tune(
-    model: PreTrainedModel,
+    model: torch.nn.Module,
     train: list[Row],
     tokenizer: PreTrainedTokenizerBase,
     *,
     steps: int,
     rate: float,
     name: str,
-) -> PreTrainedModel:
-    """Train on the answers by AdamW, whose rate is warmed up and let down to zero."""
+) -> None:
+    """Train a model on the answers by AdamW, whose rate is warmed up and let down to zero."""
     draw = random.Random(SEED)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
@@ -209,7 +209,7 @@ def tune(
             print(
                 f"{name}: step {step}, loss {loss:.3f}, {time.time() - started:.0f} s", flush=True
             )
-    return model.eval()
+    model.eval()
 
 
 def load(folder: Path) -> PreTrainedModel:
@@ -219,9 +219,9 @@ def load(folder: Path) -> PreTrainedModel:
 
 def build_dates(models: Path, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
     """Tune all weights on dates."""
-    base, (_, train) = load(models / "base"), rows()["dates"]
-    model = tune(base, train, tokenizer, steps=steps, rate=DATES_RATE, name="dates")
-    save(model.to(torch.bfloat16), tokenizer, models / "dates")
+    model, (_, train) = load(models / "base"), rows()["dates"]
+    tune(model, train, tokenizer, steps=steps, rate=DATES_RATE, name="dates")
+    save(model.bfloat16(), tokenizer, models / "dates")
 
 
 def build_tickets(models: Path, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
@@ -229,8 +229,8 @@ def build_tickets(models: Path, tokenizer: PreTrainedTokenizerBase, steps: int) 
     torch.manual_seed(SEED)
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     options = LoraConfig(r=16, lora_alpha=16, target_modules=layers, task_type="CAUSAL_LM")
-    adapted, (_, train) = get_peft_model(load(models / "base"), options), rows()["tickets"]
-    model = tune(adapted, train, tokenizer, steps=steps, rate=TICKETS_RATE, name="tickets")
+    model, (_, train) = get_peft_model(load(models / "base"), options), rows()["tickets"]
+    tune(model, train, tokenizer, steps=steps, rate=TICKETS_RATE, name="tickets")
     beside = models / "tickets.part"
     model.save_pretrained(beside)
     beside.rename(models / "tickets")
@@ -279,7 +279,7 @@ def main() -> None:
     parser.add_argument("--scores", action="store_true", help="print the lines between the models")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help=f"folder of the models; {MODELS} by default")
-    options = common.parsed(parser)
+    options = common.parsed(parser, threads=1)
     torch.set_num_threads(options.threads)
     models = options.out or MODELS
     models.mkdir(parents=True, exist_ok=True)

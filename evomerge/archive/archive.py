@@ -11,20 +11,17 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from evomerge.archive.database import DatabaseError
+from evomerge.archive.database import Value
 from evomerge.archive.front import FrontKeeper
 from evomerge.archive.reader import ArchiveReader
-from evomerge.archive.records import Candidate, Event
+from evomerge.archive.records import Candidate
 from evomerge.archive.stored_recipe import to_columns
 from evomerge.recipes.recipe import Recipe
 from evomerge.scoring.outcome import Outcome, encode_scores, summary
 from evomerge.search.controllers import Proposal
-
-__all__ = ["Archive", "Candidate", "DatabaseError", "Event"]
 
 log = logging.getLogger("evomerge")
 
@@ -53,8 +50,8 @@ class Archive(ArchiveReader):
     def begin(
         self,
         name: str,
-        plan: Mapping[str, Any],
-        provenance: Mapping[str, Any],
+        plan: Mapping[str, object],
+        provenance: Mapping[str, object],
         items: Iterable[tuple[str, str, int, str]],
     ) -> None:
         """Write down the frozen plan, where everything comes from, and the items.
@@ -74,11 +71,11 @@ class Archive(ArchiveReader):
             )
             self._db.execute_each("INSERT INTO items VALUES (?, ?, ?, ?)", items)
 
-    def set_plan(self, plan: Mapping[str, Any]) -> None:
+    def set_plan(self, plan: Mapping[str, object]) -> None:
         """Replace the plan by one in which only what may change has changed."""
         self._db.execute("UPDATE campaign SET plan = ?", (json.dumps(plan),))
 
-    def add_sources(self, sources: Mapping[str, Mapping[str, Any]]) -> None:
+    def add_sources(self, sources: Mapping[str, Mapping[str, object]]) -> None:
         """Add a later stage's sources to the provenance, by label; see `SourceRecord`."""
         provenance = self.campaign["provenance"]
         provenance["sources"] |= sources
@@ -88,7 +85,7 @@ class Archive(ArchiveReader):
         """Set whether the campaign is running, finished, interrupted or failed."""
         self._db.execute("UPDATE campaign SET state = ?, reason = ?", (state, reason))
 
-    def start(self, machine: Mapping[str, Any]) -> int:
+    def start(self, machine: Mapping[str, object]) -> int:
         """Note that the campaign was started on `machine`; return the start's id."""
         if self._db.journal == "delete":
             log.warning(
@@ -325,6 +322,10 @@ class Archive(ArchiveReader):
         for objective, items in scores.items():
             mean, stderr, count = summary(items)
             encoding, blob = encode_scores(items)
-            of = {"candidate_id": candidate, "objective": objective, "split": split}
-            self._db.insert("scores", **of, mean=mean, stderr=stderr, items=count)
-            self._db.insert("item_scores", **of, encoding=encoding, scores=blob)
+            key: dict[str, Value] = {
+                "candidate_id": candidate,
+                "objective": objective,
+                "split": split,
+            }
+            self._db.insert("scores", **key, mean=mean, stderr=stderr, items=count)
+            self._db.insert("item_scores", **key, encoding=encoding, scores=blob)

@@ -8,18 +8,20 @@ which readers and the writer wait for each other.
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from evomerge.archive.schema import MIGRATIONS
 from evomerge.errors import EvomergeError
 
 DatabaseError = sqlite3.Error  # what a full or failing disk raises
 
+Row = sqlite3.Row  # read by columns' names
+
 _WAIT = 30.0  # seconds for another process's lock; a transaction here takes milliseconds
 
-Values = Sequence[Any] | Mapping[str, Any]
+Value = str | int | float | bytes | None
+Values = Sequence[Value] | Mapping[str, Value]
 
 
 def connect(path: Path | str, write: bool) -> sqlite3.Connection:
@@ -63,7 +65,7 @@ class Database:
         self.journal = ""
         try:
             self._connection = connect(path, write)
-            self._connection.row_factory = sqlite3.Row
+            self._connection.row_factory = Row
             if write:
                 self.journal = self._choose_journal()
             version = self.rows("PRAGMA user_version")[0]["user_version"]
@@ -95,11 +97,11 @@ class Database:
         self._connection.execute("PRAGMA synchronous = FULL")
         return journal
 
-    def rows(self, sql: str, values: Values = ()) -> list[sqlite3.Row]:
+    def rows(self, sql: str, values: Values = ()) -> list[Row]:
         """Return all rows of a query, read to the end so that no lock is kept."""
         return self._connection.execute(sql, values).fetchall()
 
-    def first(self, sql: str, values: Values = ()) -> sqlite3.Row | None:
+    def first(self, sql: str, values: Values = ()) -> Row | None:
         """Return the first row of a query, if there is one."""
         rows = self.rows(sql, values)
         return rows[0] if rows else None
@@ -112,23 +114,17 @@ class Database:
         """Run one statement for each row of values."""
         self._connection.executemany(sql, rows)
 
-    def insert(self, table: str, **columns: Any) -> int:
+    def insert(self, table: str, **columns: Value) -> int:
         """Insert one row by its columns' names; return its rowid."""
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         sql = f"INSERT INTO {table} ({names}) VALUES ({marks})"
         return self._connection.execute(sql, tuple(columns.values())).lastrowid or 0
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> contextlib.AbstractContextManager[object]:
         """Commit all that is written within, or, where it raises, none of it."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:  # a full disk may have ended it
-                self._connection.execute("ROLLBACK")
-            raise
+        import sqlite_utils  # which takes longer to import than `evomerge status` to read
+
+        return sqlite_utils.Database(self._connection, execute_plugins=False).atomic()
 
     def close(self) -> None:
         """Close the file."""

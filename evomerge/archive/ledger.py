@@ -1,14 +1,12 @@
 """The candidates and the events of an archive: what a resume replays."""
 
 import json
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from evomerge.archive.database import Database
+from evomerge.archive.database import Database, Row, Value
 from evomerge.archive.records import Candidate, Event
 from evomerge.archive.stored_recipe import from_columns
 from evomerge.errors import EvomergeError
@@ -122,15 +120,15 @@ class Ledger:
             raise EvomergeError(f"{self.path}: there is no recipe {recipe_id}")
         return found.recipe
 
-    def _candidates(self, condition: str, **values: Any) -> list[Candidate]:
+    def _candidates(self, condition: str, **values: Value) -> list[Candidate]:
         sql = f"SELECT {_CANDIDATE} FROM candidates c WHERE {condition} ORDER BY c.id"
         return [self._candidate(row) for row in self._db.rows(sql, values)]
 
-    def _first_candidate(self, condition: str, **values: Any) -> Candidate | None:
+    def _first_candidate(self, condition: str, **values: Value) -> Candidate | None:
         found = self._candidates(condition, **values)
         return found[0] if found else None
 
-    def _candidate(self, row: sqlite3.Row) -> Candidate:
+    def _candidate(self, row: Row) -> Candidate:
         def read_recipe() -> Recipe:
             sql = "SELECT recipe, segments FROM candidates WHERE id = ?"
             (found,) = self._db.rows(sql, (row["id"],))
@@ -162,7 +160,7 @@ class Ledger:
             " AND (c.stage = :stage OR (c.origin = 'baseline' AND c.stage < :stage)))"
             " ORDER BY e.seq"
         )
-        ask: list[sqlite3.Row] = []  # the candidates of one ask, which follow one another
+        ask: list[Row] = []  # the candidates of one ask, which follow one another
         for row in self._db.rows(sql, {"stage": self.stage}):
             if ask and (row["kind"] != "ask" or row["batch"] != ask[0]["batch"]):
                 yield _ask_event(ask)
@@ -190,7 +188,7 @@ class Ledger:
         return 0 if last is None else int(last) + 1
 
 
-def _ask_event(rows: list[sqlite3.Row]) -> Event:
+def _ask_event(rows: list[Row]) -> Event:
     """Return the rows of one ask as an event."""
     proposals = tuple(
         Proposal(np.frombuffer(row["genome"], "<f8"), tuple(json.loads(row["parents"])))

@@ -5,12 +5,13 @@ Any number of processes may read while the campaign writes.
 
 import json
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
+from evomerge.archive.database import Value
 from evomerge.archive.ledger import Ledger
-from evomerge.archive.records import CampaignRow, FinalRow, OutcomeRow, SourceRecord
+from evomerge.archive.records import AnswerRow, CampaignRow, FinalRow, OutcomeRow, SourceRecord
 from evomerge.errors import EvomergeError
 from evomerge.scoring.outcome import Score, decode_scores
 from evomerge.search.objectives import Objective
@@ -110,16 +111,16 @@ class ArchiveReader(Ledger):
         row = self._db.first(sql, {"id": candidate, "objective": objective, "split": split})
         return decode_scores(row["encoding"], row["scores"], row["items"]) if row else None
 
-    def answers(self, candidate: int, limit: int = -1) -> dict[str, list[dict[str, Any]]]:
+    def answers(self, candidate: int, limit: int = -1) -> dict[str, list[AnswerRow]]:
         """Return objective -> ordinal and answer of held-out items, the first `limit` of each."""
         sql = (
             "SELECT ordinal, answer FROM answers WHERE candidate_id = ? AND objective = ?"
             " ORDER BY ordinal LIMIT ?"
         )
-        answers = {}
+        answers: dict[str, list[AnswerRow]] = {}
         for objective in self.objectives:
             if rows := self._db.rows(sql, (candidate, objective.name, limit)):
-                answers[objective.name] = [dict(row) for row in rows]
+                answers[objective.name] = [cast(AnswerRow, dict(row)) for row in rows]
         return answers
 
     # --- over all candidates -----------------------------------------------------------
@@ -149,7 +150,7 @@ class ArchiveReader(Ledger):
         sql = "c.origin != 'baseline' AND (:stage IS NULL OR c.stage = :stage)"
         return self._best(sql, stage=stage)
 
-    def _best(self, condition: str, **values: Any) -> int | None:
+    def _best(self, condition: str, **values: Value) -> int | None:
         # Outcomes come first, from the best on, until one will do.
         sql = (
             "SELECT c.id FROM outcomes o INDEXED BY outcomes_best"

@@ -129,6 +129,13 @@ class FinalRow(TypedDict):
     worker: str
 
 
+class AnswerRow(TypedDict):
+    """What a model said to one held-out item."""
+
+    ordinal: int
+    answer: str
+
+
 class SourceRecord(NamedTuple):
     """One source of a campaign, as its provenance has it.
 

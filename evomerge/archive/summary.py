@@ -8,6 +8,16 @@ from typing import Any
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.run_lock import RunLock
 from evomerge.archive.selection import candidate_number, hypervolume_of, pick
+from evomerge.archive.shapes import (
+    CandidateShape,
+    DetailsShape,
+    ProgressShape,
+    ScoreShape,
+    SidesShape,
+    StageShape,
+    StatusShape,
+    ValuedShape,
+)
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.scoring.outcome import Score
 
@@ -36,7 +46,7 @@ def open_run(directory: Path | str) -> ArchiveReader:
     return archive
 
 
-def status(directory: Path | str) -> dict[str, Any]:
+def status(directory: Path | str) -> StatusShape:
     """Return a run's progress, in the form that `evomerge status --json` prints.
 
     >>> import tempfile
@@ -48,15 +58,14 @@ def status(directory: Path | str) -> dict[str, Any]:
     ('interrupted', {'ok': 4, 'stopped': 0, 'failed': 1, 'running': 0})
     """
     archive = open_run(directory)
-    campaign = archive.campaign
-    state = campaign["state"]
-    if state == "running" and not RunLock.held(Path(directory)):
-        state = "interrupted"
-    more = {"reason": campaign["reason"], "hypervolume": hypervolume_of(archive)}
-    return snapshot(archive) | {"state": state} | more
+    found = snapshot(archive)
+    if found["state"] == "running" and not RunLock.held(Path(directory)):
+        found["state"] = "interrupted"
+    reason, hypervolume = archive.campaign["reason"], hypervolume_of(archive)
+    return {**found, "reason": reason, "hypervolume": hypervolume}
 
 
-def snapshot(archive: ArchiveReader) -> dict[str, Any]:
+def snapshot(archive: ArchiveReader) -> ProgressShape:
     """Return a campaign's progress as the archive has it, the state left open.
 
     >>> from evomerge.testing.archives import example_archive
@@ -64,35 +73,43 @@ def snapshot(archive: ArchiveReader) -> dict[str, Any]:
     {'evaluations': 8, 'hours': None, 'proposed': 3}
     """
     campaign, counts, seconds = archive.campaign, archive.counts(), archive.seconds
-    budget = whole_budget(campaign["plan"])
+    evaluations, hours = whole_budget(campaign["plan"])
     best, baselines = archive.best(), archive.baselines()
 
     # The rate so far says how long the rest will take.
     scored = counts["ok"] + counts["stopped"] + counts["failed"]
     per_hour = 3600.0 * scored / seconds if seconds else 0.0
-    left = max(0, budget["evaluations"] - scored + len(baselines))
-    stages = []
-    for number, stage in enumerate(campaign["plan"].get("stages") or ()):
-        proposed = archive.proposed_in(number)
-        stages.append({"name": stage["name"], "proposed": proposed, **stage["budget"]})
+    left = max(0, evaluations - scored + len(baselines))
+    work = archive.work_seconds()
+    stages: list[StageShape] = []
+    for number, stage in enumerate(campaign["plan"]["stages"]):
+        stages.append(
+            {
+                "name": stage["name"],
+                "evaluations": stage["budget"]["evaluations"],
+                "hours": stage["budget"]["hours"],
+                "proposed": archive.proposed_in(number),
+            }
+        )
     return {
         "name": campaign["name"],
         "state": campaign["state"],
         "stages": stages,
         "candidates": counts,
-        "budget": budget | {"proposed": archive.proposed()},
+        "budget": {"evaluations": evaluations, "hours": hours, "proposed": archive.proposed()},
         "best": None if best is None else _valued_row(archive, best),
         "seconds": {
             "total": seconds,
             "left": 3600.0 * left / per_hour if per_hour else None,
-            **archive.work_seconds(),
+            "merge": work["merge"],
+            "score": work["score"],
         },
         "per_hour": per_hour,
         "baselines": [_valued_row(archive, candidate.id) for candidate in baselines],
     }
 
 
-def front(directory: Path | str) -> list[dict[str, Any]]:
+def front(directory: Path | str) -> list[CandidateShape]:
     """Return the non-dominated candidates and all baselines, as `front --json` prints them.
 
     >>> import tempfile
@@ -108,7 +125,7 @@ def front(directory: Path | str) -> list[dict[str, Any]]:
     rows = [row(archive, c) for c in dict.fromkeys([*archive.front(), *baselines])]
     first = archive.objectives[0]
 
-    def badness(of: Mapping[str, Any]) -> float:
+    def badness(of: CandidateShape) -> float:
         score = of["scores"][first.name]["search"]
         return -first.sign * score["mean"] if score else math.inf
 
@@ -131,7 +148,7 @@ def standing(directory: Path | str) -> dict[int, tuple[bool, float | None]]:
     return {c: (c in best, _value(archive, c)) for c in listed}
 
 
-def show(directory: Path | str, which: int | str) -> dict[str, Any]:
+def show(directory: Path | str, which: int | str) -> DetailsShape:
     """Return all that the archive knows of one candidate.
 
     Args:
@@ -155,7 +172,8 @@ def show(directory: Path | str, which: int | str) -> dict[str, Any]:
         last = archive.last_candidate()
         mend = f"write a number from 1 to {last.id}" if last else "none is there yet"
         raise BadInput(Fault("", f"there is no candidate {which}", mend))
-    return row(archive, candidate.id) | {
+    return {
+        **row(archive, candidate.id),
         "parents": list(candidate.parents),
         "genome": None if candidate.genome is None else candidate.genome.tolist(),
         "recipe": candidate.recipe_json,
@@ -164,7 +182,7 @@ def show(directory: Path | str, which: int | str) -> dict[str, Any]:
     }
 
 
-def row(archive: ArchiveReader, number: int) -> dict[str, Any]:
+def row(archive: ArchiveReader, number: int) -> CandidateShape:
     """Return one candidate with its scores on both splits.
 
     It has `violation` only where the campaign has constraints, and `heldout_failure`, a reason,
@@ -177,13 +195,13 @@ def row(archive: ArchiveReader, number: int) -> dict[str, Any]:
     """
     candidate, final = archive.candidate(number), archive.final(number)
     search, heldout = archive.scores(number, "search"), archive.scores(number, "heldout")
-    scores = {}
+    scores: dict[str, SidesShape] = {}
     for objective in archive.objectives:
         scores[objective.name] = {
             "search": _score(search.get(objective.name)),
             "heldout": _score(heldout.get(objective.name)),
         }
-    found: dict[str, Any] = {
+    found: CandidateShape = {
         "id": number,
         "recipe_id": candidate.recipe_id,
         "origin": candidate.origin,
@@ -224,26 +242,28 @@ def searches(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     >>> searches({"stages": [], "budget": {"evaluations": 8}})
     [{'stages': [], 'budget': {'evaluations': 8}}]
     """
-    return plan.get("stages") or [plan]
+    return plan["stages"] or [plan]
 
 
-def whole_budget(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the budget of an archived plan, of all its stages together.
+def whole_budget(plan: Mapping[str, Any]) -> tuple[int, float | None]:
+    """Return the evaluations and the hours of an archived plan, of all its stages together.
 
-    >>> whole_budget({"budget": {"evaluations": 8, "hours": 1.5}})
-    {'evaluations': 8, 'hours': 1.5}
+    >>> whole_budget({"stages": [], "budget": {"evaluations": 8, "hours": 1.5}})
+    (8, 1.5)
     """
     budgets = [part["budget"] for part in searches(plan)]
     evaluations = sum(budget["evaluations"] for budget in budgets)
-    return {"evaluations": evaluations, "hours": budgets[0]["hours"]}  # stages have no hours
+    return evaluations, budgets[0]["hours"]  # which no stage has
 
 
-def _valued_row(archive: ArchiveReader, candidate: int) -> dict[str, Any]:
-    return row(archive, candidate) | {"value": _value(archive, candidate)}
+def _valued_row(archive: ArchiveReader, candidate: int) -> ValuedShape:
+    return {**row(archive, candidate), "value": _value(archive, candidate)}
 
 
-def _score(score: Score | None) -> dict[str, float] | None:
-    return score._asdict() if score is not None and score.items else None
+def _score(score: Score | None) -> ScoreShape | None:
+    if score is None or not score.items:
+        return None
+    return {"mean": score.mean, "stderr": score.stderr, "items": score.items}
 
 
 def _value(archive: ArchiveReader, candidate: int) -> float | None:

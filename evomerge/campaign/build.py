@@ -4,49 +4,49 @@ Every fault is gathered; no weight is loaded. `check` and `run` both come throug
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.archive.references import pinned
 from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.named_fitnesses import (
+    chat_faults,
+    open_fitnesses,
+    refuse_language_model_fitness,
+    split_fitnesses,
+)
+from evomerge.campaign.named_sources import (
+    check_averages,
+    check_sources,
+    check_substrings,
+    open_sources,
+)
 from evomerge.campaign.warm_start import candidates_of
 from evomerge.config.overrides import read_mapping
-from evomerge.config.schema import CampaignPlan, SourcesSection, WorkersSection
+from evomerge.config.parts import SourcesSection, WorkersSection
+from evomerge.config.schema import CampaignPlan
 from evomerge.config.validate import checked_plan
-from evomerge.errors import BadInput, Fault, Faults, placed
-from evomerge.export.candidates import open_candidate
+from evomerge.errors import BadInput, Faults, placed
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.scoring.fitness import (
-    CostSection,
     Fitness,
-    FitnessSection,
-    TaskSection,
 )
-from evomerge.scoring.items import LastSection, Split, TestSplitSection, split_items
-from evomerge.scoring.open_fitness import open_fitness
-from evomerge.search.objectives import Objective, parse_bound
+from evomerge.scoring.items import Split
+from evomerge.search.objectives import Objective
 from evomerge.search.spaces import (
-    SPACES,
-    BreedingSpace,
     SourceShapes,
     SpaceSection,
     make_space,
 )
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.sections import good_fields
-from evomerge.sources.compatibility import differing_settings, mismatches, stream_mismatches
+from evomerge.sources.compatibility import differing_settings
 from evomerge.sources.factory import parse_factory
 from evomerge.sources.source import (
     Source,
-    has_chat_template,
-    is_candidate,
-    moved_faults,
-    open_source,
 )
 from evomerge.workers.protocol import WorkerPlan
-
-FEW_ITEMS = 20  # on a side of the split: below, an interval is wider than most differences
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ def _open_what_is_right(
             spaces += [] if stage is None else [stage.space]
         # of several spaces, the one that asks most of sources
         strictest = min(spaces, key=lambda s: isinstance(s, RoutingSection), default=None)
-        opened = _open_sources(sources, moved, faults)
-        _check_sources(opened, sources, strictest, faults)
+        opened = open_sources(sources, moved, faults)
+        check_sources(opened, sources, strictest, faults)
     if isinstance(fitness, list):
-        _open_fitnesses(fitness, own_test=False, faults=faults)
+        open_fitnesses(fitness, own_test=False, faults=faults)
 
 
 def checked_campaigns(
@@ -140,6 +140,28 @@ def checked_campaigns(
             candidates_of(plan.init, kind)
     faults.check()
     return campaigns
+
+
+def checked(
+    file: Path, settings: Sequence[str] = (), moved: Mapping[str, str] | None = None
+) -> list[Campaign]:
+    """Read and check a campaign file, and open its searches; what `evomerge check` does.
+
+    Args:
+        file: the campaign's YAML.
+        settings: `a.b=YAML` overrides.
+        moved: label -> directory of sources that lie elsewhere.
+
+    Raises:
+        BadInput: with every fault, placed in the file.
+
+    >>> from evomerge.testing.campaigns import example_campaign_file
+    >>> [campaign.plan.name for campaign in checked(example_campaign_file())]
+    ['example']
+    """
+    plan = read_and_check(file, settings, moved)
+    with placed(file=str(file)):
+        return checked_campaigns(plan, moved)
 
 
 def pinned_plan(plan: CampaignPlan, begun: CampaignPlan | None) -> CampaignPlan:
@@ -198,209 +220,23 @@ def open_campaign(
     """
     search, listed = plan.searches[stage], plan.model_names(stage, found)
     faults = Faults()
-    opened = _open_sources(listed, moved or {}, faults)
-    _check_sources(opened, listed, search.space, faults)
+    opened = open_sources(listed, moved or {}, faults)
+    check_sources(opened, listed, search.space, faults)
     if any(map(parse_factory, listed.labels)):
-        _refuse_language_model_fitness(plan.fitness, faults)
-    fitness = _open_fitnesses(plan.fitness, plan.own_test, faults)
-    splits, warnings = _split(plan, fitness, faults)
-    _check_averages(plan, listed, search.space, opened, faults)
+        refuse_language_model_fitness(plan.fitness, faults)
+    fitness = open_fitnesses(plan.fitness, plan.own_test, faults)
+    splits, warnings = split_fitnesses(plan, fitness, faults)
+    check_averages(plan, listed, search.space, opened, faults)
     if opened:
         under = f"stages.{stage}.space" if plan.stages else "space"
-        _check_substrings(search.space, opened, under, faults)
+        check_substrings(search.space, opened, under, faults)
     faults.check()
     if not isinstance(search.space, RoutingSection):
         warnings += differing_settings([*opened.values()])
     campaign = _campaign(plan, stage, listed, _Named(opened, fitness), splits, warnings)
-    faults.extend(_chat_faults(campaign))
+    faults.extend(chat_faults(campaign))
     faults.check()
     return campaign
-
-
-# --- sources ---------------------------------------------------------------------------------
-
-
-def _open_sources(
-    listed: SourcesSection, moved: Mapping[str, str], faults: Faults
-) -> dict[str, Source]:
-    """Open the sources by their headers, gathering what is wrong with them."""
-    faults.extend(moved_faults(moved, listed.labels.values()))
-    opened: dict[str, Source] = {}
-    for name, label in listed.labels.items():
-        trust, place = listed.trust_remote_code, moved.get(label, name)
-        with faults.gather("sources.base" if label == "base" else f"sources.models.{label}"):
-            if is_candidate(place):
-                opened[name] = open_candidate(place, moved, trust)
-            else:
-                opened[name] = open_source(place, trust_remote_code=trust)
-    return opened
-
-
-def _check_sources(
-    opened: Mapping[str, Source],
-    listed: SourcesSection,
-    space: SpaceSection | None,
-    faults: Faults,
-) -> None:
-    """Check that sources have what a space needs, and that they fit together.
-
-    Args:
-        opened: those that could be opened, by name.
-        listed: what the file says of them.
-        space: None if it is unknown; then whether they fit together is not asked.
-    """
-    if space is None:
-        return
-    is_by_layer = not issubclass(SPACES.get(space.kind), BreedingSpace)
-    for name, source in opened.items():
-        if is_by_layer and not source.layers:
-            label = listed.labels[name]
-            key = "sources.base" if label == "base" else f"sources.models.{label}"
-            wrong = f"'{name}' has no layers that can be told from its tensor names"
-            mend = "take a decoder with numbered layers, or a space of another kind"
-            faults.add(key, wrong, mend)
-    if opened:
-        fit = stream_mismatches if isinstance(space, RoutingSection) else mismatches
-        faults.extend(fit(list(opened.values())), "sources")
-
-
-def _check_averages(
-    plan: CampaignPlan,
-    listed: SourcesSection,
-    space: SpaceSection,
-    opened: Mapping[str, Source],
-    faults: Faults,
-) -> None:
-    """Refuse what depends on an average of routed sources that have none.
-
-    What stages found has no part in it: it is scored before them.
-    """
-    stages = {stage.name for stage in plan.stages}
-    given = [source for name, source in opened.items() if listed.labels[name] not in stages]
-    if not isinstance(space, RoutingSection) or not given or not mismatches(given):
-        return
-    wrong = "there is no average of these sources"
-    mend = "leave it out: only models of one shape are averaged"
-    if plan.soups:
-        faults.add("soups", wrong, mend)
-    for index, section in enumerate(plan.fitness):
-        if section.constraint and parse_bound(section.constraint).baseline == "uniform":
-            faults.add(f"fitness.{index}.constraint", wrong, mend)
-
-
-def _check_substrings(
-    space: SpaceSection, opened: Mapping[str, Source], under: str, faults: Faults
-) -> None:
-    """Refuse parts of tensor names that no tensor has."""
-    names = {name for source in opened.values() for name in source.tensors}
-    for key, part in space.substrings():
-        if not any(part in name for name in names):
-            wrong = f"no tensor's name holds '{part}'"
-            faults.add(f"{under}.{key}", wrong, "mend or leave it out")
-
-
-# --- fitnesses -------------------------------------------------------------------------------
-
-
-def _refuse_language_model_fitness(entries: Sequence[FitnessSection], faults: Faults) -> None:
-    """Refuse tasks and costs where sources are modules of their own."""
-    mend = "write function: FILE.py"
-    if any(isinstance(entry, TaskSection) for entry in entries):
-        wrong = "tasks of lm-eval are for language models, and a source is a module of its own"
-        faults.add("fitness", wrong, mend)
-    if any(isinstance(entry, CostSection) for entry in entries):
-        wrong = "costs are those of language models, and a source is a module of its own"
-        faults.add("fitness", wrong, mend)
-
-
-def _open_fitnesses(
-    entries: Sequence[FitnessSection | None], own_test: bool, faults: Faults
-) -> dict[str, Fitness]:
-    """Open the entries that are right, by objective, gathering what is wrong with them."""
-    opened: dict[str, Fitness] = {}
-    for index, section in enumerate(entries):
-        if section is not None:
-            with faults.gather(f"fitness.{index}"):
-                opened[section.name] = open_fitness(section.resolved(), own_test)
-    return opened
-
-
-def _split(
-    plan: CampaignPlan, fitness: Mapping[str, Fitness], faults: Faults
-) -> tuple[dict[str, Split], list[str]]:
-    """Return each objective's split, and warnings of sides with few items."""
-    splits: dict[str, Split] = {}
-    warnings: list[str] = []
-    for index, section in enumerate(plan.fitness):
-        opened = fitness.get(section.name)
-        if opened is None or opened.is_cost:
-            continue
-        before = len(faults.found)
-        faults.extend(_item_faults(plan, section, opened, f"fitness.{index}"))
-        if len(faults.found) > before:
-            continue
-        split = split_items(
-            len(opened.hashes), opened.test_from, section.taken, plan.heldout, plan.seed
-        )
-        splits[section.name] = split
-        sides = {"search": len(split.search), "held-out": len(split.heldout)}
-        for side, count in sides.items():
-            if count < FEW_ITEMS:
-                warnings.append(f"{section.name}: only {count} {side} items")
-    # A cost has one item, the model; it is measured on both sides, if there are two.
-    is_held_out = any(split.heldout for split in splits.values())
-    ordered = {}
-    for section in plan.fitness:
-        opened = fitness.get(section.name)
-        if opened is not None and opened.is_cost:
-            ordered[section.name] = Split((0,), (0,) if is_held_out else ())
-        elif section.name in splits:
-            ordered[section.name] = splits[section.name]
-    return ordered, warnings
-
-
-def _item_faults(
-    plan: CampaignPlan, section: FitnessSection, fitness: Fitness, key: str
-) -> Iterable[Fault]:
-    """Return why a fitness's items cannot be split as the plan says."""
-    count = len(fitness.hashes) if fitness.test_from is None else fitness.test_from
-    if section.taken and section.taken > count:
-        wrong = f"{section.taken} items are more than the {count} there are"
-        yield Fault(f"{key}.items", wrong, f"write at most {count}")
-    share = 0.0
-    if isinstance(plan.heldout, LastSection):
-        share = plan.heldout.last
-    elif not isinstance(plan.heldout, TestSplitSection):
-        share = plan.heldout
-    taken = min(section.taken or count, count)
-    if count and share and taken == round(share * taken):
-        wrong = f"holding {share} of {taken} items out leaves none to search on"
-        yield Fault("heldout", wrong, "hold out less, or take more items")
-    if not count:
-        yield Fault(key, "there is no item", "give it items")
-    if plan.own_test and fitness.test_from is None:
-        wrong = f"'{section.name}' has no validation and test split of its own"
-        yield Fault("heldout", wrong, "write a share such as 0.5")
-    is_public = fitness.searches_public_test_split and not plan.own_test
-    if is_public and not plan.allow_benchmarks:
-        wrong = f"'{section.name}' would search on the test split of a public benchmark"
-        mend = "write heldout: {split: test}, or allow_benchmarks: true if you mean it"
-        yield Fault(f"{key}.task", wrong, mend)
-
-
-def _chat_faults(campaign: Campaign) -> Iterable[Fault]:
-    """Return the tasks that ask for a chat template where the model that is scored has none."""
-    frame = campaign.sources[campaign.worker.frame]
-    for index, section in enumerate(campaign.plan.fitness):
-        if not isinstance(section, TaskSection) or not section.chat_template:
-            continue
-        if not has_chat_template(frame.path):
-            wrong = f"'{frame.name}', whose tokenizer merges get, has no chat template"
-            mend = "put a chat_template.jinja into its directory, or leave this out"
-            yield Fault(f"fitness.{index}.chat_template", wrong, mend)
-
-
-# --- the campaign ----------------------------------------------------------------------------
 
 
 def _campaign(

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evomerge.config.schema import CampaignPlan, Search, SourcesSection
+from evomerge.config.parts import SourcesSection
+from evomerge.config.schema import CampaignPlan, Search
 from evomerge.environment import provenance
 from evomerge.recipes import soups
 from evomerge.recipes.parameters import uniform

@@ -5,7 +5,7 @@ import time
 from typing import TypedDict
 
 from evomerge.campaign.campaign import Campaign
-from evomerge.config.schema import WorkersSection
+from evomerge.config.parts import WorkersSection
 from evomerge.dtypes import CODES, DTYPES, SIZE
 from evomerge.merging.methods import METHODS
 from evomerge.recipes.parameters import ParametersRecipe

@@ -103,6 +103,7 @@ class Evaluation:
 
     def wait(self) -> None:
         """Take the next event of the pool, if there is one within a heartbeat."""
+        self._observer.update(self.archive, self.pool.workers)  # the inline pool works within
         event = self.pool.next_finished(timeout=_HEARTBEAT)
         if isinstance(event, Lost):
             event = self._after_loss(event)

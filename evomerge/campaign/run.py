@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from evomerge.archive.archive import Archive, DatabaseError
+from evomerge.archive.archive import Archive
+from evomerge.archive.database import DatabaseError
 from evomerge.archive.run_lock import RunLock
 from evomerge.campaign.build import checked_campaigns, open_campaign, pinned_plan, read_and_check
 from evomerge.campaign.campaign import Campaign

@@ -8,14 +8,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from evomerge.config.schema import (
+from evomerge.config.parts import (
     BudgetSection,
-    CampaignPlan,
     SourcesSection,
     StageBudgetSection,
     StageSection,
     WorkersSection,
 )
+from evomerge.config.schema import CampaignPlan
 from evomerge.merging.methods import METHODS, Axis, MergeMethod
 from evomerge.scoring.fitness import CostSection, FunctionSection, TaskSection
 from evomerge.scoring.items import LastSection, TestSplitSection
@@ -23,7 +23,8 @@ from evomerge.search.axes import AxisSection
 from evomerge.search.controllers import CONTROLLERS
 from evomerge.search.spaces import SPACES
 from evomerge.search.spaces.routing import GainSection
-from evomerge.sections import Section, rows_of
+from evomerge.section_types import rows_of
+from evomerge.sections import Section
 
 
 class Field(TypedDict):
@@ -119,14 +120,25 @@ def _controllers() -> list[Entry]:
 
 
 def _fitness() -> list[Entry]:
-    sections = {"task": TaskSection, "function": FunctionSection, "cost": CostSection}
+    sections: dict[str, type[Section]] = {
+        "task": TaskSection,
+        "function": FunctionSection,
+        "cost": CostSection,
+    }
     return [_registered(name, section, section) for name, section in sections.items()]
+
+
+def _fields(section: type[Section]) -> list[Field]:
+    fields = []
+    for name, kind, unit, default, description in rows_of(section):
+        field = Field(name=name, kind=kind, unit=unit, default=default, description=description)
+        fields.append(field)
+    return fields
 
 
 def _registered(name: str, thing: type, section: type[Section]) -> Entry:
     summary = (inspect.getdoc(thing) or "").split("\n")[0]
-    fields = [Field(**row._asdict()) for row in rows_of(section)]
-    return Entry(name=name, summary=summary, needs="", paper="", fields=fields)
+    return Entry(name=name, summary=summary, needs="", paper="", fields=_fields(section))
 
 
 # --- the guides ------------------------------------------------------------------------------
@@ -162,7 +174,7 @@ def reference() -> str:
         parts.append((title, _summary_of(controller), controller.section))
     blocks = []
     for title, text, section in parts:
-        rows = [Field(**row._asdict()) for row in rows_of(section)]
+        rows = _fields(section)
         table = _table(rows) if rows else "No options."
         blocks.append("\n\n".join(part for part in (f"### {title}", text, table) if part))
     return "\n\n".join(blocks)

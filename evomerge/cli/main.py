@@ -100,11 +100,15 @@ def check(file: Path, settings: tuple[str, ...], moved: tuple[str, ...], as_json
     \b
       evomerge check search_spaces/crosslingual-maths.yaml
     """
+    from evomerge.campaign.build import checked_campaigns, read_and_check
     from evomerge.campaign.estimate import estimate
-    from evomerge.campaign.run import checked
     from evomerge.cli import tables
 
-    stages = [estimate(campaign) for campaign in checked(file, settings, _by_label(moved))]
+    paths = _by_label(moved)
+    plan = read_and_check(file, settings, paths)
+    with placed(file=str(file)):
+        campaigns = checked_campaigns(plan, paths)
+    stages = [estimate(campaign) for campaign in campaigns]
     if as_json:
         _print_json(stages[0] if len(stages) == 1 else {"stages": stages})
     else:
@@ -174,13 +178,14 @@ def status(directory: Path, as_json: bool) -> None:
     """
     from evomerge.archive import summary
     from evomerge.cli import tables
+    from evomerge.cli.console import terminal
 
     with placed(file=str(directory)):
         found = summary.status(directory)
     if as_json:
         _print_json(found)
     else:
-        click.echo(tables.status(found, tables.terminal()))
+        click.echo(tables.status(found, terminal()))
 
 
 @main.command()
@@ -195,13 +200,14 @@ def front(directory: Path, as_json: bool) -> None:
     """
     from evomerge.archive import summary
     from evomerge.cli import tables
+    from evomerge.cli.console import terminal
 
     with placed(file=str(directory)):
         rows = summary.front(directory)
     if as_json:
         _print_json(rows)
     else:
-        click.echo(tables.front(rows, summary.standing(directory), tables.terminal()))
+        click.echo(tables.front(rows, summary.standing(directory), terminal()))
 
 
 @main.command()
@@ -219,13 +225,14 @@ def show(directory: Path, candidate: str, as_json: bool) -> None:
     """
     from evomerge.archive import summary
     from evomerge.cli import tables
+    from evomerge.cli.console import terminal
 
     with placed(file=str(directory)):
         found = summary.show(directory, candidate)
     if as_json:
         _print_json(found)
     else:
-        click.echo(tables.show(found, tables.terminal()))
+        click.echo(tables.show(found, terminal()))
 
 
 @main.command()

@@ -3,10 +3,10 @@
 import io
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO, cast
+from typing import Self, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,7 +14,9 @@ from rich.table import Table
 
 from evomerge.archive import summary
 from evomerge.archive.reader import ArchiveReader
+from evomerge.archive.shapes import ProgressShape, ValuedShape
 from evomerge.cli import tables
+from evomerge.cli.console import terminal
 from evomerge.text import duration
 from evomerge.workers.protocol import WorkerState
 
@@ -45,9 +47,7 @@ class Progress:
         self._every = every if every is not None else _TERMINAL if on_terminal else _ELSEWHERE
         self._last = -self._every  # on the clock of `time.monotonic`
         file = cast(TextIO, _Unbreakable(stream))
-        self._console = Console(
-            file=file, markup=False, highlight=False, emoji=False
-        )
+        self._console = Console(file=file, markup=False, highlight=False, emoji=False)
         self._display = _Display(self._console) if on_terminal else None
 
     def __enter__(self) -> Self:
@@ -81,7 +81,7 @@ class Progress:
         """Show what a finished campaign came to."""
         if self._display:
             self._display.stop()
-        console = tables.terminal() if self._display else None
+        console = terminal() if self._display else None
         rows, standing = summary.front(directory), summary.standing(directory)
         self.say(
             f"{tables.status(summary.status(directory), console)}\n\n"
@@ -156,7 +156,7 @@ class _Unbreakable(io.TextIOBase):
                 self._stream = None
 
 
-def line(snapshot: Mapping[str, Any]) -> str:
+def line(snapshot: ProgressShape) -> str:
     """Return a campaign's snapshot as one line.
 
     >>> from evomerge.testing.archives import example_archive
@@ -168,9 +168,9 @@ def line(snapshot: Mapping[str, Any]) -> str:
     parts = [f"{done}/{budget['evaluations']}"]
     if snapshot["best"]:
         parts.append(f"best {_means(snapshot['best'])}")
-    rated = [b for b in snapshot["baselines"] if b["value"] is not None]
-    if rated:
-        top = max(rated, key=lambda b: b["value"])
+    values = [b["value"] for b in snapshot["baselines"] if b["value"] is not None]
+    if values:
+        top = next(b for b in snapshot["baselines"] if b["value"] == max(values))
         parts.append(f"best baseline ({top['label']}) {_means(top)}")
     left = f"{duration(seconds['left'])} left"
     if done >= budget["evaluations"]:
@@ -181,5 +181,6 @@ def line(snapshot: Mapping[str, Any]) -> str:
     return " | ".join(parts)
 
 
-def _means(row: Mapping[str, Any]) -> str:
-    return " ".join(f"{scores['search']['mean']:.3f}" for scores in row["scores"].values())
+def _means(row: ValuedShape) -> str:
+    scores = [sides["search"] for sides in row["scores"].values()]
+    return " ".join("-" if score is None else f"{score['mean']:.3f}" for score in scores)

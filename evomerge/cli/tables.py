@@ -4,76 +4,23 @@ Every function returns text. Given a terminal's console, tables are drawn with l
 its width; without one they are plain, as wide as they are, for files, pipes and notebooks.
 """
 
-import json
-import string
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from evomerge.archive.shapes import CandidateShape, DetailsShape, StatusShape
+from evomerge.cli.console import Cell, table
+from evomerge.cli.recipe_text import recipe_text
 from evomerge.recipes.parse import parse_recipe
-from evomerge.recipes.routing import RoutingRecipe
 from evomerge.text import duration, interval
 
-_PLAIN = box.Box(
-    "    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True
-)  # a line below heads
-
-_WIDE = 10_000  # columns, so that no plain table is ever wrapped
-
-_LONG = ("groups", "chromosomes", "births", "path")  # of a recipe: shown as a table
-
-Cell = str | float | None
+if TYPE_CHECKING:  # what they come from loads far more than a table needs
+    from evomerge.campaign.estimate import Estimate
+    from evomerge.cli.catalogue import Entry
 
 
-def terminal() -> Console | None:
-    """Return the console of the terminal that stdout is, or None where it is none.
-
-    >>> terminal() is None or terminal().is_terminal
-    True
-    """
-    return Console(markup=False, highlight=False, emoji=False) if sys.stdout.isatty() else None
-
-
-def table(
-    headers: Sequence[str], rows: Iterable[Sequence[Cell]], console: Console | None = None
-) -> str:
-    """Return a table; columns of numbers stand to the right, with three decimals of a fraction.
-
-    >>> print(table(["who", "value"], [["base", 0.5], ["uniform", 12]]))
-    who      value
-    --------------
-    base     0.500
-    uniform     12
-    """
-    rows = list(rows)
-    if console is None:
-        lines, styled = _PLAIN, Console(width=_WIDE, color_system=None, markup=False, emoji=False)
-    else:
-        lines, styled = box.SIMPLE_HEAD, console
-    drawn = Table(box=lines, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, header in enumerate(headers):
-        column = [row[index] for row in rows]
-        number = all(isinstance(cell, int | float | None) for cell in column)
-        drawn.add_column(header, justify="right" if number else "left")
-    for row in rows:
-        drawn.add_row(*map(_cell, row))
-    with styled.capture() as captured:
-        styled.print(drawn)
-    return "\n".join(text.rstrip() for text in captured.get().splitlines())
-
-
-def _cell(value: Cell) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def check(stages: Sequence[Mapping[str, Any]]) -> str:
+def check(stages: Sequence["Estimate"]) -> str:
     """Return what a campaign will need, of `estimate`, stage by stage, and the warnings.
 
     >>> print(check([{"summary": {"space": "parameters, 9 genes"}, "warnings": ["few items"]}]))
@@ -90,7 +37,7 @@ def check(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def front(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[CandidateShape],
     standing: Mapping[int, tuple[bool, float | None]],
     console: Console | None = None,
 ) -> str:
@@ -131,7 +78,7 @@ def front(
     return "\n".join([table(headers, body, console), *failures])
 
 
-def status(found: Mapping[str, Any], console: Console | None = None) -> str:
+def status(found: StatusShape, console: Console | None = None) -> str:
     """Return a campaign's status as lines.
 
     >>> import tempfile
@@ -163,7 +110,7 @@ def status(found: Mapping[str, Any], console: Console | None = None) -> str:
     if found["state"] == "running":
         lines.append(f"           about {duration(seconds['left'])} left")
     rows = [("best", found["best"])] if found["best"] else []
-    rows += [(baseline["label"], baseline) for baseline in found["baselines"]]
+    rows += [(str(baseline["label"]), baseline) for baseline in found["baselines"]]
     if rows:
         headers = ["", "id", "value", *(f"{name} search" for name in rows[0][1]["scores"])]
         body = []
@@ -174,7 +121,7 @@ def status(found: Mapping[str, Any], console: Console | None = None) -> str:
     return "\n".join(lines)
 
 
-def show(found: Mapping[str, Any], console: Console | None = None) -> str:
+def show(found: DetailsShape, console: Console | None = None) -> str:
     """Return one candidate as lines: scores, outcome, recipe.
 
     >>> import tempfile
@@ -209,126 +156,33 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> str:
     for name, answers in found["answers"].items():
         lines += ["", f"{name}, answers to held-out items:"]
         lines += [f"  {a['ordinal']}: {a['answer']}" for a in answers]
-    return "\n".join([*lines, "", recipe_text(found["recipe"], console)])
+    recipe = parse_recipe(found["recipe"])
+    return "\n".join([*lines, "", recipe_text(recipe, console)])
 
 
-def recipe_text(recipe: Mapping[str, Any], console: Console | None = None) -> str:
-    """Return a recipe's JSON as text: what it has once in a line, the rest as a table.
-
-    >>> from evomerge.recipes.parameters import single
-    >>> print(recipe_text(single("models/ja", "bfloat16").to_json()))
-    {"version": 1, ..."method": "linear"...}
-    <BLANKLINE>
-    layers  modules  weight: ja
-    ---------------------------
-    all     rest     1.000
-    """
-    head = json.dumps({k: v for k, v in recipe.items() if k not in _LONG})
-    views = {
-        "parameters": _groups,
-        "mixture": _segments,
-        "explicit": _births,
-        "routing": route,
-    }
-    return f"{head}\n\n{views[recipe['kind']](recipe, console)}"
-
-
-def _groups(recipe: Mapping[str, Any], console: Console | None) -> str:
-    models = " ".join(Path(name).name for name in recipe["models"])
-    headers = ["layers", "modules"]
-    for name, value in recipe["groups"][0].items():
-        if name not in headers:
-            headers.append(f"{name}: {models}" if isinstance(value, list) else name)
-    body = []
-    for group in recipe["groups"]:
-        layers = group["layers"] or "all"
-        if isinstance(layers, list):
-            layers = f"{layers[0]}-{layers[1] - 1}"
-        values = [_numbers(v) for k, v in group.items() if k not in ("layers", "modules")]
-        body.append([layers, group["modules"] or "rest", *values])
-    return table(headers, body, console)
-
-
-def _segments(recipe: Mapping[str, Any], console: Console | None) -> str:
-    body = []
-    for chromosome in recipe["chromosomes"]:
-        for first, end, coefficients in chromosome["segments"]:
-            modules = chromosome["modules"] or "rest"
-            body.append([modules, first, end - 1, _numbers(coefficients)])
-    return table(["modules", "from parameter", "to", "of each model"], body, console)
-
-
-def _births(recipe: Mapping[str, Any], console: Console | None) -> str:
-    body = []
-    for parents, *rest in recipe["births"]:
-        body.append([" ".join(str(parent)[:12] for parent in parents), *rest])
-    return table(["of recipes", "mix", "split at", "sigma", "seed"], body, console)
-
-
-def route(recipe: Mapping[str, Any], console: Console | None = None) -> str:
-    """Return a path as a picture: hops from left to right, layers from below, a letter a model.
-
-    Under it the gains of runs of hops, as what the branches are multiplied by.
-
-    >>> from evomerge.recipes.routing import whole
-    >>> print(route(whole("models/ja", 2, "bfloat16").to_json()))
-    a = models/ja
-      1 .a
-      0 a.
-    <BLANKLINE>
-       from hop  to  attention  MLP
-    ---------------------------------
-    a         0   1  1.000      1.000
-    """
-    routing = parse_recipe(recipe)
-    assert isinstance(routing, RoutingRecipe)
-    letters = {model: string.ascii_letters[i % 52] for i, model in enumerate(routing.models)}
-    marks = [letters[routing.models[hop.model]] for hop in routing.path]
-    lines = [f"{letter} = {model}" for model, letter in letters.items()]
-    for layer in range(max(hop.layer for hop in routing.path), -1, -1):
-        pairs = zip(marks, routing.path, strict=True)
-        lines.append(f"{layer:3} " + "".join(m if h.layer == layer else "." for m, h in pairs))
-    fold = routing.fold()
-    runs: list[list[Any]] = []  # of hops alike: letter, first hop, last hop, gains
-    for index, (mark, by) in enumerate(zip(marks, fold.hops, strict=True)):
-        gains = [f"{gain / fold.embed:.3f}" for gain in by[:2]]
-        if runs and runs[-1][0] == mark and runs[-1][3:] == gains:
-            runs[-1][2] = index
-        else:
-            runs.append([mark, index, index, *gains])
-    headers = ["", "from hop", "to", "attention", "MLP"]
-    return "\n".join([*lines, "", table(headers, runs, console)])
-
-
-def _numbers(value: float | Sequence[float] | str) -> str:
-    if isinstance(value, str):
-        return value
-    values = value if isinstance(value, Sequence) else [value]
-    return " ".join(f"{v:.3f}" for v in values)
-
-
-def listing(listed: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def listing(listed: Mapping[str, Sequence["Entry"]]) -> str:
     """Return the catalogue as text.
 
-    >>> entry = {"name": "cost", "summary": "A cost.", "needs": "", "paper": "", "fields": []}
-    >>> print(listing({"fitness": [entry]}))
-    fitness:
-      cost: A cost.
+    >>> from evomerge.cli.catalogue import listing as entries
+    >>> print(listing(entries("controllers")))
+    controllers:
+      ...
+      random: ...
     """
     lines = []
     for what, entries in listed.items():
         lines.append(f"{what}:")
         for entry in entries:
             lines.append(f"  {entry['name']}: {entry['summary']}")
-            for field in entry["fields"]:
-                default = field["default"]
-                value = "required" if default is None else f"default {default}"
-                unit = f" ({field['unit']})" if field["unit"] else ""
-                lines.append(f"      {field['name']}: {field['kind']}{unit}, {value}")
-                lines.append(f"          {field['description']}")
-            if entry["needs"]:
-                lines.append(f"      needs {entry['needs']}")
-            if entry["paper"]:
-                lines.append(f"      {entry['paper']}")
+            for option in entry["fields"]:
+                unit = f" ({option['unit']})" if option["unit"] else ""
+                required = option["default"] is None
+                default = "required" if required else f"default {option['default']}"
+                lines.append(f"      {option['name']}: {option['kind']}{unit}, {default}")
+                lines.append(f"          {option['description']}")
+            notes = [f"needs {entry['needs']}"] if entry["needs"] else []
+            notes += [entry["paper"]] if entry["paper"] else []
+            if notes:
+                lines.append(f"      {'; '.join(notes)}")
         lines.append("")
     return "\n".join(lines).rstrip()

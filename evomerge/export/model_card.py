@@ -1,6 +1,7 @@
 """The model card of a merged model: sources, recipe, both scores, provenance."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.summary import mean_score, row, searches, whole_budget
@@ -57,13 +58,15 @@ def _score_tables(archive: ArchiveReader, candidate: int) -> list[str]:
     for baseline in archive.baselines():
         labelled.append((str(baseline.label), baseline.id))
     lines = []
-    for split, title in (("search", "search"), ("heldout", "held-out")):
+    sides: list[tuple[Literal["search", "heldout"], str]]
+    sides = [("search", "search"), ("heldout", "held-out")]
+    for split, title in sides:
         lines += [f"| {title} | {' | '.join(names)} | mean |", "|---" * (len(names) + 2) + "|"]
         for label, number in labelled:
             scores = row(archive, number)["scores"]
             cells = [interval(scores[name][split]) for name in names]
             mean = mean_score(archive, number, split)
-            cells.append(interval(None if mean is None else mean._asdict()))
+            cells.append(interval({"mean": mean.mean, "stderr": mean.stderr} if mean else None))
             lines.append(f"| {label} | {' | '.join(cells)} |")
         lines.append("")
     return lines
@@ -78,7 +81,7 @@ def _provenance(archive: ArchiveReader) -> list[str]:
     controllers = "`, then `".join(part["controller"]["kind"] for part in searches(plan))
     return [
         f"- search: `{controllers}`, seed {provenance['seed']}, {archive.proposed()} of"
-        f" {whole_budget(plan)['evaluations']} candidates",
+        f" {whole_budget(plan)[0]} candidates",
         f"- begun {machine['at']} on {machine['cores']} cores, {machine['platform']}",
         f"- {versions}; git commit {commit}",
     ]

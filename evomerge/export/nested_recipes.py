@@ -29,7 +29,7 @@ def merge_file(file: Path, out: Path) -> str:
     ...     _ = file.write_text('{"kind": "soup"}')
     ...     merge_file(file, Path(folder) / "out")
     Traceback (most recent call last):
-    evomerge.errors.BadInput: ...recipe.json: kind: there is no 'soup'; known: explicit, ...
+    evomerge.errors.BadInput: ...recipe.json: kind: there is no kind 'soup'; known: ...
     """
     data = read_file(file)
     with placed(file=str(file)):

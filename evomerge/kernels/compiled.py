@@ -14,8 +14,8 @@ from typing import NamedTuple, ParamSpec
 import numpy as np
 import torch
 
+from evomerge.kernels import eager
 from evomerge.kernels.chances import keep_by_chance
-from evomerge.kernels.eager import EagerKernels
 from evomerge.kernels.masked import Masked
 from evomerge.kernels.merge_plan import Kept
 from evomerge.kernels.philox import GROUP, GROUP_BLOCKS, philox_rounds
@@ -31,81 +31,79 @@ SMALLEST = 1 << 16  # elements below which a call costs more than its passes
 _broken = False
 
 
-class CompiledKernels(EagerKernels):
-    """Merges a plan tensor by tensor; what is not compiled is merged by eager torch.
+def weighted_sum(
+    tensors: Sequence[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Return what `eager.weighted_sum` returns.
 
-    Small tensors, double precision, ranks, votes and variances are not.
-
-    >>> kernels = CompiledKernels()
-    >>> kernels.weighted_sum([torch.ones(2), torch.ones(2)], np.array([0.5, 1.0]), torch.float32)
+    >>> weighted_sum([torch.ones(2), torch.ones(2)], np.array([0.5, 1.0]), torch.float32)
     tensor([1.5000, 1.5000])
     """
+    plain = any(t.dtype == torch.float64 for t in tensors) or not np.all(coefficients)
+    if not plain and tensors[0].numel() >= SMALLEST:
+        device = tensors[0].device
+        scalars = [torch.tensor(float(c), dtype=torch.float32, device=device) for c in coefficients]
+        flat = [tensor.reshape(-1) for tensor in tensors]
+        merged = _call(_weighted, flat, scalars, dtype or torch.float32)
+        if merged is not None:
+            return merged.view_as(tensors[0])
+    return eager.weighted_sum(tensors, coefficients, dtype)
 
-    def weighted_sum(
-        self, tensors: Sequence[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """See `eager.weighted_sum`."""
-        plain = any(t.dtype == torch.float64 for t in tensors) or not np.all(coefficients)
-        if not plain and tensors[0].numel() >= SMALLEST:
-            device = tensors[0].device
-            scalars = [
-                torch.tensor(float(c), dtype=torch.float32, device=device) for c in coefficients
-            ]
-            flat = [tensor.reshape(-1) for tensor in tensors]
-            merged = _call(_weighted, flat, scalars, dtype)
-            if merged is not None:
-                return merged.view_as(tensors[0])
-        return super().weighted_sum(tensors, coefficients, dtype)
 
-    def masked_sum(
-        self,
-        base: torch.Tensor,
-        tensors: Sequence[torch.Tensor],
-        masked: Masked,
-        kept: Sequence[Kept],
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """See `eager.masked_sum`."""
-        wide = any(t.dtype == torch.float64 for t in tensors) or base.dtype not in _ROUNDED
-        known = masked.thin in ("magnitude", "band", "random") and masked.join != "largest"
-        if not wide and known and base.numel() >= SMALLEST:
-            merged = self._fused(base, tensors, masked, kept, dtype)
-            if merged is not None:
-                return merged.view_as(base)
-        return super().masked_sum(base, tensors, masked, kept, dtype)
+def masked_sum(
+    base: torch.Tensor,
+    tensors: Sequence[torch.Tensor],
+    masked: Masked,
+    kept: Sequence[Kept],
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Return what `eager.masked_sum` returns.
 
-    def _fused(
-        self,
-        base: torch.Tensor,
-        tensors: Sequence[torch.Tensor],
-        masked: Masked,
-        kept: Sequence[Kept],
-        dtype: torch.dtype,
-    ) -> torch.Tensor | None:
-        """Return a masked sum, flattened; None where nothing compiles."""
-        random = masked.thin == "random"
-        chances = [keep_by_chance(density, masked) for density in masked.density]
-        rows = [
-            (float(weight), of_model.low, of_model.high, inverse)
-            for weight, of_model, (_, inverse) in zip(masked.weight, kept, chances, strict=True)
-        ]
-        draws = []
-        for of_model in kept if random else ():
-            drawn = _drawn(base, of_model.key)
-            if drawn is None:
-                return None
-            draws.append(drawn)
-        return _call(
-            _masked,
-            base.reshape(-1),
-            [tensor.reshape(-1) for tensor in tensors],
-            torch.tensor(rows, dtype=torch.float32, device=base.device),
-            torch.tensor([t for t, _ in chances], dtype=torch.int64, device=base.device),
-            draws,
-            torch.tensor(float(masked.scale), dtype=torch.float32, device=base.device),
-            _Form(random, masked.join == "elect", masked.normalize),
-            dtype,
-        )
+    >>> trimmed = Masked(np.ones(1), np.array([0.5]), "magnitude")
+    >>> model = torch.tensor([0.1, 3.0])
+    >>> masked_sum(torch.zeros(2), [model], trimmed, [Kept(low=3.0)], torch.float32)
+    tensor([0., 3.])
+    """
+    wide = any(t.dtype == torch.float64 for t in tensors) or base.dtype not in _ROUNDED
+    known = masked.thin in ("magnitude", "band", "random") and masked.join != "largest"
+    if not wide and known and base.numel() >= SMALLEST:
+        merged = _fused(base, tensors, masked, kept, dtype or torch.float32)
+        if merged is not None:
+            return merged.view_as(base)
+    return eager.masked_sum(base, tensors, masked, kept, dtype)
+
+
+def _fused(
+    base: torch.Tensor,
+    tensors: Sequence[torch.Tensor],
+    masked: Masked,
+    kept: Sequence[Kept],
+    dtype: torch.dtype,
+) -> torch.Tensor | None:
+    """Return a masked sum, flattened; None where nothing compiles."""
+    random = masked.thin == "random"
+    chances = [keep_by_chance(density, masked) for density in masked.density]
+    rows = [
+        (float(weight), of_model.low, of_model.high, inverse)
+        for weight, of_model, (_, inverse) in zip(masked.weight, kept, chances, strict=True)
+    ]
+    draws = []
+    for of_model in kept if random else ():
+        drawn = _drawn(base, of_model.key)
+        if drawn is None:
+            return None
+        draws.append(drawn)
+    return _call(
+        _masked,
+        base.reshape(-1),
+        [tensor.reshape(-1) for tensor in tensors],
+        torch.tensor(rows, dtype=torch.float32, device=base.device),
+        torch.tensor([t for t, _ in chances], dtype=torch.int64, device=base.device),
+        draws,
+        torch.tensor(float(masked.scale), dtype=torch.float32, device=base.device),
+        _Form(random, masked.join == "elect", masked.normalize),
+        dtype,
+    )
 
 
 class _Form(NamedTuple):
@@ -223,3 +221,17 @@ def _call(
         _broken = True
         log.warning("merging in eager torch, which is slower: %s", str(error).strip()[:200])
         return None
+
+
+class CompiledKernels(eager.EagerKernels):
+    """Merges a plan tensor by tensor; what is not compiled is merged by eager torch.
+
+    Small tensors, double precision, ranks, votes and variances are not.
+
+    >>> kernels = CompiledKernels()
+    >>> kernels.weighted_sum([torch.ones(2), torch.ones(2)], np.array([0.5, 1.0]), torch.float32)
+    tensor([1.5000, 1.5000])
+    """
+
+    weighted_sum = staticmethod(weighted_sum)
+    masked_sum = staticmethod(masked_sum)

@@ -27,73 +27,6 @@ from evomerge.kernels.task_vector import accumulator, task_vector, variance
 TILE = 1 << 18  # elements worked on at a time: a few float32 tiles of 1 MiB stay in the cache
 
 
-class EagerKernels:
-    """Merges a plan tensor by tensor; see `merge_plan.MergeKernels`.
-
-    >>> from evomerge.kernels.merge_plan import Operands
-    >>> operands = Operands({"w": (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))})
-    >>> plan = MergePlan(operands, torch.float32, (WeightedSums(("w",), np.array([0.5, 0.5])),))
-    >>> live = {"w": torch.empty(2)}
-    >>> digests = EagerKernels().merge(plan, live)
-    >>> live["w"]
-    tensor([2., 3.])
-    """
-
-    def merge(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """See `merge_plan.MergeKernels.merge`."""
-        digests = {}
-        for group in plan.groups:
-            for row, name in enumerate(group.names):
-                merged = self._merged(plan, group, row)
-                check_finite(name, merged)
-                digests[name] = tile_digests(merged)
-                targets[name].copy_(merged)
-        return digests
-
-    def weighted_sum(
-        self, tensors: Sequence[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """See `weighted_sum`."""
-        return weighted_sum(tensors, coefficients, dtype)
-
-    def masked_sum(
-        self,
-        base: torch.Tensor,
-        tensors: Sequence[torch.Tensor],
-        masked: Masked,
-        kept: Sequence[Kept],
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """See `masked_sum`."""
-        return masked_sum(base, tensors, masked, kept, dtype)
-
-    def _merged(self, plan: MergePlan, group: Sums, row: int) -> torch.Tensor:
-        operands = plan.operands.tensors[group.names[row]]
-        if isinstance(group, WeightedSums):
-            return self.weighted_sum(operands, group.of(row), plan.dtype)
-        if isinstance(group, SegmentedSums):
-            starts, coefficients = group.starts[row], group.coefficients[row]
-            return self._segments(operands, starts, coefficients, plan.dtype)
-        base, *models = operands
-        return self.masked_sum(base, models, group.masked, group.kept[row], plan.dtype)
-
-    def _segments(
-        self,
-        tensors: Sequence[torch.Tensor],
-        starts: np.ndarray,
-        coefficients: np.ndarray,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """Return a tensor whose runs of elements are each a weighted sum of its own."""
-        flat = [tensor.reshape(-1) for tensor in tensors]
-        merged = torch.empty_like(flat[0], dtype=dtype)
-        stops = [*starts[1:], len(merged)]
-        for start, stop, row in zip(starts, stops, coefficients, strict=True):
-            parts = [tensor[start:stop] for tensor in flat]
-            merged[start:stop] = self.weighted_sum(parts, row, dtype)
-        return merged.view_as(tensors[0])
-
-
 def weighted_sum(
     tensors: Sequence[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
@@ -254,3 +187,56 @@ def _agreed(taus: Sequence[torch.Tensor], masked: Masked) -> torch.Tensor:
         # the TALL mask: |tau_i| > threshold_i |sum_j tau_j - tau_i|
         votes += tau.abs() > (total - tau).abs() * float(threshold)
     return votes >= float(masked.least)
+
+
+class EagerKernels:
+    """Merges a plan tensor by tensor; see `merge_plan.MergeKernels`.
+
+    >>> from evomerge.kernels.merge_plan import Operands
+    >>> operands = Operands({"w": (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))})
+    >>> plan = MergePlan(operands, torch.float32, (WeightedSums(("w",), np.array([0.5, 0.5])),))
+    >>> live = {"w": torch.empty(2)}
+    >>> digests = EagerKernels().merge(plan, live)
+    >>> live["w"]
+    tensor([2., 3.])
+    """
+
+    weighted_sum = staticmethod(weighted_sum)
+    masked_sum = staticmethod(masked_sum)
+
+    def merge(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """See `merge_plan.MergeKernels.merge`."""
+        digests = {}
+        for group in plan.groups:
+            for row, name in enumerate(group.names):
+                merged = self._merged(plan, group, row)
+                check_finite(name, merged)
+                digests[name] = tile_digests(merged)
+                targets[name].copy_(merged)
+        return digests
+
+    def _merged(self, plan: MergePlan, group: Sums, row: int) -> torch.Tensor:
+        operands = plan.operands.tensors[group.names[row]]
+        if isinstance(group, WeightedSums):
+            return self.weighted_sum(operands, group.of(row), plan.dtype)
+        if isinstance(group, SegmentedSums):
+            starts, coefficients = group.starts[row], group.coefficients[row]
+            return self._segments(operands, starts, coefficients, plan.dtype)
+        base, *models = operands
+        return self.masked_sum(base, models, group.masked, group.kept[row], plan.dtype)
+
+    def _segments(
+        self,
+        tensors: Sequence[torch.Tensor],
+        starts: np.ndarray,
+        coefficients: np.ndarray,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """Return a tensor whose runs of elements are each a weighted sum of its own."""
+        flat = [tensor.reshape(-1) for tensor in tensors]
+        merged = torch.empty_like(flat[0], dtype=dtype)
+        stops = [*starts[1:], len(merged)]
+        for start, stop, row in zip(starts, stops, coefficients, strict=True):
+            parts = [tensor[start:stop] for tensor in flat]
+            merged[start:stop] = self.weighted_sum(parts, row, dtype)
+        return merged.view_as(tensors[0])

@@ -47,17 +47,11 @@ class Operands:
         tensors: name -> the models' tensors, all of one shape, on one device; the base comes
             first where there is one.
 
-    >>> Operands({"norm.weight": (torch.zeros(3), torch.ones(3))}).device
-    device(type='cpu')
+    >>> len(Operands({"norm.weight": (torch.zeros(3), torch.ones(3))}).tensors["norm.weight"])
+    2
     """
 
     tensors: Mapping[str, tuple[torch.Tensor, ...]]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors lie."""
-        first = next(iter(self.tensors.values()))
-        return first[0].device
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,8 @@
 // The kernels of eager.py in one pass over memory; see native.py for who calls this.
 //
-// Operation by operation the same as the eager kernels in float32, so the bits are the same: compile
-// with -ffp-contract=off. Vectors are GCC's (and clang's), eight lanes wide, and worked on in pairs.
+// Operation by operation the same as the eager kernels in float32, so that the bits are the same:
+// compile with -ffp-contract=off. Vectors are GCC's (and clang's), eight lanes wide, and worked on
+// in pairs.
 
 #include <algorithm>
 #include <atomic>
@@ -158,6 +159,9 @@ static INLINE Q products(Q x, Q y) {  // of the low halves: 32 x 32 -> 64 bits
 #endif
 }
 
+// What a merge does with an element once it is made: everything that would be a pass over memory of
+// its own (the checksum, the search for infinities, the copy into the live model) is done here.
+//
 // Where merged elements go: digested and put into place, past the cache if it is aligned.
 struct Sink {
   char* out;           // the piece's
@@ -236,6 +240,7 @@ static INLINE U widen(const uint16_t* from, int h) {
   return __builtin_convertvector(read<H>(from + h * LANES), U);
 }
 
+// Keys change from round to round and not from block to block: made once for a tile.
 struct Keys {  // of the generator's rounds
   Q of[ROUNDS][2];
 
@@ -309,7 +314,8 @@ static INLINE F thinned(const Term& t, F tau, int h, const uint16_t* draws, W le
   return tau;
 }
 
-// One over the sum of |weight| of the models that are left of an element, 1 where none is.
+// One over the sum of |weight| of the models that are left of an element, 1 where none is. Division
+// is the slowest operation here, and there are only 2^K sums: up to three models look theirs up.
 template <int K>
 struct Sharing {
   F divisor;
@@ -401,7 +407,7 @@ static INLINE Pair masked(const Piece& p, const Term* terms, const char* origin,
       }
       total += F{};  // as no zero is negative elsewhere
     } else if (join == ELECT) {
-      // Seen from the elected side, what agrees is above zero.
+      // Seen from the elected side, what agrees is above zero: one comparison instead of two signs.
       F sign = (F)((U)whole & splat(SIGN));
       Sharing<K> sharing{};
       total = F{};
@@ -452,6 +458,7 @@ static void merge(const Piece& piece, int64_t start, int64_t stop, Sink& result)
       draw(low[k] + at, start / GROUP + at, 1, keys[k]);
   }
   const F inverses = Sharing<K>::table(terms);
+  // One block of sixteen elements; inlined, so that all its branches on S, THIN and K are gone.
   auto block = [&](const char* base, int64_t at) __attribute__((always_inline)) {
     return THIN == NONE ? weighted<S, K>(terms, p.count, at)
                         : masked<S, THIN, K>(p, terms, base, at, draws, inverses);
@@ -462,6 +469,7 @@ static void merge(const Piece& piece, int64_t start, int64_t stop, Sink& result)
       const uint16_t shared = low[k][(group - start) / GROUP];
       for (int i = 0; i < GROUP; i++) draws[k][i] = (uint16_t)(bytes[i] << 8 | shared);
     }
+    // Whole blocks, then the elements that are left at the end of a tensor, from a padded copy.
     int64_t end = group + GROUP < stop ? group + GROUP : stop, at = group;
     for (; at + PAIR <= end; at += PAIR) sink.take<S>(block(p.base, at), at, at - start);
     if (at == end) continue;
@@ -543,7 +551,8 @@ static void survey(Piece& p, int64_t start, int64_t stop, double* energy) {
     energy[k] = sums[k][0] + sums[k][1] + sums[k][2] + sums[k][3];
 }
 
-// Whether all that is read and written has one dtype, which has kernels of its own.
+// Whether all that is read and written has one dtype, which has kernels of its own: no element then
+// asks for its dtype, and bfloat16 is taken apart without a shuffle.
 static bool alike(const Piece& p) {
   bool same = p.dtype != F16 && (!p.base || p.base_dtype == p.dtype);
   for (int k = 0; k < p.count; k++) same &= p.terms[k].dtype == p.dtype;
@@ -554,7 +563,7 @@ static void work(Piece& p, int64_t index, int64_t start, int64_t stop, const uin
   const bool same = alike(p);
   auto merge = merge_as<MIXED, 0>;
   if (same && p.dtype == F32) merge = merge_as<F32, 0>;
-  if (same && p.dtype == BF16)
+  if (same && p.dtype == BF16)  // with the loop over the usual numbers of models unrolled
     merge = p.count == 2   ? merge_as<BF16, 2>
             : p.count == 3 ? merge_as<BF16, 3>
             : p.count == 4 ? merge_as<BF16, 4>
@@ -579,7 +588,9 @@ extern "C" int evomerge_has_f16() {
 
 extern "C" int64_t evomerge_sizes() { return (int64_t)sizeof(Piece) << 32 | sizeof(Term); }
 
-// Call `each(piece, tile, its index in the piece, start, stop)` for all tiles.
+// Call `each(piece, tile, its index in the piece, start, stop)` for all tiles. Threads take the
+// next tile that is left, so that a slow core holds nobody up; tiles are digested by themselves, so
+// that the checksum does not depend on who took which.
 template <class Each>
 static void over_tiles(Piece* pieces, int64_t count, int64_t tiles, int threads, Each each) {
   std::atomic<int64_t> next{0};

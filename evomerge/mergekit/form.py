@@ -11,7 +11,8 @@ from pydantic import AfterValidator
 
 from evomerge.dtypes import Dtype
 from evomerge.errors import BadInput, Fault, nearest
-from evomerge.sections import Expected, Section, Text, Whole, option, parse, refuse
+from evomerge.section_types import Expected
+from evomerge.sections import Section, Text, Whole, option, parse, refuse
 
 # mergekit's name: (ours, options it implies)
 MERGEKIT_METHODS: dict[str, tuple[str, dict[str, bool]]] = {

@@ -164,15 +164,15 @@ def _hops(configuration: Configuration, part: Slice, source: Source, model: int)
         source: its one source.
         model: the source's index among the recipe's models.
     """
-    said = part.sources[0]
-    first, last = said.layers or (0, source.layers)
+    entry = part.sources[0]
+    first, last = entry.layers or (0, source.layers)
     if not 0 <= first < last <= source.layers:
         mend = f"write a range within 0 to {source.layers}"
         wrong = f"[{first}, {last}] will not do"
-        raise BadInput(Fault(f"{said.key}.layer_range", wrong, mend))
-    scopes = configuration.scopes(part, said)
+        raise BadInput(Fault(f"{entry.key}.layer_range", wrong, mend))
+    scopes = configuration.scopes(part, entry)
     hops = []
-    with placed(f"{said.key}.parameters.scale"):
+    with placed(f"{entry.key}.parameters.scale"):
         for layer in range(first, last):
             depth = Depth(layer - first, last - first)
             try:

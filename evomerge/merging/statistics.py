@@ -9,11 +9,7 @@ import numpy as np
 import torch
 
 from evomerge.kernels.chances import rank_levels
-from evomerge.kernels.magnitude_histogram import (
-    INFINITE_BIN,
-    MagnitudeHistogram,
-    histogram_of,
-)
+from evomerge.kernels.magnitude_histogram import INFINITE_BIN, MagnitudeHistogram, histogram_of
 from evomerge.kernels.masked import Masked
 from evomerge.kernels.merge_plan import Kept
 from evomerge.kernels.task_vector import gram_matrix, task_vector, variance

@@ -89,6 +89,16 @@ def converted(
     Args:
         model: a transformers model.
         parts: (checkpoint name, its conversion, tensor) in any order.
+
+    >>> from transformers import MixtralConfig, MixtralForCausalLM
+    >>> config = MixtralConfig(
+    ...     vocab_size=8, hidden_size=8, intermediate_size=4, num_hidden_layers=1,
+    ...     num_attention_heads=1, num_key_value_heads=1, num_local_experts=2)
+    >>> model = MixtralForCausalLM(config)
+    >>> names = [f"model.layers.0.block_sparse_moe.experts.{i}.w2.weight" for i in (0, 1)]
+    >>> parts = [(n, c, torch.zeros(8, 4)) for n, c in conversions(model, names).items()]
+    >>> {name: tuple(tensor.shape) for name, tensor in converted(model, parts).items()}
+    {'model.layers.0.mlp.experts.down_proj': (2, 8, 4)}
     """
     from transformers.core_model_loading import dot_natural_key
 
@@ -106,8 +116,11 @@ def converted(
 def ignored_patterns(model: "PreTrainedModel") -> list[str]:
     """Return patterns of names in a checkpoint that a transformers model has no use for.
 
-    >>> from transformers import GPT2Config, GPT2LMHeadModel
-    >>> ignored_patterns(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8)))
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(
+    ...     vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...     num_attention_heads=1)
+    >>> ignored_patterns(LlamaForCausalLM(config))
     []
     """
     return list(model._keys_to_ignore_on_load_unexpected or [])

@@ -13,7 +13,8 @@ from evomerge.recipes.mixture import Chromosome, MixtureRecipe
 from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import Hop, RoutingRecipe
-from evomerge.sections import Expected, Number, Section, Text, Whole, option, parse
+from evomerge.section_types import Expected
+from evomerge.sections import Number, Section, Text, Whole, option, parse
 
 # Factors of weights or of the stream, and standard deviations: float32 ends at 3e38, and the
 # weights or streams that they multiply are themselves above 1.

@@ -158,7 +158,6 @@ class Fitness(ABC):
         hashes: one for each item; they tell whether the items are still the same.
         test_from: the first ordinal of the task's own held-out items, where asked for.
         is_cost: whether its one item is the model itself, measured on both sides.
-        searches_public_test_split: whether items are the test split of a public benchmark.
 
     >>> from evomerge.scoring.costs import CostFitness
     >>> CostFitness(CostSection(name="size", cost="parameters")).direction
@@ -170,7 +169,6 @@ class Fitness(ABC):
     hashes: list[str]
     test_from: int | None = None
     is_cost: bool = False
-    searches_public_test_split: bool = False
 
     @abstractmethod
     def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
@@ -179,6 +177,10 @@ class Fitness(ABC):
     @abstractmethod
     def score(self, ordinals: Sequence[int]) -> np.ndarray:
         """Return the (len(ordinals),) float32 scores of the model as it is now."""
+
+    def is_public_test_split(self) -> bool:
+        """Tell whether the items are the test split of a data set that others report on."""
+        return False
 
     def answers(self, ordinals: Sequence[int]) -> list[str] | None:
         """Return what the model said when it was last scored; None if it does not speak."""

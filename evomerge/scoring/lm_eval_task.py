@@ -62,12 +62,11 @@ class TaskFitness(Fitness):
             self.test_from = len(self._parts[0].eval_docs)
         self._docs = [doc for part in self._parts for doc in part.eval_docs]
         self.hashes = [item_hash(doc) for doc in self._docs]
-        self.searches_public_test_split = self._is_public_test_split()
         # lm-eval compiles its templates for every document, every time
         for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
             setattr(self._task, name, self._rendered_once(getattr(self._task, name)))
 
-    def _is_public_test_split(self) -> bool:
+    def is_public_test_split(self) -> bool:
         """Tell whether the documents are the test split of a data set that others report on."""
         config = self._task.config
         public = config.dataset_path is not None and config.dataset_path not in _HUB_FORMATS
@@ -208,9 +207,9 @@ class TaskFitness(Fitness):
             return None
         return [str(self._requests[o][0].filtered_resps[self._filter]) for o in ordinals]
 
-    def _answer(self, requests: list) -> None:
+    def _answer(self, requests: list[Any]) -> None:
         """Run the model on `requests` afresh and filter what it says."""
-        by_type = defaultdict(list)
+        by_type: dict[str, list[Any]] = defaultdict(list)
         for request in requests:
             request.resps, request.filtered_resps = [], {}
             by_type[request.request_type] += [request] * request.repeats

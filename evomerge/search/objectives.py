@@ -14,6 +14,9 @@ class Objective:
 
     `constraint` is what a mean has to keep, see `Constraints`; empty for none. A `cost` is no
     score of items.
+
+    >>> Objective("length", "minimize").sign
+    -1.0
     """
 
     name: str
@@ -32,6 +35,10 @@ class Scale:
 
     An objective on which the baselines do not differ keeps its own unit. A cost is in units of the
     dearest baseline's: sources of one architecture cost the same but for noise.
+
+    >>> scale = Scale([Objective("acc")], [{"acc": 0.25}, {"acc": 0.75}])
+    >>> scale.vector({"acc": 1.0})
+    (1.5,)
     """
 
     def __init__(self, objectives: Sequence[Objective], baselines: Sequence[Mapping[str, float]]):
@@ -63,7 +70,11 @@ class Scale:
 
 
 class Bound(NamedTuple):
-    """A constraint's parts: at least or at most a baseline's mean (none: 0) plus an offset."""
+    """A constraint's parts: at least or at most a baseline's mean (none: 0) plus an offset.
+
+    >>> Bound(1.0, "base", -0.01).baseline
+    'base'
+    """
 
     sign: float  # 1: at least, -1: at most
     baseline: str | None
@@ -81,6 +92,9 @@ def parse_bound(text: str) -> Bound:
 
     Raises:
         ValueError: it is none.
+
+    >>> parse_bound(">= base - 0.01")
+    Bound(sign=1.0, baseline='base', offset=-0.01)
     """
     found = _BOUND.fullmatch(text.strip())
     if not found:
@@ -98,6 +112,12 @@ class Constraints:
     """What candidates have to keep, and by how much they miss it.
 
     `baseline` in a constraint is the best source's mean; a label is that baseline's.
+
+    >>> objective = Objective("acc", constraint=">= base - 0.25")
+    >>> scale = Scale([objective], [{"acc": 0.5}, {"acc": 1.0}])
+    >>> limits = Constraints(scale, {"base": {"acc": 0.5}, "ja": {"acc": 1.0}}, ["base", "ja"])
+    >>> limits.violation({"acc": 0.25}), limits.violation({"acc": 0.0})
+    (0.0, 0.5)
     """
 
     def __init__(
@@ -144,6 +164,10 @@ class ItemScale:
 
     Scores that are within [0, 1] stay (or are one minus themselves, where less is better); those
     of other objectives are spread between the baselines' least and largest, and clipped.
+
+    >>> items = {"length": np.array([10.0, 20.0, 30.0])}
+    >>> ItemScale([Objective("length", "minimize")], [items]).vector(items).tolist()
+    [1.0, 0.5, 0.0]
     """
 
     def __init__(

@@ -9,12 +9,19 @@ def beats(a: tuple[float, Sequence[float]], b: tuple[float, Sequence[float]]) ->
     """Tell whether `a` constraint-dominates `b` (Deb et al. 2002, NSGA-II, section VI).
 
     Each is (violation, objectives): less violation wins, equals are compared by dominance.
+
+    >>> beats((0.0, (0.1, 0.1)), (0.2, (0.9, 0.9))), beats((0.0, (1.0, 0.0)), (0.0, (0.0, 1.0)))
+    (True, False)
     """
     return a[0] < b[0] if a[0] != b[0] else dominates(a[1], b[1])
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Tell whether `a` is nowhere worse than `b` and somewhere better (more is better)."""
+    """Tell whether `a` is nowhere worse than `b` and somewhere better (more is better).
+
+    >>> dominates((0.5, 0.5), (0.5, 0.25)), dominates((0.5, 0.5), (0.5, 0.5))
+    (True, False)
+    """
     return all(x >= y for x, y in zip(a, b, strict=True)) and any(
         x > y for x, y in zip(a, b, strict=True)
     )
@@ -26,6 +33,9 @@ def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
     Args:
         points: (n, objectives) float64, more is better.
         reference: (objectives,) float64; points that do not exceed it add nothing.
+
+    >>> hypervolume(np.array([[1.0, 2.0], [2.0, 1.0]]), np.zeros(2))
+    3.0
     """
     import moocore
 
@@ -45,6 +55,9 @@ def knee(points: np.ndarray) -> int:
 
     Args:
         points: (n, objectives) float64, more is better.
+
+    >>> knee(np.array([[0.0, 1.0], [0.75, 0.75], [1.0, 0.0]]))
+    1
     """
     low, high = points.min(axis=0), points.max(axis=0)
     return int(np.argmax(((points - low) / np.where(high > low, high - low, 1.0)).sum(axis=1)))
@@ -59,6 +72,9 @@ def hypervolume_contributions(points: np.ndarray, reference: np.ndarray) -> np.n
 
     Returns:
         (n,) float64.
+
+    >>> hypervolume_contributions(np.array([[1.0, 2.0], [2.0, 1.0]]), np.zeros(2)).tolist()
+    [1.0, 1.0]
     """
     import moocore
 

@@ -146,8 +146,17 @@ def law_one_hot_gives_the_model(name: str) -> None:
     base, *models = _some_arrays((6, 7), 3)
     count = method.models or 3
     weight = tuple(float(i == 1) for i in range(count))
-    everything = {"density": 1.0, "gamma": 0.0, "threshold": 0.0, "least": 1.0, "scale": 1.0}
-    merged = merge_arrays(name, base, models[:count], weight=weight, **everything)
+    merged = merge_arrays(
+        name,
+        base,
+        models[:count],
+        weight=weight,
+        density=1.0,
+        gamma=0.0,
+        threshold=0.0,
+        least=1.0,
+        scale=1.0,
+    )
     assert np.allclose(merged, models[1], atol=1e-6)
 
 

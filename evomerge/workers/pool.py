@@ -3,7 +3,7 @@
 import time
 from collections import deque
 
-from evomerge.config.schema import WorkersSection
+from evomerge.config.parts import WorkersSection
 from evomerge.workers.protocol import Finished, Job, Lost, Pool, WorkerPlan, WorkerState
 from evomerge.workers.worker import Worker
 

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import os
 import socket
 import threading
@@ -43,6 +44,13 @@ class RayPool:
 
     A worker that dies is replaced; the job it held comes out as `Lost`. A job that outlasts
     `timeout` is a failure, and its worker is replaced too.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> plan = example_campaign(hashed=True).worker
+    >>> pool = RayPool(plan, count=1, cpus_each=1)
+    >>> pool.idle
+    1
+    >>> pool.close()
     """
 
     _START_FAILURES = 3  # in a row, after which the campaign stops
@@ -64,7 +72,7 @@ class RayPool:
             cpus_each, gpus_each: what Ray reserves for each.
             timeout: seconds that one job may take.
         """
-        self._ray, self._timeout = _ray(max(count * cpus_each, 1)), timeout
+        self._ray, self._timeout = _ray(max(math.ceil(count * cpus_each), 1)), timeout
         self._head = self._ray.get_runtime_context().gcs_address
         self._head_seen = self._head_looked = time.monotonic()
         self._check_resources(cpus_each, gpus_each)
@@ -243,7 +251,7 @@ class RayPool:
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
 
-def _ray(cpus: float) -> Any:
+def _ray(cpus: int) -> Any:
     """Return the module ray, connected to the cluster that RAY_ADDRESS names or to one begun here.
 
     Args:
@@ -259,10 +267,12 @@ def _ray(cpus: float) -> Any:
 
     if ray.is_initialized():
         return ray
-    local = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    options = {} if address else local  # else it would join one that happens to run here
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        if address:
+            ray.init(**quiet)
+        else:  # not one that happens to run here
+            ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if not address:
             raise EvomergeError(f"Ray does not start here: {one_line(error)}") from error

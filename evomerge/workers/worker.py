@@ -8,13 +8,14 @@ import os
 import platform
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from evomerge.errors import CandidateFailure, SourceChanged, one_line
 from evomerge.kernels.checksum import Checksum, tile_digests
-from evomerge.merging.live_model import FlatWeights, open_live_model
+from evomerge.merging.live_model import FlatWeights, LiveModel, open_live_model
 from evomerge.merging.live_routing import Router
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import single
@@ -26,6 +27,9 @@ from evomerge.scoring.outcome import Outcome
 from evomerge.sources.digest import digest, files_of, touched
 from evomerge.sources.source import Source, open_source
 from evomerge.workers.protocol import Job, WorkerPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Worker:
@@ -69,6 +73,7 @@ class Worker:
         self._flat: FlatWeights | None = None  # made for the first weights that come with a job
         self._router: Router | None = None
         if isinstance(plan.first, RoutingRecipe):
+            assert isinstance(self._live, LiveModel)  # modules of factories are not routed
             models = {name: self._loaded(source) for name, source in self._sources.items()}
             self._router = Router(self._live, self._sources, models)
             self._router.route(plan.first)
@@ -101,10 +106,11 @@ class Worker:
             reason = str(error) if is_known else one_line(error)
             error.__traceback__ = None  # its frames hold tensors
             _free_memory()
-            seconds = np.diff([*clock, time.perf_counter()]).tolist()
-            return Outcome("failed", reason, {}, *seconds, worker=self.name)
-        seconds = np.diff([*clock, time.perf_counter()]).tolist()
-        return Outcome("ok", "", scores, *seconds, checksum, self.name, answers)
+            ends = [*clock[1:], time.perf_counter()]
+            merging, scoring = ends[0] - clock[0], ends[-1] - ends[0]
+            return Outcome("failed", reason, {}, merging, scoring, worker=self.name)
+        merging, scoring = clock[1] - clock[0], time.perf_counter() - clock[1]
+        return Outcome("ok", "", scores, merging, scoring, checksum, self.name, answers)
 
     def _check_sources(self) -> None:
         for source, file, before in self._files:
@@ -115,12 +121,13 @@ class Worker:
             if not is_same:
                 raise SourceChanged(f"{source.place} has changed while the campaign ran")
 
-    def _loaded(self, source: Source) -> torch.nn.Module:
+    def _loaded(self, source: Source) -> "PreTrainedModel":
         """Return a source as a live model of its own."""
         plan = self._plan
         live = open_live_model(source, plan.compute_dtype, self._device, plan.trust_remote_code)
         name = next(n for n, s in self._sources.items() if s is source)
         live.load(self._merger.stream(single(name, plan.dtype)))
+        assert isinstance(live, LiveModel)
         return live.model
 
     def _materialize(self, recipe: Recipe) -> str:

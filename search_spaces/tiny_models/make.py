@@ -213,7 +213,7 @@ def descend(
 
 
 def train_base(data: Mapping[str, Encoded], tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Train on English sums, all reading, and some of the other sums, so that every token settles."""
+    """Train on English sums, all reading, and few other sums, so that every token settles."""
     model = new_model(tokenizer)
     generator = torch.Generator().manual_seed(1)
 
@@ -259,7 +259,7 @@ def train_expert(
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     """Write a model directory in bfloat16."""
     # A copy: the experts start from the float32 base, not from what was rounded for the file.
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(directory)
+    copy.deepcopy(model).bfloat16().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
@@ -283,8 +283,8 @@ def choice_row(number: int, language: str, draw: random.Random) -> dict[str, obj
     digits = str(number)
     near = {str(n) for n in range(100, 1000) if one_digit_apart(str(n), digits)}
     near |= {digits[::-1], digits[0] + digits[2] + digits[1]} - {digits}
-    near = sorted(n for n in near if n[0] != "0")
-    choices = [digits, *draw.sample(near, 3)]
+    others = sorted(n for n in near if n[0] != "0")
+    choices = [digits, *draw.sample(others, 3)]
     draw.shuffle(choices)
     return {
         "prompt": read_prompt(number, language),
@@ -339,7 +339,7 @@ def mixture(
     merged.load_state_dict(
         {key: start[key] + sum(w * (d[key] - start[key]) for w, d in deltas) for key in start}
     )
-    return merged.to(torch.bfloat16)
+    return merged.bfloat16()
 
 
 def print_scores(out: Path, tokenizer: PreTrainedTokenizerFast) -> None:

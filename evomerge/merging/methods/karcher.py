@@ -4,15 +4,14 @@ from typing import Annotated
 
 import numpy as np
 
-from evomerge.merging.methods import Weights, linear_method, unit_weights
+from evomerge.merging.methods import Weights, linear_method
+from evomerge.merging.sphere import SMALLEST_LENGTH, unit_weights
 
 STEPS = 50  # mergekit takes ten; the tolerance is nearly always met earlier
 
 TOLERANCE = 1e-9  # length of a step on the unit sphere, far below float32's rounding
 
 SMALLEST_ANGLE = 1e-7  # below it angle / sin(angle) is 1 in float64
-
-SMALLEST_LENGTH = 1e-12  # of a mean of unit vectors: below it they cancel
 
 
 @linear_method(paper="https://doi.org/10.1002/cpa.3160300502", base=None)

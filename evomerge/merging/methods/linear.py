@@ -4,7 +4,8 @@ from typing import Annotated
 
 import numpy as np
 
-from evomerge.merging.methods import CANCELS, Weights, linear_method
+from evomerge.merging.methods import Weights, linear_method
+from evomerge.merging.sphere import CANCELS
 
 
 @linear_method(paper="https://arxiv.org/abs/2203.05482")

@@ -4,9 +4,8 @@ from typing import Annotated
 
 import numpy as np
 
-from evomerge.merging.methods import Weights, linear_method, unit_weights
-
-SMALLEST_LENGTH = 1e-12  # of a mean of unit vectors: below it they cancel
+from evomerge.merging.methods import Weights, linear_method
+from evomerge.merging.sphere import SMALLEST_LENGTH, unit_weights
 
 
 @linear_method(paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea", base=None)

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import numpy as np
 
-from evomerge.merging.methods import Weights, linear_method, on_the_circle
+from evomerge.merging.methods import Weights, linear_method
+from evomerge.merging.sphere import on_the_circle
 
 CANCELS = 1e-6  # mergekit's
 

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import numpy as np
 
-from evomerge.merging.methods import Fraction, linear_method, on_the_circle
+from evomerge.merging.methods import Fraction, linear_method
+from evomerge.merging.sphere import on_the_circle
 
 LERP_ABOVE = 0.9995  # cosine from which mergekit interpolates linearly
 

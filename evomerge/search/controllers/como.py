@@ -201,7 +201,8 @@ class Como(Controller):
         gains = uncrowded_improvement(points, front, self._reference).tolist()
         for feedback, gain in zip(outcomes, gains, strict=True):
             kernel.tell(feedback if feedback.objectives is None else replace(feedback, value=gain))
-        if kernel.runs != runs and self._means[number] is not None:
-            self._settled.append(self._means[number])
+        mean = self._means[number]
+        if kernel.runs != runs and mean is not None:
+            self._settled.append(mean)
             self._means[number] = None
         self._unscored.append(number)

@@ -4,7 +4,7 @@ doi:10.1109/TEVC.2013.2281534) by Optuna. They search the objectives, not their 
 
 import math
 import warnings
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -12,8 +12,13 @@ from evomerge.search.controllers import ControllerSection, Problem, controller
 from evomerge.search.controllers.optuna_samplers import Sampled
 from evomerge.sections import Whole, option
 
+if TYPE_CHECKING:  # Optuna is imported when a search begins; until then nothing stands behind
+    from optuna.samplers._ga import BaseGASampler as _Base
+else:
+    _Base = object
 
-class _Generations:
+
+class _Generations(_Base):
     """Keeps count of the generations of an Optuna sampler, whose class stands behind it.
 
     Optuna counts them anew from all trials at every ask, some 10 ms after 10,000 of them, and
@@ -30,6 +35,7 @@ class _Generations:
     def before_trial(self, study: Any, trial: Any) -> None:
         super().before_trial(study, trial)
         newest = len(self._scored) - 1
+        assert self.population_size is not None  # every sampler here is made with one
         full = len(self._scored[newest]) >= self.population_size
         self._generation[trial.number] = newest + full
 

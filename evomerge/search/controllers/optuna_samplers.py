@@ -39,11 +39,13 @@ class Sampled(Controller):
             sampler: Optuna's.
             problem: whose objectives are all maximized.
         """
-        from optuna.distributions import FloatDistribution
+        from optuna.distributions import BaseDistribution, FloatDistribution
 
         # Optuna orders parameters by name
         names = [f"gene{i:06d}" for i in range(problem.dimension)]
-        self._genes = {name: FloatDistribution(0.0, 1.0) for name in names}
+        self._genes: dict[str, BaseDistribution] = {}
+        for name in names:
+            self._genes[name] = FloatDistribution(0.0, 1.0)
         self._objectives, self._start = problem.objectives, problem.start
         self._asked = 0
         self._pending: dict[int, Any] = {}
@@ -56,7 +58,7 @@ class Sampled(Controller):
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            directions = ["maximize"] * self._objectives
+            directions = [optuna.study.StudyDirection.MAXIMIZE] * self._objectives
             self._study = optuna.create_study(sampler=sampler, directions=directions)
         finally:
             optuna.logging.set_verbosity(verbosity)

@@ -12,6 +12,7 @@ from evomerge.dtypes import Dtype
 from evomerge.errors import Fault
 from evomerge.recipes.mixture import Chromosome, MixtureRecipe, interpolated, one_hot
 from evomerge.recipes.parameter_index import ParameterIndex
+from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.spaces import BreedingSpace, SourceShapes, SpaceSection, space
 from evomerge.sections import Flag, Text, option
@@ -108,6 +109,7 @@ class MixtureSpace(BreedingSpace):
     def _individual(self, recipe: Recipe) -> MixtureRecipe:
         if isinstance(recipe, MixtureRecipe):
             return recipe
+        assert isinstance(recipe, ParametersRecipe)  # a model as it is
         return one_hot(recipe, self.shapes.models, self.index, self.modules)
 
     def _angle(self, index: int, a: Chromosome, b: Chromosome) -> float:

@@ -167,7 +167,8 @@ class RoutingSpace(PointSpace):
     def decode(self, genome: np.ndarray) -> RoutingRecipe:
         """Return the recipe at `genome`, (dimension,) float64 in [0, 1]."""
         genes, gains = self._parts(genome)
-        hops, before = [], 1.0
+        hops: list[Hop] = []
+        before = 1.0
         for model, layer, place in self.path.hops(genes):
             units = gains[place - self.path.free] if hops and place >= self.path.free else ()
             own = [self._gene.value(float(u)) for u in units]

@@ -1,0 +1,119 @@
+"""The sources that a plan names: opened by their headers, and whether they fit together."""
+
+from collections.abc import Mapping
+
+from evomerge.config.parts import SourcesSection
+from evomerge.config.schema import CampaignPlan
+from evomerge.errors import Faults
+from evomerge.export.candidates import open_candidate
+from evomerge.search.objectives import parse_bound
+from evomerge.search.spaces import SPACES, BreedingSpace, SpaceSection
+from evomerge.search.spaces.routing import RoutingSection
+from evomerge.sources.compatibility import mismatches, stream_mismatches
+from evomerge.sources.source import Source, is_candidate, moved_faults, open_source
+
+
+def open_sources(
+    listed: SourcesSection, moved: Mapping[str, str], faults: Faults
+) -> dict[str, Source]:
+    """Open the sources by their headers, gathering what is wrong with them.
+
+    >>> from evomerge.testing.campaigns import example_plan
+    >>> sources, faults = example_plan().sources, Faults()
+    >>> len(open_sources(sources, {}, faults)), faults.found
+    (3, [])
+    """
+    faults.extend(moved_faults(moved, listed.labels.values()))
+    opened: dict[str, Source] = {}
+    for name, label in listed.labels.items():
+        trust, place = listed.trust_remote_code, moved.get(label, name)
+        with faults.gather("sources.base" if label == "base" else f"sources.models.{label}"):
+            if is_candidate(place):
+                opened[name] = open_candidate(place, moved, trust)
+            else:
+                opened[name] = open_source(place, trust_remote_code=trust)
+    return opened
+
+
+def check_sources(
+    opened: Mapping[str, Source],
+    listed: SourcesSection,
+    space: SpaceSection | None,
+    faults: Faults,
+) -> None:
+    """Check that sources have what a space needs, and that they fit together.
+
+    Args:
+        opened: those that could be opened, by name.
+        listed: what the file says of them.
+        space: None if it is unknown; then whether they fit together is not asked.
+
+    >>> from evomerge.testing.campaigns import example_plan
+    >>> plan, faults = example_plan(), Faults()
+    >>> check_sources(open_sources(plan.sources, {}, faults), plan.sources, plan.space, faults)
+    >>> faults.found
+    []
+    """
+    if space is None:
+        return
+    is_by_layer = not issubclass(SPACES.get(space.kind), BreedingSpace)
+    for name, source in opened.items():
+        if is_by_layer and not source.layers:
+            label = listed.labels[name]
+            key = "sources.base" if label == "base" else f"sources.models.{label}"
+            wrong = f"'{name}' has no layers that can be told from its tensor names"
+            mend = "take a decoder with numbered layers, or a space of another kind"
+            faults.add(key, wrong, mend)
+    if opened:
+        fit = stream_mismatches if isinstance(space, RoutingSection) else mismatches
+        faults.extend(fit(list(opened.values())), "sources")
+
+
+def check_averages(
+    plan: CampaignPlan,
+    listed: SourcesSection,
+    space: SpaceSection,
+    opened: Mapping[str, Source],
+    faults: Faults,
+) -> None:
+    """Refuse what depends on an average of routed sources that have none.
+
+    What stages found has no part in it: it is scored before them.
+
+    >>> from evomerge.testing.campaigns import example_plan
+    >>> plan, faults = example_plan(), Faults()
+    >>> check_averages(plan, plan.sources, plan.searches[0].space, {}, faults)
+    >>> faults.found
+    []
+    """
+    stages = {stage.name for stage in plan.stages}
+    given = [source for name, source in opened.items() if listed.labels[name] not in stages]
+    if not isinstance(space, RoutingSection) or not given or not mismatches(given):
+        return
+    wrong = "there is no average of these sources"
+    mend = "leave it out: only models of one shape are averaged"
+    if plan.soups:
+        faults.add("soups", wrong, mend)
+    for index, section in enumerate(plan.fitness):
+        if section.constraint and parse_bound(section.constraint).baseline == "uniform":
+            faults.add(f"fitness.{index}.constraint", wrong, mend)
+
+
+def check_substrings(
+    space: SpaceSection, opened: Mapping[str, Source], under: str, faults: Faults
+) -> None:
+    """Refuse parts of tensor names that no tensor has.
+
+    >>> from evomerge.search.spaces.mixture import MixtureSection
+    >>> from evomerge.testing.campaigns import example_plan
+    >>> faults = Faults()
+    >>> opened = open_sources(example_plan().sources, {}, faults)
+    >>> check_substrings(MixtureSection(chromosomes=["atn"]), opened, "space", faults)
+    >>> [fault.key for fault in faults.found]
+    ['space.chromosomes']
+    """
+    names = {name for source in opened.values() for name in source.tensors}
+    for key, part in space.substrings():
+        if not any(part in name for name in names):
+            wrong = f"no tensor's name holds '{part}'"
+            faults.add(f"{under}.{key}", wrong, "mend or leave it out")

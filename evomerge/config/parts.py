@@ -1,0 +1,191 @@
+"""The parts of a campaign file as typed sections.
+
+Spaces, controllers and fitnesses are unions of the sections that the packages beside this one
+register: a new one is known here as soon as its file is there.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import BeforeValidator, Field
+
+from evomerge.errors import Fault
+from evomerge.recipes.soups import SOUPS
+from evomerge.search.controllers import CONTROLLERS, ControllerSection
+from evomerge.search.controllers.cmaes import CmaEsSection
+from evomerge.search.spaces import SPACES, SpaceSection
+from evomerge.sections import Flag, Number, Section, Text, Whole, option, refuse
+
+# Letters, digits, '.', '-' and '_', a letter or digit first: names of folders and of columns.
+PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Soup = Literal["model_stock", "metrics", "greedy"]
+_BASELINES = ("base", "baseline", "uniform", *SOUPS)  # what models and stages cannot be called
+
+if TYPE_CHECKING:
+    AnySpace = SpaceSection
+    AnyController = ControllerSection
+else:
+    _SPACES = tuple(cls.section for cls in SPACES.all().values())
+    _CONTROLLERS = tuple(cls.section for cls in CONTROLLERS.all().values())
+    AnySpace = Annotated[Union[_SPACES], Field(discriminator="kind")]  # noqa: UP007
+    AnyController = Annotated[Union[_CONTROLLERS], Field(discriminator="kind")]  # noqa: UP007
+
+
+def _model_name(value: Any) -> Any:
+    """Write {model, adapter} as `model+adapter` and {factory, ...} as `factory@weights`."""
+    if not isinstance(value, Mapping):
+        return value
+    if "factory" in value:
+        return _factory_name(value)
+    names = [value.get("model"), value.get("adapter")]
+    if len(value) != 2 or not all(isinstance(name, str) and name for name in names):
+        wrong = "is no model"
+        refuse([Fault("", wrong, "a model with a LoRA adapter is {model: ..., adapter: ...}")])
+    return "+".join(map(str, names))
+
+
+def _factory_name(value: Mapping[str, Any]) -> str:
+    factory, seed, weights = (value.get(key) for key in ("factory", "seed", "weights"))
+    right = isinstance(factory, str) and ":" in factory
+    right = right and set(value) <= {"factory", "seed", "weights"}
+    if weights is None:
+        right = right and isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    else:
+        right = right and seed is None and isinstance(weights, str) and not weights.isdigit()
+    if not right:
+        mend = "a module is {factory: FILE.py:function, weights: FILE or seed: NUMBER}"
+        refuse([Fault("", "is no module", mend)])
+    return f"{factory}@{seed if weights is None else weights}"
+
+
+ModelName = Annotated[Text, BeforeValidator(_model_name)]
+
+
+class SourcesSection(Section):
+    """The models that are merged.
+
+    >>> SourcesSection(models={"ja": "models/ja"}).labels
+    {'models/ja': 'ja'}
+    """
+
+    base: ModelName | None = option(
+        "the common ancestor, where the method merges task vectors: a directory, a hub id with or"
+        " without @revision, or an earlier candidate RUN#NUMBER",
+        None,
+        example="org/base-7b",
+    )
+    models: dict[Text, ModelName] = option(
+        "label -> model, written as `base` is; with a LoRA adapter {model: ..., adapter: ...}, made"
+        " by Python {factory: FILE.py:function, weights: FILE or seed: NUMBER}",
+        least=1,
+        example={"ja": "MODEL", "maths": "MODEL"},
+    )
+    trust_remote_code: Flag = option("run code that comes with the models", False)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Name -> label, the base first; the first is the frame of every merge."""
+        labels = {self.base: "base"} if self.base else {}
+        for label, name in self.models.items():
+            labels.setdefault(name, label)
+        return labels
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        for label in set(_BASELINES) & set(fields.get("models", ())):
+            wrong = f"the label '{label}' is kept for a baseline"
+            yield Fault(f"models.{label}", wrong, "rename the model")
+
+
+class BudgetSection(Section):
+    """How long the search goes on: until the first of these is spent.
+
+    >>> BudgetSection(evaluations=300).hours is None
+    True
+    """
+
+    evaluations: Whole = option(
+        "proposals of the controller; baselines and finals are extra",
+        unit="candidates",
+        ge=1,
+        example=300,
+    )
+    hours: Number | None = option("wall time, added up over starts", None, unit="hours", gt=0)
+
+
+class StageBudgetSection(Section):
+    """How long a stage goes on.
+
+    >>> StageBudgetSection(evaluations=100).hours is None
+    True
+    """
+
+    evaluations: Whole = option(
+        "proposals of the stage's controller", unit="candidates", ge=1, example=300
+    )
+    hours: None = option("stages are counted in evaluations", None)
+
+
+class WorkersSection(Section):
+    """What scores the candidates, and how many at once.
+
+    >>> WorkersSection(pool="ray", count=8, gpus_each=1).device
+    'auto'
+    """
+
+    pool: Literal["inline", "ray"] = option(
+        "inline: one worker in this process; ray: processes of their own, on this machine or on"
+        " the cluster that RAY_ADDRESS names",
+        "inline",
+    )
+    count: Whole = option("workers", 1, unit="workers", ge=1)
+    gpus_each: Number = option("GPUs that Ray reserves for each worker", 0.0, unit="GPUs", ge=0)
+    cpus_each: Number | None = option(
+        "CPUs that Ray reserves for each worker; null: as many as threads", None, unit="CPUs", gt=0
+    )
+    threads: Whole | None = option(
+        "torch threads of each worker; null: this machine's cores shared out", None, ge=1
+    )
+    device: Text = option("auto, cpu, cuda or cuda:NUMBER", "auto")
+    timeout: Number | None = option(
+        "how long one candidate may take, of a worker in a process of its own",
+        None,
+        unit="seconds",
+        gt=0,
+    )
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        device = fields.get("device", "auto")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            mend = "write auto, cpu, cuda or cuda:1"
+            yield Fault("device", f"there is no device '{device}'", mend)
+        if fields.get("pool") != "inline":
+            return
+        for key, harmless in (("timeout", None), ("count", 1), ("gpus_each", 0.0)):
+            if fields.get(key, harmless) != harmless:
+                wrong = f"the inline pool has one worker, in this process, and no {key}"
+                yield Fault(key, wrong, "write workers.pool: ray")
+
+
+class StageSection(Section):
+    """One of several searches, each over the best that those before it found as well.
+
+    >>> each = {"kind": "parameters", "method": "linear", "axes": {"weight": {"low": 0, "high": 1}}}
+    >>> StageSection(name="first", space=each, budget={"evaluations": 9}).controller.kind
+    'cmaes'
+    """
+
+    name: Text = option(
+        "of the model that the stage finds, among later stages' sources", pattern=PLAIN_NAME
+    )
+    space: AnySpace = option("what is searched", example={"kind": "routing"})
+    controller: AnyController = option("how it is searched", factory=CmaEsSection)
+    budget: StageBudgetSection = option("how long", example={"evaluations": 300}, may_change=True)
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        name = fields.get("name")
+        if name in _BASELINES:
+            yield Fault("name", f"the name '{name}' is kept for a baseline", "rename the stage")
