@@ -259,7 +259,7 @@ def test_births_that_grow_beyond_bounds_are_refused(net):
         birth = [[0, 1], 0.5, 5, 0.1, 7]
         birth[path[0]] = value
         recipe = ExplicitRecipe(("a", "b"), (Birth((0, 1), 0.5, 5, 0.1, 7),), "x").to_json()
-        with pytest.raises(BadInput, match="is not .*parent, parent.*sigma, seed"):
+        with pytest.raises(BadInput, match=r"is not .*parent, parent.*sigma, seed"):
             parse_recipe(recipe | {"births": [birth]})
 
 

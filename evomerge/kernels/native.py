@@ -2,8 +2,8 @@
 
 `native.cpp` says the same as `eager.py`, operation by operation, and gives the same bits of finite
 task vectors (energies are summed in another order, in float64). It reads tables of addresses and
-numbers; those of addresses are kept from merge to merge, which for 25 million parameters would
-otherwise take as long as a tenth of the merge.
+numbers; those of addresses are kept from merge to merge: for 25 million parameters they take 1.5 ms
+to make, and a weighted sum 6 ms.
 """
 
 import itertools

@@ -32,6 +32,9 @@ class Conversion(NamedTuple):
         target: the name of the model's tensor that it is, or is a part of.
         pattern: of the checkpoint's names that the converter takes, where there is one.
         converter: transformers' `WeightConverter`; None where the tensor stays as it is.
+
+    >>> Conversion("model.norm.weight", None, None).splits
+    False
     """
 
     target: str
