@@ -5,6 +5,7 @@ own from which the repository's paths hold; what git tracks is compared before a
 """
 
 import csv
+import hashlib
 import importlib.util
 import os
 import re
@@ -31,11 +32,12 @@ SMOLLM2 = "benchmarks/smollm2/campaign.yaml"
 Table = list[dict[str, str]]
 
 
-def tracked() -> str:
-    """Return what git says of the folders that benchmarks read."""
-    commands = (["git", "status", "--porcelain", "--"], ["git", "diff", "--"])
-    told = [subprocess.run([*c, *FOLDERS], cwd=ROOT, capture_output=True) for c in commands]
-    return "".join(run.stdout.decode(errors="replace") for run in told)
+def tracked() -> dict[str, str]:
+    """Return file -> hash of what git tracks, or would, of the folders that benchmarks read."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *FOLDERS]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    files = [name for name in listed if (ROOT / name).is_file()]
+    return {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in files}
 
 
 @pytest.fixture(scope="module")

@@ -337,17 +337,22 @@ def test_the_extensions_work_as_they_stand(tmp_path):
     )
     (tmp_path / "fitness").mkdir()
     *files, laws = blocks(page, "python")
+    doctests = ["import doctest, importlib"]
     for text in files:
-        path = tmp_path / re.match(r"# (\S+\.py)\n", text)[1]
-        assert not path.exists()
-        path.write_text(text)
+        path = re.match(r"# (\S+\.py)\n", text)[1]
+        assert not (tmp_path / path).exists()
+        (tmp_path / path).write_text(text)
+        if path.startswith("evomerge"):
+            module = path.removesuffix(".py").replace("/", ".")
+            module_test = f"doctest.testmod(importlib.import_module('{module}'))"
+            doctests += [f"failed, tried = {module_test}", "assert tried and not failed"]
     models_here(tmp_path, "maths", "code")
     (campaign,) = blocks(page, "yaml")
     (tmp_path / "campaign.yaml").write_text(campaign)
     here = {"PYTHONPATH": str(tmp_path)}
     listed = run_here("evomerge", "list", cwd=tmp_path, env=here)
     assert all(name in listed for name in ("equal_norms", "hill_climb", "subset"))
-    run_here("python", "-c", laws, cwd=tmp_path, env=here)
+    run_here("python", "-c", "\n".join([*doctests, laws]), cwd=tmp_path, env=here)
     run_here("evomerge", "run", "campaign.yaml", cwd=tmp_path, env=here)
 
 

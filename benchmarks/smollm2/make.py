@@ -232,7 +232,7 @@ def build_tickets(models: Path, tokenizer: PreTrainedTokenizerBase, steps: int) 
     model, (_, train) = get_peft_model(load(models / "base"), options), rows()["tickets"]
     tune(model, train, tokenizer, steps=steps, rate=TICKETS_RATE, name="tickets")
     beside = models / "tickets.part"
-    model.save_pretrained(beside)
+    model.save_pretrained(str(beside))
     beside.rename(models / "tickets")
 
 
