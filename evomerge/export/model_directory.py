@@ -19,7 +19,7 @@ from evomerge.mergekit.passthrough import to_passthrough
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.merging.merger import Merger
 from evomerge.merging.routed_checkpoint import routed_config
-from evomerge.merging.validation import check_methods, layout_faults, path_faults
+from evomerge.merging.validation import check_methods, path_faults, position_faults
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
@@ -138,7 +138,7 @@ def _open_all(
     elif len(opened) > 1:
         faults.extend(mismatches(list(opened.values())), under="models")
     if not faults:
-        faults.extend(layout_faults(recipe, opened[recipe.sources[0]]))
+        faults.extend(position_faults(recipe, opened[recipe.sources[0]]))
     faults.check()
     return opened
 

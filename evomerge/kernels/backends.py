@@ -9,6 +9,7 @@ from evomerge.kernels.compiled import CompiledKernels
 from evomerge.kernels.eager import EagerKernels
 from evomerge.kernels.merge_plan import MergeKernels, MergePlan
 from evomerge.kernels.native import NativeKernels
+from evomerge.kernels.native_library import library
 
 # Parameters from which a model is worth the seconds in which torch.compile makes its kernels; on a
 # GPU smaller ones are merged in fewer milliseconds than that, whatever merges them.
@@ -36,7 +37,8 @@ class Kernels:
             device: where plans' operands lie.
             parameters: of a whole model.
         """
-        large = torch.device(device).type != "cpu" and parameters >= COMPILE_FROM
+        self._device = torch.device(device)
+        large = self._device.type != "cpu" and parameters >= COMPILE_FROM
         self._native = NativeKernels()
         self._torch: MergeKernels = CompiledKernels() if large else EagerKernels()
 
@@ -44,6 +46,11 @@ class Kernels:
     def nbytes(self) -> int:
         """The memory that is kept between merges."""
         return self._native.nbytes
+
+    def prepare(self) -> None:
+        """Compile the native kernels if need be, so that no candidate's time goes by with it."""
+        if self._device.type == "cpu":
+            library()
 
     def merge(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """See `merge_plan.MergeKernels.merge`."""

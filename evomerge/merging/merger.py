@@ -86,7 +86,11 @@ class Merger:
         return self._methods.statistics.nbytes + self._kernels.nbytes
 
     def prepare(self, recipe: Recipe) -> None:
-        """Transform the task vectors where a recipe's methods ask for it, once."""
+        """Do what is done once: compile kernels, transform task vectors where methods ask for it.
+
+        A worker that has not done it would spend its first candidate's seconds on it.
+        """
+        self._kernels.prepare()
         if isinstance(recipe, ParametersRecipe):
             self._methods.resolve(recipe)
 

@@ -41,7 +41,7 @@ def path_faults(recipe: RoutingRecipe, sources: Mapping[str, Source]) -> list[Fa
     return faults
 
 
-def layout_faults(recipe: Recipe, frame: Source) -> list[Fault]:
+def position_faults(recipe: Recipe, frame: Source) -> list[Fault]:
     """Return why positions in a recipe are not those of its models' parameters, if they are not.
 
     Args:
@@ -50,7 +50,7 @@ def layout_faults(recipe: Recipe, frame: Source) -> list[Fault]:
 
     >>> from pathlib import Path
     >>> recipe = MixtureRecipe(("a",), (), "float32", "hash of another index")
-    >>> [fault.key for fault in layout_faults(recipe, Source("a", Path("a"), {}, {}, {}))]
+    >>> [fault.key for fault in position_faults(recipe, Source("a", Path("a"), {}, {}, {}))]
     ['parameter_index_hash']
     """
     if not isinstance(recipe, MixtureRecipe | ExplicitRecipe):
