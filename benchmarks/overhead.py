@@ -109,8 +109,11 @@ def measure(file: Path, candidates: int, threads: int, settings: Sequence[str]) 
         plan = campaign.plan.model_dump(mode="json")
         archive.begin("overhead", plan, campaign.provenance(), campaign.items())
         ledger.time(archive, *WRITES)
+        timed = TimedCampaign(**vars(campaign), clock=ask)
+        timed.controller(np.full(campaign.space.dimension, 0.5))  # imports its library
+        runner = SearchAlone(timed, archive, pool, Silent())
         started = time.perf_counter()
-        SearchAlone(TimedCampaign(**vars(campaign), clock=ask), archive, pool, Silent()).run()
+        runner.run()
         wall = time.perf_counter() - started
         scored, seconds = archive.counts()["ok"], archive.work_seconds()
     parts = {

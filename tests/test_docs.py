@@ -43,6 +43,7 @@ sources: {base: models/base, models: {ja: models/ja, fr: models/fr, maths: model
 space: {kind: parameters, method: linear, axes: {weight: {low: 0.0, high: 1.0}}}
 fitness: [{name: likely, function: fitness/likely.py}]
 budget: {evaluations: 10}
+workers: {threads: 1}
 """
 
 
@@ -260,14 +261,16 @@ def models_here(folder, *labels):
 
 
 def test_the_readme_leads_from_own_models_to_an_exported_merge(tmp_path):
-    """Its task, its campaign file (with a smaller budget), its commands, its Python."""
+    """Its task, its campaign file (a smaller budget, one thread), its commands, its Python."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = tmp_path / "section.md"
     section.write_text(readme[readme.index("## Your own models") : readme.index("## Commands")])
     task, campaign = blocks(section, "yaml")
-    assert "evaluations: 300" in campaign
+    smaller = campaign.replace("evaluations: 300", "evaluations: 4")
+    smaller = smaller.replace("{pool: inline}", "{pool: inline, threads: 1}")
+    assert len(smaller) == len(campaign) - 2 + len(", threads: 1")  # both were there
     (tmp_path / "questions.yaml").write_text(task)
-    (tmp_path / "campaign.yaml").write_text(campaign.replace("evaluations: 300", "evaluations: 4"))
+    (tmp_path / "campaign.yaml").write_text(smaller)
     rows = [{"question": f"w{i} w{i + 1}", "answer": f"w{i + 2}"} for i in range(24)]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     models_here(tmp_path, "maths", "code", "chat")
@@ -353,7 +356,8 @@ def test_the_extensions_work_as_they_stand(tmp_path):
     listed = run_here("evomerge", "list", cwd=tmp_path, env=here)
     assert all(name in listed for name in ("equal_norms", "hill_climb", "subset"))
     run_here("python", "-c", "\n".join([*doctests, laws]), cwd=tmp_path, env=here)
-    run_here("evomerge", "run", "campaign.yaml", cwd=tmp_path, env=here)
+    words = ["evomerge", "run", "campaign.yaml", "--set", "workers.threads=1"]
+    run_here(*words, cwd=tmp_path, env=here)
 
 
 def test_the_fitness_guides_function_scores(tmp_path):

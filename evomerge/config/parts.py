@@ -115,16 +115,15 @@ class BudgetSection(Section):
 
 
 class StageBudgetSection(Section):
-    """How long a stage goes on.
+    """How long a stage goes on; not in hours, so that every resume changes over at one candidate.
 
-    >>> StageBudgetSection(evaluations=100).hours is None
-    True
+    >>> StageBudgetSection(evaluations=100).evaluations
+    100
     """
 
     evaluations: Whole = option(
         "proposals of the stage's controller", unit="candidates", ge=1, example=300
     )
-    hours: None = option("stages are counted in evaluations", None)
 
 
 class WorkersSection(Section):

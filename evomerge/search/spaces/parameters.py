@@ -60,7 +60,10 @@ class ParametersSection(SpaceSection):
         factory=list,
         example=["self_attn", "mlp"],
     )
-    smooth: Flag = option("interpolate values between the middles of layer groups", False)
+    smooth: Flag = option(
+        "values are interpolated between knots, as many as layer groups, from first to last layer",
+        False,
+    )
     axes: dict[Text, _Axis] = option(
         "a range for each parameter of the method that is searched, a number for one that is fixed",
         example={"weight": {"low": 0.0, "high": 1.5}},
