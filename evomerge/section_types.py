@@ -155,6 +155,8 @@ def kind_text(kind: Any) -> str:
     for entry in metadata:
         if isinstance(entry, Expected):
             return entry.forms
+    if bare is None or bare is type(None):
+        return "null"
     if origin in (Union, types.UnionType):
         if members := members_of(kind):
             names = [tag.strip("<>") for tag in members]

@@ -124,6 +124,7 @@ class StageBudgetSection(Section):
     evaluations: Whole = option(
         "proposals of the stage's controller", unit="candidates", ge=1, example=300
     )
+    hours: None = option("stages are counted in evaluations", None)
 
 
 class WorkersSection(Section):
