@@ -185,6 +185,11 @@ MISSING = [
         ("fitness__0", {"name": "x", "task": "choice.yaml", "metric": "accuracy"}),
         "fitness.0.metric: 'tiny_choice' has no metric 'accuracy'",
     ),
+    # each end of two layers stays the frame's
+    (
+        ("space", {"kind": "routing", "order": "exchange", "gains": "none"}),
+        "space: has no genes: there is nothing to search; leave an axis or a choice free",
+    ),
 ]
 
 

@@ -227,14 +227,17 @@ def open_campaign(
     fitness = open_fitnesses(plan.fitness, plan.own_test, faults)
     splits, warnings = split_fitnesses(plan, fitness, faults)
     check_averages(plan, listed, search.space, opened, faults)
+    under = f"stages.{stage}.space" if plan.stages else "space"
     if opened:
-        under = f"stages.{stage}.space" if plan.stages else "space"
         check_substrings(search.space, opened, under, faults)
     faults.check()
     if not isinstance(search.space, RoutingSection):
         warnings += differing_settings([*opened.values()])
     campaign = _campaign(plan, stage, listed, _Named(opened, fitness), splits, warnings)
     faults.extend(chat_faults(campaign))
+    if not campaign.space.dimension:
+        wrong, mend = "has no genes: there is nothing to search", "leave an axis or a choice free"
+        faults.add(under, wrong, mend)
     faults.check()
     return campaign
 

@@ -195,7 +195,9 @@ class CmaEs(Controller):
             order = np.lexsort((self._rng.random(len(loss)), loss, violation))
             ranks = np.empty(len(loss))
             ranks[order] = np.arange(len(loss))
-            with self._blas.limit(limits=1):
+            with self._blas.limit(limits=1), warnings.catch_warnings():
+                # points of earlier updates are meant to come; pycma takes them for a slip
+                warnings.filterwarnings("ignore", r"\s*orphanated injected solution")
                 self._es.tell(list(points), list(ranks))
         if self._flat >= _FLAT_GENERATIONS or self._es.stop():
             self.runs += 1
