@@ -59,6 +59,10 @@ def faults_of(error: ErrorDetails, kind: Any) -> list[Fault]:
     if error["type"] == "extra_forbidden":
         name = str(place.path[-1])
         return [Fault(key, f"unknown key '{name}'", nearest(name, place.known))]
+    if error["type"] == "invalid_key":
+        wrong = f"the key {_plain(given)} is not a text"
+        mend = "mend the YAML there; numbers are written without commas"
+        return [Fault(".".join(map(str, place.path[:-1])), wrong, mend)]
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return [_kind_fault(place, key, given, context.get("tag"))]
     if error["type"] == "expected":

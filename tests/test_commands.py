@@ -59,13 +59,25 @@ def command(*words):
 
 
 def test_a_finished_campaign_prints_its_summary_and_scores_nothing(campaign_file, silent, here):
-    file = campaign_file(budget__evaluations=3)
+    far = {"low": -9.0, "high": -8.0}  # where no source is as unlikely
+    file = campaign_file(space__axes__weight=far, fitness__0__direction="minimize")
     run_campaign(file, observer=silent)
     before = (here / "runs" / "tiny" / "archive.db").read_bytes()
     code, said = command("run", file)
     assert code == 0 and "tiny: finished" in said and "Pareto front and baselines" in said
     assert said.endswith("Export the best: evomerge export runs/tiny OUT --pick best\n")
     assert (here / "runs" / "tiny" / "archive.db").read_bytes() == before
+
+
+def test_a_search_that_found_nothing_better_than_its_sources_says_so(campaign_file, silent, here):
+    worse = {"low": -9.0, "high": -8.0}  # far from every source, on the other side of the base
+    file = campaign_file(budget__evaluations=3, space__axes__weight=worse)
+    run_campaign(file, observer=silent)
+    _, said = command("run", file)
+    best = json.loads(command("status", here / "runs" / "tiny", "--json")[1])["best"]
+    assert best["origin"] == "baseline" and f"best: {best['label']} " in said
+    assert f"No candidate of the search is better than '{best['label']}'" in said
+    assert "Export the best" not in said
 
 
 def test_status_front_and_show_have_the_contracts_shapes(campaign_file, silent, here):

@@ -32,6 +32,10 @@ MALFORMED = [
     ),
     (("budget__evaluations", 2.5), "budget.evaluations: 2.5 is not a whole number"),
     (("budget__evaluations", True), "budget.evaluations: True is not a whole number"),
+    (  # what YAML makes of {evaluations: 1,000}
+        ("budget", {"evaluations": 1, 0: None}),
+        "budget: the key 0 is not a text; mend the YAML there; numbers are written without commas",
+    ),
     (("budget__hours", -1.0), "budget.hours: -1.0"),
     (("budget__hours", NAN), "budget.hours: nan is not a finite number"),
     (("budget", None), "budget: is missing"),

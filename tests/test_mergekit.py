@@ -214,6 +214,24 @@ REFUSED = {
     "parameters: 'much' is no number": {
         "models": [{"model": "DIR/x", "parameters": {"weight": "much"}}]
     },
+    "parameters.lamda: unknown parameter 'lamda'; did you mean 'lambda'?": {
+        "parameters": {"lamda": 0.5, "density": 0.5}
+    },
+    "models.0.parameters.densty: unknown parameter 'densty'; did you mean 'density'?": {
+        "models": [{"model": "DIR/x", "parameters": {"weight": 1, "densty": 0.5}}]
+    },
+    "slices.0.parameters.wieght: unknown parameter 'wieght'": {
+        "models": None,
+        "slices": [{"sources": [{"model": "x"}], "parameters": {"wieght": 1}}],
+    },
+    "parameters.normalize: 1 is not true or false": {"parameters": {"weight": 1, "normalize": 1}},
+    "parameters.rescale: is not supported with ties; leave it out": {
+        "parameters": {"weight": 1, "rescale": True}
+    },
+    "parameters.normalize: is not supported with task_arithmetic": {
+        "merge_method": "task_arithmetic",
+        "parameters": {"weight": 1, "normalize": True},
+    },
     "base_model: there is no directory": {"base_model": "./nowhere"},
     "modules.vision: unknown key 'vision'; known: default": {
         "models": None,

@@ -83,10 +83,16 @@ class Progress:
             self._display.stop()
         console = terminal() if self._display else None
         rows, standing = summary.front(directory), summary.standing(directory)
+        status = summary.status(directory)
+        last, best = f"Export the best: evomerge export {directory} OUT --pick best", status["best"]
+        if best and best["origin"] == "baseline":
+            last = (
+                f"No candidate of the search is better than '{best['label']}', which was there"
+                " before. To search on, raise budget.evaluations and run again."
+            )
         self.say(
-            f"{tables.status(summary.status(directory), console)}\n\n"
-            f"Pareto front and baselines:\n{tables.front(rows, standing, console)}\n\n"
-            f"Export the best: evomerge export {directory} OUT --pick best"
+            f"{tables.status(status, console)}\n\n"
+            f"Pareto front and baselines:\n{tables.front(rows, standing, console)}\n\n{last}"
         )
 
 

@@ -109,7 +109,8 @@ def status(found: StatusShape, console: Console | None = None) -> str:
         lines.append(f"progress   hypervolume {found['hypervolume']:.4f} on the baselines' scale")
     if found["state"] == "running":
         lines.append(f"           about {duration(seconds['left'])} left")
-    rows = [("best", found["best"])] if found["best"] else []
+    best = found["best"]
+    rows = [(f"best: {best['label']}" if best["label"] else "best", best)] if best else []
     rows += [(str(baseline["label"]), baseline) for baseline in found["baselines"]]
     if rows:
         headers = ["", "id", "value", *(f"{name} search" for name in rows[0][1]["scores"])]

@@ -41,6 +41,14 @@ _SWITCHES = {  # what mergekit can do and evomerge cannot: its default, which is
     "override_global_angle": False,
 }
 
+# Every name that mergekit's methods read. It ignores others, so that a slip makes another model.
+_PARAMETERS = (
+    *("weight", "density", "gamma", "epsilon", "lambda", "select_topk", "t", "scale"),
+    *("normalize", "rescale"),
+    *("int8_mask", "eps", "max_iter", "tol"),  # of how it computes, not of what
+    *_SWITCHES,
+)
+
 Parameters = Mapping[str, Any]  # name -> a number, a list of numbers or of {filter, value}
 
 _NO_JOINING = "vocabularies are not joined"
@@ -131,6 +139,11 @@ class SourceForm(Section):
     )
     parameters: dict[str, Any] | None = option("of this model", None)
 
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterator[Fault]:
+        """See `Section.cross_faults`."""
+        yield from _parameter_faults(fields)
+
     def source(self, key: str) -> SliceSource:
         """Return what it says, as what stands under a key."""
         return SliceSource(key, self.model, self.layer_range, self.parameters or {})
@@ -149,6 +162,11 @@ class SliceForm(Section):
     )
     parameters: dict[str, Any] | None = option("of these sources", None)
 
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterator[Fault]:
+        """See `Section.cross_faults`."""
+        yield from _parameter_faults(fields)
+
 
 class PartsForm(Section):
     """What lists models, or slices of them.
@@ -166,7 +184,7 @@ class PartsForm(Section):
     def cross_faults(cls, fields: Mapping[str, Any]) -> Iterator[Fault]:
         """See `Section.cross_faults`."""
         yield from _one_of(fields, ("models", "slices"))
-        yield from _switch_faults(fields.get("parameters") or {})
+        yield from _parameter_faults(fields)
 
     def parts(self, prefix: str = "") -> tuple[Slice, ...]:
         """Return the slices, their keys after a prefix."""
@@ -212,7 +230,7 @@ class ConfigurationForm(PartsForm):
     def cross_faults(cls, fields: Mapping[str, Any]) -> Iterator[Fault]:
         """See `Section.cross_faults`."""
         yield from _one_of(fields, ("models", "slices", "modules"))
-        yield from _switch_faults(fields.get("parameters") or {})
+        yield from _parameter_faults(fields)
         chosen = fields.get("tokenizer_source")
         if chosen not in (None, "base") and chosen not in list(_names(fields)):
             wrong = f"{chosen!r}: {_NO_JOINING}"
@@ -241,11 +259,15 @@ def _one_of(fields: Mapping[str, Any], keys: Sequence[str]) -> Iterator[Fault]:
         yield Fault("models", wrong, "write one")
 
 
-def _switch_faults(parameters: Parameters) -> Iterator[Fault]:
-    for key, default in _SWITCHES.items():
-        if key in parameters and parameters[key] is not default:
-            mend = f"write {str(default).lower()}, or leave it out"
-            yield Fault(f"parameters.{key}", "is not supported", mend)
+def _parameter_faults(fields: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield why `parameters` will not do: names that mergekit does not know, or we do not do."""
+    for name, value in (fields.get("parameters") or {}).items():
+        key = f"parameters.{name}"
+        if name not in _PARAMETERS:
+            yield Fault(key, f"unknown parameter '{name}'", nearest(name, _PARAMETERS))
+        elif name in _SWITCHES and value is not _SWITCHES[name]:
+            mend = f"write {str(_SWITCHES[name]).lower()}, or leave it out"
+            yield Fault(key, "is not supported", mend)
 
 
 def _names(fields: Mapping[str, Any]) -> Iterable[str]:

@@ -90,11 +90,7 @@ def from_mergekit(data: Any, seed: int = 0) -> Recipe:
             values[tensor] = _values(configuration, _span_of(tensor, spans), method, models, tensor)
     except ValueError as error:
         raise BadInput(Fault("parameters", str(error), "write numbers")) from None
-    module, whole = configuration.outer
-    options: dict[str, object] = {k: v for k, v in implied.items() if k in method.options}
-    for key, value in {**whole, **module}.items():
-        if key in method.options and isinstance(value, bool):
-            options[key] = value
+    options = implied | _options(configuration, method)
     return ParametersRecipe(
         name,
         tuple(models),
@@ -104,6 +100,27 @@ def from_mergekit(data: Any, seed: int = 0) -> Recipe:
         seed if method.draws else None,
         options,
     )
+
+
+def _options(configuration: Configuration, method: MergeMethod) -> dict[str, object]:
+    """Return a method's options as a configuration sets them, the module's before the whole's.
+
+    Raises:
+        BadInput: one is neither true nor false, or mergekit has it with this method and we do not.
+    """
+    options: dict[str, object] = {}
+    module, whole = configuration.outer
+    for place_of, said in (("parameters", whole), ("modules.default.parameters", module)):
+        for name in said.keys() & {*method.options, "normalize", "rescale"}:
+            fault = None
+            if name in method.options:
+                options[name] = said[name]
+                fault = method.option_fault(name, said[name])
+            elif said[name] is not False:
+                fault = f"is not supported with {configuration.method}", "leave it out"
+            if fault:
+                raise BadInput(Fault(f"{place_of}.{name}", *fault))
+    return options
 
 
 def _models(configuration: Configuration, method: MergeMethod) -> list[str]:

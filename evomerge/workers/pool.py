@@ -1,11 +1,12 @@
 """Workers in this process or in processes of their own, as a campaign asks for."""
 
+import gc
 import time
 from collections import deque
 
 from evomerge.config.parts import WorkersSection
 from evomerge.workers.protocol import Finished, Job, Lost, Pool, WorkerPlan, WorkerState
-from evomerge.workers.worker import Worker
+from evomerge.workers.worker import Worker, spare_collector
 
 
 class InlinePool:
@@ -19,6 +20,7 @@ class InlinePool:
 
     def __init__(self, plan: WorkerPlan):
         self._worker = Worker(plan)
+        spare_collector()
         self._jobs: deque[Job] = deque()
         self._began = time.monotonic()
 
@@ -56,6 +58,7 @@ class InlinePool:
     def close(self) -> None:
         """Drop what was not done."""
         self._jobs.clear()
+        gc.unfreeze()  # the worker's memory can be taken back, for the next stage's
 
 
 def make_pool(plan: WorkerPlan, workers: WorkersSection) -> Pool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from evomerge.errors import EvomergeError, SourceChanged, one_line
 from evomerge.scoring.outcome import Outcome
 from evomerge.workers.protocol import Finished, Job, Lost, WorkerPlan, WorkerState
-from evomerge.workers.worker import Worker
+from evomerge.workers.worker import Worker, spare_collector
 
 log = logging.getLogger("evomerge")
 
@@ -26,6 +26,7 @@ class _Actor:
 
     def ready(self) -> str:
         self._worker = Worker(self._plan)
+        spare_collector()
         return self._worker.name
 
     def evaluate(self, job: Job) -> Outcome:

@@ -51,7 +51,7 @@ class ParametersSection(SpaceSection):
     )
     layer_groups: Whole = option(
         "runs of consecutive layers with values of their own; what is outside the layers is one"
-        " more group; no more than there are layers",
+        " more group; more than there are layers count as one a layer",
         1,
         ge=1,
     )
