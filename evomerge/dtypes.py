@@ -9,7 +9,11 @@ STORED_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": 
 
 CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}  # "bfloat16" -> "BF16"
 
-SIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}  # bytes
+# bytes; of integers too, which some models keep beside their weights
+SIZE = {
+    "BF16": 2, "F16": 2, "F32": 4, "F64": 8,
+    "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8,
+}  # fmt: skip
 
 INTEGER = {2: "<u2", 4: "<u4", 8: "<u8"}  # numpy's, by bytes
 

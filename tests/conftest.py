@@ -53,13 +53,16 @@ def load(**options):
         for i in range(60)
     ]
     half = datasets.Dataset.from_list(rows[:20])
-    return {"validation": half, "test": datasets.Dataset.from_list(rows)}
+    # of three words, so that none of them is an item
+    shown = datasets.Dataset.from_list([row | {"q": row["q"] + " w9"} for row in rows[:12]])
+    return {"validation": half, "test": datasets.Dataset.from_list(rows), "examples": shown}
 """
 
 GENERATION = """
 task: tiny_generation
 custom_dataset: !function data.load
 test_split: test
+fewshot_split: examples
 validation_split: validation
 output_type: generate_until
 doc_to_text: "{{q}}"
@@ -73,6 +76,7 @@ CHOICE = """
 task: tiny_choice
 custom_dataset: !function data.load
 test_split: test
+fewshot_split: examples
 output_type: multiple_choice
 doc_to_text: "{{q}}"
 doc_to_choice: "{{choices}}"
@@ -90,6 +94,7 @@ LIKELIHOOD = """
 task: tiny_likelihood
 custom_dataset: !function data.load
 test_split: test
+fewshot_split: examples
 output_type: loglikelihood
 doc_to_text: "{{q}}"
 doc_to_target: " {{a}}"
@@ -209,3 +214,31 @@ def assert_killed_and_resumed_alike(plan: Path, points: list[str]) -> None:
     for report in reports:
         assert report["ends"] == [-signal.SIGKILL, 0]
         assert ledger(report) == ledger(whole)
+
+
+OWN_CODE = """
+from pathlib import Path
+
+from transformers import LlamaConfig, LlamaForCausalLM
+
+Path({trace!r}).touch()
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def own_code(folder, model_type="own"):
+    """Let a model's directory have code of its own, which leaves a trace when it is run."""
+    (folder / "own.py").write_text(OWN_CODE.format(trace=str(folder.resolve() / "was run")))
+    config = json.loads((folder / "config.json").read_text()) | {
+        "model_type": model_type,
+        "architectures": ["OwnForCausalLM"],
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))

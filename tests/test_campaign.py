@@ -86,7 +86,7 @@ def test_one_trouble_of_candidate_after_candidate_stops_the_campaign(
     (here / "trouble").touch()
     fitness = [{"name": "likely", "function": "troubled.py"}]
     file = campaign_file(fitness=fitness, budget__evaluations=6)
-    with pytest.raises(EvomergeError, match="4 candidates in a row failed with: OutOfMemoryErr"):
+    with pytest.raises(EvomergeError, match=r"4 candidates in a row failed with: .*OutOfMemory"):
         run_campaign(file, observer=silent)
     archive = ArchiveReader(here / "runs" / "tiny" / "archive.db")
     assert archive.counts()["ok"] == 5 and archive.counts()["failed"] == 4
@@ -220,7 +220,11 @@ def test_failing_candidates_are_outcomes_with_reasons(campaign_file, silent, her
     assert run_campaign(campaign_file(fitness=entry), observer=silent)
     archive = ArchiveReader(here / "runs" / "tiny" / "archive.db")
     reasons = {archive.outcome(c.id)["reason"] for c in archive.candidates()}
-    assert reasons == {"", "RuntimeError: the task broke", "f scored nan on item 0"}
+    assert reasons == {
+        "",
+        "f: failing.py, line 13: RuntimeError: the task broke",
+        "f scored nan on item 0",
+    }
     counts = archive.counts()
     assert counts["failed"] == 10 and counts["ok"] == 9
 
@@ -230,7 +234,7 @@ def test_sources_that_cannot_be_scored_stop_the_campaign_in_one_line(campaign_fi
         "items = lambda: [1, 2]\ndef score(m, t, i): raise ValueError('no such luck')\n"
     )
     file = campaign_file(fitness=[{"name": "f", "function": "broken.py"}])
-    with pytest.raises(EvomergeError, match="no source could be scored: ValueError: no such luck"):
+    with pytest.raises(EvomergeError, match=r"scored: f: broken\.py, line 2: ValueError: no"):
         run_campaign(file, observer=silent)
     status = summary.status(here / "runs" / "tiny")
     assert status["state"] == "failed" and "no such luck" in status["reason"]

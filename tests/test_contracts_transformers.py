@@ -1,4 +1,4 @@
-"""What evomerge/merging/transformers_loading.py takes from transformers' private parts.
+"""What evomerge/sources/transformers_loading.py takes from transformers' private parts.
 
 A failure here says which of them changed, and in which version; mend that file.
 """
@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from evomerge.merging.transformers_loading import conversions, converted, ignored_patterns
+from evomerge.sources.transformers_loading import conversions, converted, ignored_patterns
 
-WHERE = "evomerge/merging/transformers_loading.py"
+WHERE = "evomerge/sources/transformers_loading.py"
 
 
 def broke(what):

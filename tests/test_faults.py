@@ -135,7 +135,7 @@ def test_a_campaign_outlives_everything_that_its_workers_do(troubled, here, sile
     assert len(rows) == 25
     reasons = sorted(r["reason"] for r in rows if r["status"] == "failed")
     assert len(reasons) == 5
-    assert any(r.startswith("RuntimeError: the task broke") for r in reasons)
+    assert any(": RuntimeError: the task broke" in r for r in reasons)
     assert any(r == "t scored nan on item 0" for r in reasons)
     assert any(r == "t scored inf on item 0" for r in reasons)
     assert any("alloc" in r or "memory" in r.lower() for r in reasons)

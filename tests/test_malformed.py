@@ -200,6 +200,7 @@ def cut(folder, size):
 
 
 def index(folder, text):
+    weights(folder).unlink()  # or it would count, whatever the index says
     (folder / "model.safetensors.index.json").write_text(text)
 
 
@@ -251,7 +252,7 @@ DIRECTORIES = {
     "another model type": lambda f: settings(f, model_type="gpt2"),
     "another depth": lambda f: settings(f, num_hidden_layers=3),
     "other heads": lambda f: settings(f, num_attention_heads=1),
-    "code of its own": lambda f: settings(f, auto_map={"AutoModel": "x.Y"}),
+    "code of its own": lambda f: settings(f, model_type="odd", auto_map={"AutoModel": "x.Y"}),
     "another vocabulary": lambda f: shutil.copy(
         tiny_llama(f.parent / "other", 1, words=[f"w{i}" for i in range(30)]) / "tokenizer.json", f
     ),

@@ -1,6 +1,7 @@
 """mergekit's configurations, read and written."""
 
 import itertools
+import json
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from evomerge.cli.main import main
 from evomerge.errors import BadInput
+from evomerge.mergekit import tokenizers
 from evomerge.mergekit.reader import from_mergekit
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.merging.methods import METHODS
@@ -192,7 +194,33 @@ REFUSED = {
         "slices": [{"sources": [{"model": "x"}]}]
     },
     "slices: is empty": {"slices": []},
-    "tokenizer_source: 'union': vocabularies are not joined": {"tokenizer_source": "union"},
+    "tokenizer_source: 'DIR/z' is none of the models; did you mean": {"tokenizer_source": "DIR/z"},
+    "tokenizer_source: is not a text": {"tokenizer_source": ["base"]},
+    "tokenizer.source: 'unoin' is none of the models; did you mean 'union'?": {
+        "tokenizer_source": None,
+        "tokenizer": {"source": "unoin"},
+    },
+    "tokenizer.tokens: embeddings of single tokens are not set; leave it out": {
+        "tokenizer_source": None,
+        "tokenizer": {"source": "base", "tokens": {"<s>": {"source": "DIR/x"}}},
+    },
+    "tokenizer.pad_to_multiple_of: vocabularies are not padded; leave it out": {
+        "tokenizer_source": None,
+        "tokenizer": {"pad_to_multiple_of": 8},
+    },
+    "tokenizer.sauce: unknown key 'sauce'; did you mean 'source'?": {
+        "tokenizer_source": None,
+        "tokenizer": {"sauce": "base"},
+    },
+    "tokenizer: 'base' is not a mapping": {"tokenizer_source": None, "tokenizer": "base"},
+    "tokenizer: stands beside tokenizer_source; write one of them": {
+        "tokenizer": {"source": "base"}
+    },
+    "chat_template: is not a text": {"chat_template": ["auto"]},
+    "chat_templat: unknown key 'chat_templat'; did you mean 'chat_template'?": {
+        "chat_templat": "auto"
+    },
+    "lazy_unpickel: unknown key 'lazy_unpickel'": {"lazy_unpickel": True},
     "dtype: 'int4' is none of what it may be; write bfloat16": {"dtype": "int4"},
     "parameters: weight is missing for ": {"models": [{"model": "DIR/x"}, {"model": "DIR/y"}]},
     "models.0: 'DIR/x' is not a mapping": {"models": ["DIR/x"]},
@@ -251,7 +279,6 @@ REFUSED = {
         "models": None,
         "modules": {"default": {"layers": []}},
     },
-    "chat_template: unknown key 'chat_template'": {"chat_template": "auto"},
 }
 
 
@@ -262,6 +289,70 @@ def test_what_is_not_supported_is_said(deep, message):
         read(TIES, deep, **changes)
     wanted = message.replace("DIR", str(deep))
     assert any(line.startswith(wanted) for line in str(error.value).splitlines()), error.value
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """The warnings about tokenizers."""
+    said = []
+    monkeypatch.setattr(tokenizers.log, "warning", lambda text, *words: said.append(text % words))
+    return said
+
+
+HARMLESS = {
+    "chat_template: auto": "",
+    "chat_template: chatml": "chat_template is not done: the merged model keeps that of DIR/base",
+    'chat_template: "{{ messages }}"': "the merged model keeps that of DIR/base",
+    "tokenizer_source: union": "",
+    "tokenizer_source: base": "",
+    "tokenizer_source: DIR/base": "",
+    "tokenizer_source: DIR/y": "tokenizer's files of DIR/base, not of DIR/y",
+    "tokenizer: {source: base}": "",
+    "tokenizer: {source: union, tokens: {}}": "",
+    "tokenizer: {source: DIR/y}": "tokenizer's files of DIR/base, not of DIR/y",
+    "tokenizer: {}": "",
+    "out_shard_size: 1B": "",
+    "{allow_crimes: true, lazy_unpickle: true, clone_tensors: true, trust_remote_code: true}": "",
+}
+
+
+@pytest.mark.parametrize("keys", HARMLESS)
+def test_what_changes_nothing_is_taken_and_what_changes_files_is_told(deep, said, keys):
+    plain = TIES.replace("tokenizer_source: base\n", "")
+    recipe = read(plain, deep, **yaml.safe_load(keys.replace("DIR", str(deep))))
+    assert recipe == read(plain, deep)
+    if warned := HARMLESS[keys].replace("DIR", str(deep)):
+        (line,) = said
+        assert warned in line
+    else:
+        assert said == []
+
+
+def test_a_switch_that_allows_code_allows_none(tmp_path):
+    """mergekit's own is on its command line; a configuration that came from elsewhere is none."""
+    model = tiny_llama(tmp_path / "x", 1)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "x.Y"}}
+    (model / "config.json").write_text(json.dumps(config))
+    data = {"merge_method": "linear", "models": [{"model": str(model)}], "trust_remote_code": True}
+    with pytest.raises(BadInput, match="run code of its own"):
+        from_mergekit(data | {"parameters": {"weight": 1}})
+
+
+def test_chat_templates_that_differ_are_told(tmp_path, said):
+    x, y = (tiny_llama(tmp_path / name, seed) for seed, name in enumerate("xy"))
+    models = [{"model": str(model), "parameters": {"weight": 1}} for model in (x, y)]
+    data = {"merge_method": "linear", "models": models, "chat_template": "auto"}
+    from_mergekit(data)
+    for model in (x, y):
+        (model / "chat_template.jinja").write_text("{{ messages }}")
+    from_mergekit(data)
+    assert said == []
+    (y / "chat_template.jinja").unlink()
+    settings = json.loads((y / "tokenizer_config.json").read_text())
+    (y / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "{{ eos }}"}))
+    from_mergekit(data)
+    assert said == [f"chat_template is not done: the merged model keeps that of {x}"]
 
 
 def test_slices_that_route_layers_are_refused(deep):

@@ -1,6 +1,8 @@
 """The kernels in C++ give the eager kernels' bits; without a compiler, eager torch goes on."""
 
 import itertools
+import os
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -216,3 +218,113 @@ def test_without_a_compiler_it_is_said_once(monkeypatch, tmp_path):
     assert native.library() is not None
     assert len(said) == 2 and all("eager torch, which is slower" in line for line in said)
     assert "no-such-compiler" in said[0]
+
+
+PLANTED = """
+#include <stdio.h>
+__attribute__((constructor)) static void leave_a_trace() {{ fclose(fopen("{trace}", "w")); }}
+"""
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """A cache of compiled kernels that holds them, and what is said while it is used."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    # the kernels themselves take ten seconds to compile
+    monkeypatch.setattr(native_library, "FLAGS", native_library.FLAGS.replace("-O3", "-O0"))
+    monkeypatch.setattr(native_library.tempfile, "tempdir", str(tmp_path))
+    said = []
+    monkeypatch.setattr(
+        native_library.log, "warning", lambda text, *words: said.append(text % words)
+    )
+    native.library.cache_clear()
+    assert native.library() is not None and said == []
+    native.library.cache_clear()
+    # the loader gives what it has loaded from a path again, whatever lies there now
+    (tmp_path / "first").rename(tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "evomerge" / "native", said
+    native.library.cache_clear()
+
+
+def plant(file, tmp_path):
+    """Put a library in the place of the compiled one that leaves a trace when it is loaded."""
+    trace = tmp_path / "trace"
+    source = tmp_path / "planted.c"
+    source.write_text(PLANTED.format(trace=trace))
+    file.unlink()
+    command = ["g++", "-shared", "-fPIC", str(source), "-o", str(file)]
+    subprocess.run(command, check=True)
+    return trace
+
+
+def test_the_folder_of_compiled_kernels_is_the_users_alone(cache):
+    folder, _ = cache
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (file,) = folder.iterdir()
+    assert file.stat().st_mode & 0o022 == 0
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+
+
+@pytest.mark.parametrize(
+    "open_to",
+    ["all", pytest.param("a group", marks=needs_root), "all, around it", "all, behind a link"],
+)
+def test_kernels_in_a_folder_that_others_can_write_to_are_not_loaded(cache, tmp_path, open_to):
+    folder, said = cache
+    (file,) = folder.iterdir()
+    trace = plant(file, tmp_path)
+    if open_to == "all":
+        folder.chmod(0o777)
+    elif open_to == "a group":
+        os.chown(folder, -1, os.getuid() + 4321)
+        folder.chmod(0o770)
+    elif open_to == "all, around it":
+        folder.parent.chmod(0o777)
+    else:
+        elsewhere = tmp_path / "elsewhere"
+        folder.rename(elsewhere)
+        folder.symlink_to(elsewhere)
+        elsewhere.chmod(0o777)
+    before = sorted(tmp_path.iterdir())
+    assert native.library() is not None
+    assert not trace.exists()
+    (line,) = said
+    assert "for this process alone" in line and "can write to" in line
+    assert sorted(tmp_path.iterdir()) == before  # its own folder is gone
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("a file of another", marks=needs_root),
+        "a file that others can write",
+        "a link",
+    ],
+)
+def test_kernels_that_others_may_have_written_are_compiled_anew(cache, tmp_path, how):
+    folder, said = cache
+    (file,) = folder.iterdir()
+    trace = plant(file, tmp_path)
+    if how == "a file of another":
+        os.chown(file, os.getuid() + 4321, -1)
+    elif how == "a file that others can write":
+        file.chmod(0o777)
+    else:
+        file.rename(tmp_path / "planted.so")
+        file.symlink_to(tmp_path / "planted.so")
+    assert native.library() is not None
+    assert not trace.exists() and said == []
+    assert native_library._is_private(file.lstat())
+
+
+def test_a_planted_library_would_leave_its_trace(cache, tmp_path):
+    """What the tests above wait for does happen where a folder is taken to be private."""
+    (file,) = cache[0].iterdir()
+    trace = plant(file, tmp_path)
+    file.chmod(0o700)
+    with pytest.raises(AttributeError):  # it has none of the functions
+        native.library()
+    assert trace.exists()

@@ -7,12 +7,14 @@ import struct
 
 import pytest
 import torch
+from conftest import own_code
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import BadInput
 from evomerge.sources.compatibility import differing_settings, mismatches
 from evomerge.sources.digest import digest
 from evomerge.sources.source import open_source
+from evomerge.sources.trust import Trust
 from evomerge.testing import tiny_llama, tiny_tokenizer
 
 
@@ -83,6 +85,7 @@ def test_no_weights_and_no_config_are_told_together(model):
 
 def test_missing_shards_are_named(model):
     index = {"weight_map": {"x": "model-1.safetensors", "y": "model-2.safetensors"}}
+    (model / "model.safetensors").unlink()  # beside which transformers reads no index
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "2 of 2 shards are missing: model-1.safetensors" in faults(str(model))
 
@@ -107,9 +110,22 @@ def test_dtypes_that_are_not_merged_are_named(model):
 
 
 def test_code_of_its_own_is_refused_unless_trusted(model):
-    edit_config(model, auto_map={"AutoModel": "evil.Model"})
-    assert "asks to run code of its own" in faults(str(model))
-    assert open_source(str(model), trust_remote_code=True).layers == 2
+    own_code(model)
+    said = faults(str(model))
+    assert "asks to run code of its own" in said and "sources.trust_remote_code: true" in said
+    assert "--trust-code" in said and not (model / "was run").exists()
+    source = open_source(str(model), Trust(remote_code=True))
+    assert (model / "was run").exists()
+    assert source.layers == 2 and source.class_name == "OwnForCausalLM"
+
+
+def test_code_is_not_run_where_transformers_knows_the_model(model):
+    """As published models have it whose types transformers took up since."""
+    own_code(model, model_type="llama")
+    for trust in (Trust(), Trust(remote_code=True)):
+        source = open_source(str(model), trust)
+        assert source.class_name == "LlamaForCausalLM" and "auto_map" not in source.config
+    assert not (model / "was run").exists()
 
 
 def test_equal_models_have_no_mismatch(world):

@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conftest import assert_killed_and_resumed_alike
+from conftest import assert_killed_and_resumed_alike, own_code
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.archive import summary
 from evomerge.archive.archive import Archive
@@ -25,6 +25,7 @@ from evomerge.export.candidates import export_candidate
 from evomerge.search.controllers import Feedback, Problem
 from evomerge.search.controllers.cmaes import CmaEs, CmaEsSection
 from evomerge.search.objectives import Objective, Scale
+from evomerge.testing import tiny_tokenizer
 from evomerge.workers.protocol import Job
 from evomerge.workers.worker import Worker
 
@@ -53,6 +54,16 @@ STAGES = [
     },
 ]
 STAGED = {"stages": STAGES, "space": None, "controller": None, "budget": None, "fitness": FITNESS}
+
+
+def tiny_olmo2(folder):
+    """Save a random model of a family whose norms are on what its branches put out."""
+    config = AutoConfig.for_model(
+        "olmo2", vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
 
 
 def scored(run):
@@ -268,7 +279,7 @@ def test_a_run_that_was_renamed_is_continued_and_exported(staged, campaign_file,
     assert len(names) == 1
     export_candidate(moved, here / "out", str(routed[-1].id))
     head = (here / "out" / "README.md").read_text().split("tags:")[0]
-    assert "#" not in head and "- a\n" in head  # what others can find
+    assert head == "---\nlibrary_name: transformers\n"  # nothing that others can find
     assert not (here / "out" / "mergekit_config.yml").exists()
 
 
@@ -332,10 +343,8 @@ def test_the_faults_of_all_stages_are_told_at_once(campaign_file, here):
         checked(file)
     assert {f.key for f in caught.value.faults} == {"seed", "finals"}  # depths may differ
     models = {name: f"post-{name}" for name in "ab"}
-    for name, folder in models.items():
-        shutil.copytree(here / name, here / folder)
-        config = json.loads((here / folder / "config.json").read_text())
-        (here / folder / "config.json").write_text(json.dumps({**config, "model_type": "olmo2"}))
+    for folder in models.values():
+        tiny_olmo2(here / folder)
     plan = {"sources": {"base": "post-a", "models": models}, "init": ["runs/none#best"]}
     with pytest.raises(BadInput) as caught:
         checked(campaign_file(**STAGED | plan))
@@ -346,18 +355,15 @@ def test_the_faults_of_all_stages_are_told_at_once(campaign_file, here):
 
 def test_code_of_its_own_is_trusted_in_every_stage_or_in_none(campaign_file, silent, here):
     for name in ("a", "b"):
-        folder = here / f"own-{name}"
-        shutil.copytree(here / name, folder)
-        own = "import transformers\n\n\nclass Own(transformers.LlamaForCausalLM):\n    pass\n"
-        (folder / "own.py").write_text(own)
-        config = json.loads((folder / "config.json").read_text())
-        config["auto_map"] = {"AutoModelForCausalLM": "own.Own"}
-        (folder / "config.json").write_text(json.dumps(config))
+        shutil.copytree(here / name, here / f"own-{name}")
+        own_code(here / f"own-{name}")
     models = {"a": "own-a", "b": "own-b"}
+    stages = [STAGES[0], {**STAGES[0], "name": "again"}]
     plan = STAGED | {"sources": {"base": "own-a", "models": models, "trust_remote_code": True}}
-    assert run_campaign(campaign_file(**plan), observer=silent)
-    again = {"models": {"found": "runs/tiny#best", "b": "own-b"}}
-    file = campaign_file(name="again", space=ROUTING, sources=again)
+    assert run_campaign(campaign_file(**plan | {"stages": stages}), observer=silent)
+    again = {"base": None, "models": {"found": "runs/tiny#best", "b": "own-b"}}
+    space = {**STAGES[0]["space"], "method": "linear"}
+    file = campaign_file(name="again", space=space, sources=again)
     with pytest.raises(BadInput) as caught:
         checked(file)
     keys = [f.key for f in caught.value.faults]
@@ -385,12 +391,7 @@ def test_a_soup_is_no_path(campaign_file):
 
 def test_families_that_cannot_be_routed_are_refused_before_any_model_is_loaded(campaign_file, here):
     for name in "abc":
-        folder = here / f"post-{name}"
-        folder.mkdir()
-        for entry in (here / name).iterdir():
-            (folder / entry.name).write_bytes(entry.read_bytes())
-        config = json.loads((folder / "config.json").read_text()) | {"model_type": "olmo2"}
-        (folder / "config.json").write_text(json.dumps(config))
+        tiny_olmo2(here / f"post-{name}")
     models = {name: f"post-{name}" for name in "abc"}
     file = campaign_file(space=ROUTING, sources={"models": models})
     with pytest.raises(BadInput, match="'post-a': olmo2 cannot be routed with scales"):

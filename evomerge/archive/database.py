@@ -6,6 +6,7 @@ which readers and the writer wait for each other.
 """
 
 import contextlib
+import functools
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,19 +66,48 @@ class Database:
         self.journal = ""
         try:
             self._connection = connect(path, write)
+        except sqlite3.DatabaseError as error:
+            raise EvomergeError(f"{path}: {error}; is it an archive of evomerge?") from error
+        try:
             self._connection.row_factory = Row
+            # a run's directory may come from anyone: what its file defines calls no functions
+            self._connection.execute("PRAGMA trusted_schema = OFF")
+            if not write:
+                self._connection.execute("PRAGMA query_only = ON")
             if write:
                 self.journal = self._choose_journal()
+            self._connection.execute("BEGIN")  # one state of a file that may just be made
             version = self.rows("PRAGMA user_version")[0]["user_version"]
+            if version < 0:
+                raise sqlite3.DatabaseError(f"its version is {version}")
             if version > len(MIGRATIONS):
                 raise EvomergeError(f"{path}: written by a later version of evomerge; update it")
+            self._check_schema(path, version)
+            self._connection.execute("COMMIT")
             if write:
                 for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
                     self._connection.executescript(
                         f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT"
                     )
-        except sqlite3.DatabaseError as error:
-            raise EvomergeError(f"{path}: {error}; is it an archive of evomerge?") from error
+        except BaseException as error:
+            self._connection.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                raise EvomergeError(f"{path}: {error}; is it an archive of evomerge?") from error
+            raise
+
+    def _check_schema(self, path: Path | str, version: int) -> None:
+        """Raise `EvomergeError` where the file's tables are not those of its version.
+
+        A view in the place of a table could give rows for ever, and a trigger change what is
+        written. Views of the user's own beside ours are no harm, as nothing here reads them.
+        """
+        own, wanted = _definitions(self._connection), _defined(version)
+        for name in _defined(len(MIGRATIONS)) | wanted:
+            if own.get(name) != wanted.get(name):
+                wrong = f"{name} is not as evomerge defines it" if name in own else f"no {name}"
+                raise EvomergeError(f"{path}: has {wrong}; is it an archive of evomerge?")
+        if trigger := next((n for n, (kind, _) in own.items() if kind == "trigger"), None):
+            raise EvomergeError(f"{path}: has a trigger, {trigger}, which evomerge has not made")
 
     def _choose_journal(self) -> str:
         """Take WAL where the file system gives it, else a rollback journal; return which."""
@@ -129,3 +159,19 @@ class Database:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+
+@functools.cache
+def _defined(version: int) -> dict[str, tuple[str, str]]:
+    """Return what a file of some version has, as `_definitions` does."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        for script in MIGRATIONS[:version]:
+            connection.executescript(script)
+        return _definitions(connection)
+
+
+def _definitions(connection: sqlite3.Connection) -> dict[str, tuple[str, str]]:
+    """Return name -> kind and SQL of all that a file defines, but for what SQLite adds itself."""
+    sql = "SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL"
+    found = connection.execute(sql).fetchall()
+    return {name: (kind, " ".join(str(text).split())) for name, kind, text in found}

@@ -9,7 +9,7 @@ import numpy as np
 from evomerge.archive.database import Database, Row, Value
 from evomerge.archive.records import Candidate, Event
 from evomerge.archive.stored_recipe import from_columns
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, one_line
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.controllers import Proposal
 
@@ -135,12 +135,14 @@ class Ledger:
             return from_columns(found["recipe"], found["segments"])
 
         plain = {name: row[name] for name in ("id", "recipe_id", "origin", "label", "ordinal")}
+        try:
+            parents = tuple(json.loads(row["parents"]))
+            genome = None if row["genome"] is None else np.frombuffer(row["genome"], "<f8")
+        except (RecursionError, TypeError, ValueError) as error:
+            wrong = f"candidate {row['id']} has no parents and genome ({one_line(error)})"
+            raise EvomergeError(f"{self.path}: {wrong}") from error
         return Candidate(
-            **plain,
-            stage=row["stage"],
-            parents=tuple(json.loads(row["parents"])),
-            genome=None if row["genome"] is None else np.frombuffer(row["genome"], "<f8"),
-            read_recipe=read_recipe,
+            **plain, stage=row["stage"], parents=parents, genome=genome, read_recipe=read_recipe
         )
 
     # --- the ledger --------------------------------------------------------------------
@@ -178,8 +180,8 @@ class Ledger:
 
     def proposed(self) -> int:
         """Return how many candidates controllers have proposed, in all stages."""
-        last = self._db.rows("SELECT MAX(stage) FROM candidates")[0][0]
-        return 0 if last is None else sum(map(self.proposed_in, range(last + 1)))
+        stages = self._db.rows("SELECT DISTINCT stage FROM candidates")
+        return sum(self.proposed_in(row["stage"]) for row in stages)
 
     def proposed_in(self, stage: int) -> int:
         """Return how many candidates a stage's controller has proposed."""

@@ -1,13 +1,13 @@
 """Archived candidates by name: `RUN#NUMBER` or `RUN#best`."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.records import Candidate
 from evomerge.archive.selection import pick
 from evomerge.archive.summary import open_run
-from evomerge.errors import BadInput, Fault
+from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.sources.source import is_candidate
 
 
@@ -29,12 +29,12 @@ def pinned(name: str, begun: str | None = None) -> str:
         return name
     if begun is not None and which == "best" and begun.rpartition("#")[0] == run:
         return begun
-    with _about(run):
-        return f"{run}#{pick(open_run(run), which)}"
+    with _about(run), closing(open_run(run)) as archive:
+        return f"{run}#{pick(archive, which)}"
 
 
 def read_candidate(name: str) -> tuple[ArchiveReader, Candidate]:
-    """Return a candidate, RUN#NUMBER or RUN#best, and the archive that holds it.
+    """Return a candidate, RUN#NUMBER or RUN#best, and the archive that holds it, to be closed.
 
     Raises:
         BadInput: it is not there.
@@ -47,7 +47,11 @@ RUN a folder in which `evomerge run` was started
     run, _, which = name.rpartition("#")
     with _about(run):
         archive = open_run(run)
-        return archive, archive.candidate(pick(archive, which))
+        try:
+            return archive, archive.candidate(pick(archive, which))
+        except EvomergeError:
+            archive.close()
+            raise
 
 
 @contextmanager

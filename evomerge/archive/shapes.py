@@ -1,5 +1,6 @@
 """The shapes that `status`, `front` and `show` print with `--json`; see `summary`."""
 
+import typing
 from typing import Any, NotRequired, TypedDict
 
 from evomerge.archive.records import AnswerRow, OutcomeRow
@@ -106,3 +107,53 @@ class StatusShape(ProgressShape):
 
     reason: str
     hypervolume: float | None
+
+
+class SourceShape(TypedDict):
+    """A source as the provenance has it; see `SourceRecord`."""
+
+    label: str
+    name: str
+    path: str
+    sha256: str
+    own: bool
+
+
+class ObjectiveShape(TypedDict):
+    """An objective as the provenance has it; see `Objective`."""
+
+    name: str
+    direction: str
+    weight: float
+    constraint: str
+    cost: bool
+
+
+def fits(value: object, form: Any) -> bool:
+    """Tell whether a value has a form: one of the above, or what its fields are made of.
+
+    SQLite keeps a text where a number is declared, and JSON holds anything.
+
+    >>> fits({"mean": 0.5, "stderr": 0.1, "items": 25}, ScoreShape)
+    True
+    >>> fits({"mean": "much", "stderr": 0.1, "items": 25}, ScoreShape)
+    False
+    """
+    if form is Any:
+        return True
+    origin, inner = typing.get_origin(form), typing.get_args(form)
+    if typing.is_typeddict(form):
+        hints = typing.get_type_hints(form)
+        if not isinstance(value, dict) or not form.__required_keys__ <= value.keys():
+            return False
+        return all(key in hints and fits(entry, hints[key]) for key, entry in value.items())
+    if origin is list:
+        return isinstance(value, list) and all(fits(entry, inner[0]) for entry in value)
+    if origin is dict:
+        pairs = value.items() if isinstance(value, dict) else [(None, None)]
+        return all(fits(key, inner[0]) and fits(entry, inner[1]) for key, entry in pairs)
+    if origin is not None:
+        return any(fits(value, one) for one in inner)
+    if isinstance(value, bool):
+        return form is bool
+    return isinstance(value, (int, float) if form is float else form)

@@ -1,7 +1,9 @@
 """A recipe as the columns of `candidates`: JSON, and of a mixture its segments packed."""
 
 import json
+import zlib
 
+from evomerge.errors import BadInput, Fault, one_line
 from evomerge.recipes.mixture import MixtureRecipe, packed, unpacked
 from evomerge.recipes.parse import parse_recipe
 from evomerge.recipes.recipe import Recipe
@@ -27,11 +29,14 @@ def from_columns(recipe: str, segments: bytes | None) -> Recipe:
     """Invert `to_columns`.
 
     Raises:
-        BadInput: the JSON is no recipe's.
+        BadInput: they are no recipe's.
 
     >>> from evomerge.recipes.parameters import single
     >>> from_columns(**to_columns(single("models/ja", "bfloat16"))).models
     ('models/ja',)
     """
-    data = json.loads(recipe)
-    return parse_recipe(data) if segments is None else unpacked(data, segments)
+    try:
+        data = json.loads(recipe)
+        return parse_recipe(data) if segments is None else unpacked(data, segments)
+    except (KeyError, RecursionError, TypeError, ValueError, zlib.error) as error:
+        raise BadInput(Fault("recipe", f"is none of evomerge's ({one_line(error)})")) from error

@@ -1,29 +1,73 @@
 """What people ask of a run's directory: status, front, one candidate. Data in, data out."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from evomerge.archive.database import DatabaseError
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.run_lock import RunLock
 from evomerge.archive.selection import candidate_number, hypervolume_of, pick
 from evomerge.archive.shapes import (
     CandidateShape,
     DetailsShape,
+    ObjectiveShape,
     ProgressShape,
     ScoreShape,
     SidesShape,
+    SourceShape,
     StageShape,
     StatusShape,
     ValuedShape,
+    fits,
 )
-from evomerge.errors import BadInput, EvomergeError, Fault
+from evomerge.errors import BadInput, EvomergeError, Fault, one_line
 from evomerge.scoring.outcome import Score
+
+_T = TypeVar("_T")
+
+_NOT_OURS = (
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+    DatabaseError,
+)
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Say in one line where what is read within is not what evomerge writes into an archive.
+
+    A disk, an editor of databases or a stranger may have put anything there.
+
+    Raises:
+        BadInput: it is so.
+
+    >>> with as_written():
+    ...     int("some")
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: archive.db: holds what evomerge does not write (ValueError: ...
+    """
+    try:
+        yield
+    except _NOT_OURS as error:
+        wrong = f"holds what evomerge does not write ({one_line(error)})"
+        raise BadInput(Fault("archive.db", wrong, "restore it from a copy")) from error
+
+
+def _fitting(found: _T, form: Any) -> _T:
+    """Return what has a form; see `fits`.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not fits(found, form):
+        raise ValueError(f"no {form.__name__}" if isinstance(form, type) else "rows of no form")
+    return found
 
 
 def open_run(directory: Path | str) -> ArchiveReader:
-    """Open a run's archive for reading.
+    """Open a run's archive for reading; who asks closes it.
 
     Raises:
         BadInput: the directory holds none.
@@ -38,14 +82,24 @@ def open_run(directory: Path | str) -> ArchiveReader:
     if not path.is_file():
         raise BadInput(Fault("", "is no run's directory", mend))
     try:
-        archive = ArchiveReader(path)
-        if not archive.begun:
-            raise EvomergeError("the campaign has not begun")
+        with as_written(), contextlib.ExitStack() as unless_fit:
+            archive = unless_fit.enter_context(contextlib.closing(ArchiveReader(path)))
+            if not archive.begun:
+                raise EvomergeError("the campaign has not begun")
+            _fitting(archive.campaign["plan"], dict)
+            for source in archive.sources:
+                _fitting(source._asdict(), SourceShape)
+            for objective in archive.objectives:
+                _fitting(vars(objective), ObjectiveShape)
+            unless_fit.pop_all()  # it stays open
+    except BadInput:
+        raise
     except EvomergeError as error:
         raise BadInput(Fault("", str(error), mend)) from error
     return archive
 
 
+@as_written()
 def status(directory: Path | str) -> StatusShape:
     """Return a run's progress, in the form that `evomerge status --json` prints.
 
@@ -57,12 +111,13 @@ def status(directory: Path | str) -> StatusShape:
     >>> found["state"], found["candidates"]  # nobody holds its lock, and it is not finished
     ('interrupted', {'ok': 4, 'stopped': 0, 'failed': 1, 'running': 0})
     """
-    archive = open_run(directory)
-    found = snapshot(archive)
-    if found["state"] == "running" and not RunLock.held(Path(directory)):
-        found["state"] = "interrupted"
-    reason, hypervolume = archive.campaign["reason"], hypervolume_of(archive)
-    return {**found, "reason": reason, "hypervolume": hypervolume}
+    with contextlib.closing(open_run(directory)) as archive:
+        found = snapshot(archive)
+        if found["state"] == "running" and not RunLock.held(Path(directory)):
+            found["state"] = "interrupted"
+        reason, hypervolume = archive.campaign["reason"], hypervolume_of(archive)
+    whole: StatusShape = {**found, "reason": reason, "hypervolume": hypervolume}
+    return _fitting(whole, StatusShape)
 
 
 def snapshot(archive: ArchiveReader) -> ProgressShape:
@@ -109,6 +164,7 @@ def snapshot(archive: ArchiveReader) -> ProgressShape:
     }
 
 
+@as_written()
 def front(directory: Path | str) -> list[CandidateShape]:
     """Return the non-dominated candidates and all baselines, as `front --json` prints them.
 
@@ -120,18 +176,19 @@ def front(directory: Path | str) -> list[CandidateShape]:
     >>> [(r["id"], r["label"]) for r in rows]  # the highest accuracy first
     [(3, None), (4, None), (2, 'maths'), (1, 'ja')]
     """
-    archive = open_run(directory)
-    baselines = [c.id for c in archive.baselines()]
-    rows = [row(archive, c) for c in dict.fromkeys([*archive.front(), *baselines])]
-    first = archive.objectives[0]
+    with contextlib.closing(open_run(directory)) as archive:
+        baselines = [c.id for c in archive.baselines()]
+        rows = [row(archive, c) for c in dict.fromkeys([*archive.front(), *baselines])]
+        first = archive.objectives[0]
 
     def badness(of: CandidateShape) -> float:
         score = of["scores"][first.name]["search"]
         return -first.sign * score["mean"] if score else math.inf
 
-    return sorted(rows, key=badness)
+    return sorted(_fitting(rows, list[CandidateShape]), key=badness)
 
 
+@as_written()
 def standing(directory: Path | str) -> dict[int, tuple[bool, float | None]]:
     """Return, of each row of `front`, whether it is on the front, and its value.
 
@@ -142,12 +199,14 @@ def standing(directory: Path | str) -> dict[int, tuple[bool, float | None]]:
     ...     standing(run)[3]
     (True, 1.25)
     """
-    archive = open_run(directory)
-    best = set(archive.front())
-    listed = best | {c.id for c in archive.baselines()}
-    return {c: (c in best, _value(archive, c)) for c in listed}
+    with contextlib.closing(open_run(directory)) as archive:
+        best = set(archive.front())
+        listed = best | {c.id for c in archive.baselines()}
+        values = _fitting({c: _value(archive, c) for c in listed}, dict[int, float | None])
+    return {c: (c in best, value) for c, value in values.items()}
 
 
+@as_written()
 def show(directory: Path | str, which: int | str) -> DetailsShape:
     """Return all that the archive knows of one candidate.
 
@@ -165,14 +224,19 @@ def show(directory: Path | str, which: int | str) -> DetailsShape:
     ...     show(run, 5)["outcome"]["reason"]
     'a merged tensor is not finite'
     """
-    archive = open_run(directory)
+    with contextlib.closing(open_run(directory)) as archive:
+        return _details(archive, which)
+
+
+def _details(archive: ArchiveReader, which: int | str) -> DetailsShape:
+    """Return all that an archive knows of one candidate; see `show`."""
     number = candidate_number(str(which))
     candidate = archive.find_candidate(pick(archive, str(which)) if number is None else number)
     if candidate is None:
         last = archive.last_candidate()
         mend = f"write a number from 1 to {last.id}" if last else "none is there yet"
         raise BadInput(Fault("", f"there is no candidate {which}", mend))
-    return {
+    details: DetailsShape = {
         **row(archive, candidate.id),
         "parents": list(candidate.parents),
         "genome": None if candidate.genome is None else candidate.genome.tolist(),
@@ -180,6 +244,7 @@ def show(directory: Path | str, which: int | str) -> DetailsShape:
         "outcome": archive.outcome(candidate.id),
         "answers": archive.answers(candidate.id, limit=5),
     }
+    return _fitting(details, DetailsShape)
 
 
 def row(archive: ArchiveReader, number: int) -> CandidateShape:

@@ -21,6 +21,7 @@ from evomerge.campaign.named_sources import (
     check_sources,
     check_substrings,
     open_sources,
+    scoring_faults,
 )
 from evomerge.campaign.warm_start import candidates_of
 from evomerge.config.overrides import read_mapping
@@ -41,11 +42,11 @@ from evomerge.search.spaces import (
 )
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.sections import good_fields
+from evomerge.sources.alignment import all_aligned, tokenizer_notes
 from evomerge.sources.compatibility import differing_settings
 from evomerge.sources.factory import parse_factory
-from evomerge.sources.source import (
-    Source,
-)
+from evomerge.sources.source import Source
+from evomerge.sources.trust import Trust
 from evomerge.workers.protocol import WorkerPlan
 
 
@@ -220,7 +221,8 @@ def open_campaign(
     """
     search, listed = plan.searches[stage], plan.model_names(stage, found)
     faults = Faults()
-    opened = open_sources(listed, moved or {}, faults)
+    stages = {before.name for before in plan.stages}
+    opened = open_sources(listed, moved or {}, faults, stages)
     check_sources(opened, listed, search.space, faults)
     if any(map(parse_factory, listed.labels)):
         refuse_language_model_fitness(plan.fitness, faults)
@@ -231,10 +233,15 @@ def open_campaign(
     if opened:
         check_substrings(search.space, opened, under, faults)
     faults.check()
+    for source in opened.values():
+        warnings += source.notes
     if not isinstance(search.space, RoutingSection):
+        opened = all_aligned(opened)
+        warnings += tokenizer_notes(opened.values())
         warnings += differing_settings([*opened.values()])
     campaign = _campaign(plan, stage, listed, _Named(opened, fitness), splits, warnings)
     faults.extend(chat_faults(campaign))
+    faults.extend(scoring_faults(campaign))
     if not campaign.space.dimension:
         wrong, mend = "has no genes: there is nothing to search", "leave an axis or a choice free"
         faults.add(under, wrong, mend)
@@ -282,7 +289,7 @@ def _campaign(
         first=first,
         threads=_threads(plan.workers),
         device=plan.workers.device,
-        trust_remote_code=listed.trust_remote_code,
+        trust=Trust(listed.trust_remote_code, functions=True),
     )
     objectives = []
     for section in plan.fitness:

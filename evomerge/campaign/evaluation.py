@@ -31,7 +31,6 @@ class Evaluation:
     An outcome is on disk before the controller hears of it. The same recipe is scored once.
 
     Attributes:
-        stop: set to take nothing more on; what is in flight is waited for.
         feedback: puts scores on the baselines' scale, once these are scored.
         controller: hears of outcomes, once it is there.
 
@@ -42,16 +41,24 @@ class Evaluation:
     0
     """
 
-    def __init__(self, campaign: Campaign, archive: Archive, pool: Pool, observer: Observer):
+    def __init__(
+        self,
+        campaign: Campaign,
+        archive: Archive,
+        pool: Pool,
+        observer: Observer,
+        stop: Callable[[], bool],
+    ):
         """
         Args:
             campaign: whose candidates these are.
             archive: open for writing, with this campaign in it.
             pool: idle.
             observer: hears of every outcome and every heartbeat.
+            stop: tells whether to take nothing more on.
         """
         self.archive, self.pool = archive, pool
-        self.stop = False
+        self._asked, self._is_stopped = stop, False
         self.feedback: FeedbackScale | None = None
         self.controller: Controller | None = None
         self._observer = observer
@@ -62,6 +69,12 @@ class Evaluation:
         self._pedigree = Pedigree(shapes.weights, archive.recipe) if shapes.weights else None
         self._start = archive.start(campaign.machine())
         self._began, self._before = time.monotonic(), archive.seconds
+
+    @property
+    def stop(self) -> bool:
+        """Whether it takes nothing more on; what is in flight is waited for."""
+        self._is_stopped = self._is_stopped or self._asked()
+        return self._is_stopped
 
     @property
     def seconds(self) -> float:
@@ -111,6 +124,8 @@ class Evaluation:
             outcome = event.outcome
             if outcome.status != "ok":
                 log.warning("candidate %d failed: %s", event.job.candidate, outcome.reason)
+                if outcome.traceback and outcome.reason != self._last_failure[0]:
+                    log.warning("%s", outcome.traceback)
             self._record(event.job, outcome)
             self._watch_failures(outcome)
         self.archive.set_seconds(self._start, time.monotonic() - self._began)
@@ -136,7 +151,7 @@ class Evaluation:
     def _watch_failures(self, outcome: Outcome) -> None:
         """Stop when one reason fails candidate after candidate: that is no candidate's fault."""
         reason = outcome.reason
-        if reason.startswith("OutOfMemoryError"):  # tells how much is free, each time another
+        if "OutOfMemoryError" in reason:  # tells how much is free, each time another
             reason = "OutOfMemoryError"
         repeated = outcome.status == "failed" and reason == self._last_failure[0]
         self._last_failure = (reason, self._last_failure[1] + 1 if repeated else 1)

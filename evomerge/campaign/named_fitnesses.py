@@ -8,7 +8,7 @@ from evomerge.errors import Fault, Faults
 from evomerge.scoring.fitness import CostSection, Fitness, FitnessSection, TaskSection
 from evomerge.scoring.items import LastSection, Split, TestSplitSection, split_items
 from evomerge.scoring.open_fitness import open_fitness
-from evomerge.sources.source import has_chat_template
+from evomerge.sources.tokenizer import has_chat_template
 
 FEW_ITEMS = 20  # on a side of the split: below, an interval is wider than most differences
 
@@ -49,7 +49,7 @@ def open_fitnesses(
 def split_fitnesses(
     plan: CampaignPlan, fitness: Mapping[str, Fitness], faults: Faults
 ) -> tuple[dict[str, Split], list[str]]:
-    """Return each objective's split, and warnings of sides with few items.
+    """Return each objective's split, and warnings: what its fitness notes, and few items.
 
     >>> from evomerge.testing.campaigns import example_plan
     >>> plan, faults = example_plan(), Faults()
@@ -72,6 +72,7 @@ def split_fitnesses(
             len(opened.hashes), opened.test_from, section.taken, plan.heldout, plan.seed
         )
         splits[section.name] = split
+        warnings += [f"{section.name}: {note}" for note in opened.notes]
         sides = {"search": len(split.search), "held-out": len(split.heldout)}
         for side, count in sides.items():
             if count < FEW_ITEMS:

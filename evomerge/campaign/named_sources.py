@@ -1,22 +1,33 @@
 """The sources that a plan names: opened by their headers, and whether they fit together."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 
+from evomerge.campaign.campaign import Campaign
 from evomerge.config.parts import SourcesSection
 from evomerge.config.schema import CampaignPlan
-from evomerge.errors import Faults
+from evomerge.errors import Fault, Faults
 from evomerge.export.candidates import open_candidate
+from evomerge.scoring.fitness import CostSection, TaskSection
 from evomerge.search.objectives import parse_bound
 from evomerge.search.spaces import SPACES, BreedingSpace, SpaceSection
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.sources.compatibility import mismatches, stream_mismatches
+from evomerge.sources.model_class import speaks
 from evomerge.sources.source import Source, is_candidate, moved_faults, open_source
+from evomerge.sources.tokenizer import has_tokenizer, loading_fault
+from evomerge.sources.trust import Trust
 
 
 def open_sources(
-    listed: SourcesSection, moved: Mapping[str, str], faults: Faults
+    listed: SourcesSection, moved: Mapping[str, str], faults: Faults, stages: Container[str] = ()
 ) -> dict[str, Source]:
     """Open the sources by their headers, gathering what is wrong with them.
+
+    Args:
+        listed: what the file says of them.
+        moved: label -> directory of sources that lie elsewhere.
+        faults: gets what is wrong.
+        stages: labels of those that stages of this very campaign found.
 
     >>> from evomerge.testing.campaigns import example_plan
     >>> sources, faults = example_plan().sources, Faults()
@@ -26,12 +37,14 @@ def open_sources(
     faults.extend(moved_faults(moved, listed.labels.values()))
     opened: dict[str, Source] = {}
     for name, label in listed.labels.items():
-        trust, place = listed.trust_remote_code, moved.get(label, name)
+        # a function that this very file names is the user's own
+        place, trust = moved.get(label, name), Trust(listed.trust_remote_code, functions=True)
         with faults.gather("sources.base" if label == "base" else f"sources.models.{label}"):
             if is_candidate(place):
-                opened[name] = open_candidate(place, moved, trust)
+                of_run = trust if label in stages else trust.of_others
+                opened[name] = open_candidate(place, moved, of_run)
             else:
-                opened[name] = open_source(place, trust_remote_code=trust)
+                opened[name] = open_source(place, trust)
     return opened
 
 
@@ -117,3 +130,38 @@ def check_substrings(
         if not any(part in name for name in names):
             wrong = f"no tensor's name holds '{part}'"
             faults.add(f"{under}.{key}", wrong, "mend or leave it out")
+
+
+def scoring_faults(campaign: Campaign) -> Iterable[Fault]:
+    """Return why the model that is scored gives no answers to a task, or cannot read one.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> list(scoring_faults(example_campaign()))
+    []
+    """
+    frame = campaign.sources[campaign.worker.frame]
+    sections = campaign.plan.fitness
+    if frame.factory is not None or all(isinstance(s, CostSection) for s in sections):
+        return
+    unreadable = loading_fault(frame.path, campaign.worker.trust.remote_code)
+    if unreadable and has_tokenizer(frame.path):
+        wrong = f"the tokenizer of '{frame.name}' cannot be loaded ({unreadable})"
+        yield Fault(f"sources.{_key_of(campaign, frame)}", wrong, "mend its files")
+        return
+    for index, section in enumerate(sections):
+        if not isinstance(section, TaskSection):
+            continue
+        if speaks(frame.class_name) is None:
+            wrong = f"a task needs a model that gives text, and '{frame.name}' is a"
+            wrong += f" {frame.class_name}"
+            yield Fault(f"fitness.{index}.task", wrong, "write function: FILE.py, or another model")
+        elif unreadable:
+            wrong = f"a task needs a tokenizer, and '{frame.name}' has none"
+            mend = "save the tokenizer into its directory"
+            yield Fault(f"sources.{_key_of(campaign, frame)}", wrong, mend)
+            return
+
+
+def _key_of(campaign: Campaign, source: Source) -> str:
+    label = campaign.labels.get(campaign.worker.frame, source.name)
+    return "base" if label == "base" else f"models.{label}"

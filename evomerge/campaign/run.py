@@ -3,11 +3,9 @@
 import contextlib
 import json
 import logging
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from evomerge.archive.archive import Archive
 from evomerge.archive.database import DatabaseError
@@ -16,7 +14,7 @@ from evomerge.campaign.build import checked_campaigns, open_campaign, pinned_pla
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.observer import Observer
 from evomerge.campaign.resume import begin, earlier_starts, is_spent
-from evomerge.campaign.runner import Runner
+from evomerge.campaign.runner import Runner, never
 from evomerge.campaign.source_hashes import hash_sources
 from evomerge.campaign.warm_start import warm_starts
 from evomerge.config.schema import CampaignPlan
@@ -33,8 +31,12 @@ def run_campaign(
     moved: Mapping[str, str] | None = None,
     rebuild_controller: bool = False,
     observer: Observer,
+    stop: Callable[[], bool] = never,
 ) -> bool:
     """Start or continue a campaign; return whether it is finished (False: interrupted).
+
+    It may run in any thread. It installs no signal handlers; those of the command line answer
+    `stop`.
 
     Args:
         file: the campaign's YAML.
@@ -43,6 +45,7 @@ def run_campaign(
         moved: label -> directory of sources that lie elsewhere.
         rebuild_controller: see `Runner`.
         observer: hears of the progress.
+        stop: asked about once a second; once it says True, what is in flight is waited for.
 
     Raises:
         BadInput: nothing was loaded or written.
@@ -77,7 +80,7 @@ def run_campaign(
             with placed(file=str(file)):
                 begin(archive, campaign, directory)
             finished = _run_stages(
-                campaign, archive, directory, file, moved or {}, rebuild_controller, observer
+                campaign, archive, directory, file, moved or {}, rebuild_controller, observer, stop
             )
     except (OSError, DatabaseError) as error:
         reason = f"{directory} cannot be written: {one_line(error)}"
@@ -96,6 +99,7 @@ def _run_stages(
     moved: Mapping[str, str],
     rebuild_controller: bool,
     observer: Observer,
+    stop: Callable[[], bool],
 ) -> bool:
     """Run the searches of a campaign that are not done; return whether all are finished."""
     plan = campaign.plan
@@ -104,7 +108,7 @@ def _run_stages(
             continue
         if stage:
             campaign = _next_stage(archive, plan, stage, directory, file, moved)
-        if not _drive(campaign, archive, rebuild_controller, observer, directory):
+        if not _drive(campaign, archive, rebuild_controller, observer, directory, stop):
             return False
     return True
 
@@ -170,6 +174,7 @@ def _drive(
     rebuild_controller: bool,
     observer: Observer,
     directory: Path,
+    stop: Callable[[], bool],
 ) -> bool:
     """Run one search with workers of its own; return whether it is finished."""
     from evomerge.workers.pool import make_pool  # which needs torch
@@ -186,10 +191,9 @@ def _drive(
             log.info("start on %s", json.dumps(campaign.machine()))
             pool = make_pool(campaign.worker, workers)
             runner = Runner(
-                campaign, archive, pool, observer, rebuild_controller=rebuild_controller
+                campaign, archive, pool, observer, rebuild_controller=rebuild_controller, stop=stop
             )
-            with _stopped_by_signals(runner, observer):
-                finished = runner.run()
+            finished = runner.run()
             if campaign.is_last or not finished:
                 archive.set_state("finished" if finished else "interrupted")
             log.info("finished" if finished else "interrupted")
@@ -214,35 +218,26 @@ def _drive(
                 pool.close()
 
 
+class _LogFile(logging.FileHandler):
+    """The run's log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing: a full disk is told once, and not at every line."""
+
+
 @contextlib.contextmanager
 def _logging_to(file: Path) -> Iterator[None]:
-    """Let the package's log go into a file, and nowhere else."""
-    logging.raiseExceptions = False  # a full disk is told once, not at every line of the log
-    handler = logging.FileHandler(file, encoding="utf-8")
+    """Let the package's log go into a file, and nowhere else, until it is left."""
+    handler = _LogFile(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level, propagate = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
         yield
     finally:
+        log.setLevel(level)
+        log.propagate = propagate
         log.removeHandler(handler)
         handler.close()
-
-
-@contextlib.contextmanager
-def _stopped_by_signals(runner: Runner, observer: Observer) -> Iterator[None]:
-    """First Ctrl-C or SIGTERM: stop asking and wait for what is in flight. Second: leave."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if runner.stop:
-            raise KeyboardInterrupt
-        runner.stop = True
-        observer.say("stopping: waiting for what is in flight; again to leave at once")
-
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

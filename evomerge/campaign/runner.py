@@ -5,6 +5,8 @@ controller is rebuilt by replaying the ledger: this process may be killed at any
 what is lost is only the evaluations then in flight.
 """
 
+from collections.abc import Callable
+
 from evomerge.archive.archive import Archive
 from evomerge.archive.selection import finalists
 from evomerge.campaign.baselines import Baselines
@@ -19,6 +21,15 @@ from evomerge.search.spaces import BreedingSpace, PointSpace
 from evomerge.workers.protocol import Pool
 
 _PARENTS_KEPT = 256  # recipes of the latest parents, which are read once
+
+
+def never() -> bool:
+    """Return False: a campaign that nobody stops.
+
+    >>> never()
+    False
+    """
+    return False
 
 
 class Runner:
@@ -38,6 +49,7 @@ class Runner:
         observer: Observer,
         *,
         rebuild_controller: bool = False,
+        stop: Callable[[], bool] = never,
     ):
         """
         Args:
@@ -47,21 +59,18 @@ class Runner:
             observer: hears of every outcome and every heartbeat.
             rebuild_controller: go on from the told outcomes if the controller proposes otherwise
                 than the ledger holds.
+            stop: tells whether to take nothing more on; asked again and again.
         """
         self._campaign, self._archive, self._pool = campaign, archive, pool
         self._rebuild = rebuild_controller
         archive.stage = campaign.stage
-        self._evaluation = Evaluation(campaign, archive, pool, observer)
+        self._evaluation = Evaluation(campaign, archive, pool, observer, stop)
         self._recipes: dict[int, tuple[Recipe, str]] = {}  # of the latest parents, and their ids
 
     @property
     def stop(self) -> bool:
         """Whether it takes nothing more on; what is in flight is waited for."""
         return self._evaluation.stop
-
-    @stop.setter
-    def stop(self, stop: bool) -> None:
-        self._evaluation.stop = stop
 
     def run(self) -> bool:
         """Baselines, search, finals; return whether the budget was spent (not interrupted)."""

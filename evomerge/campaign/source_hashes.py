@@ -9,8 +9,10 @@ from evomerge.campaign.campaign import Campaign
 from evomerge.errors import Faults, placed
 from evomerge.export.candidates import materialize
 from evomerge.search.spaces import make_space
+from evomerge.sources.alignment import aligned
 from evomerge.sources.digest import digest
 from evomerge.sources.source import Source, is_candidate, open_source
+from evomerge.sources.trust import Trust
 
 
 def hash_sources(campaign: Campaign, moved: Mapping[str, str] | None = None) -> Campaign:
@@ -38,7 +40,10 @@ def hash_sources(campaign: Campaign, moved: Mapping[str, str] | None = None) -> 
         key = f"sources.{campaign.labels[name]}"
         if is_candidate(source.name):
             with placed(key):
-                source = _materialized(source, campaign.worker.trust_remote_code, moved)
+                trust = campaign.worker.trust
+                if campaign.labels[name] not in {stage.name for stage in campaign.plan.stages}:
+                    trust = trust.of_others
+                source = _materialized(source, trust, moved)
         places[name] = source.place
         found = digest(source)
         hashes[name] = found.sha256
@@ -48,10 +53,11 @@ def hash_sources(campaign: Campaign, moved: Mapping[str, str] | None = None) -> 
             faults.add(key, wrong, "mend or leave out the model")
     faults.check()
     models = [places[model] for model in campaign.space.shapes.models]
+    first, trust = next(iter(places.values())), campaign.worker.trust
     shapes = replace(
         campaign.space.shapes,
-        grams=lambda: _grams(models),
-        weights=lambda name: _flattened(places[name]),
+        grams=lambda: _grams(first, models, trust),
+        weights=lambda name: _flattened(first, places[name], trust),
     )
     return replace(
         campaign,
@@ -60,22 +66,22 @@ def hash_sources(campaign: Campaign, moved: Mapping[str, str] | None = None) -> 
     )
 
 
-def _materialized(source: Source, trust: bool, moved: Mapping[str, str] | None) -> Source:
+def _materialized(source: Source, trust: Trust, moved: Mapping[str, str] | None) -> Source:
     """Return an earlier candidate as the model directory that it is merged into."""
-    place = str(materialize(source.name, moved))
+    place = str(materialize(source.name, moved, trust))
     if source.factory:
         place = source.factory._replace(weights=f"{place}/model.safetensors").place
-    return open_source(place, trust_remote_code=trust)
+    return open_source(place, trust)
 
 
-def _grams(places: Sequence[str]) -> np.ndarray:
+def _grams(first: str, places: Sequence[str], trust: Trust) -> np.ndarray:
     from evomerge.merging.source_weights import grams_of  # which needs torch
 
-    return grams_of(places)
+    return grams_of(places, first, trust)
 
 
-def _flattened(place: str) -> np.ndarray:
-    """Return a model's (parameters,) float32 weights in canonical order."""
+def _flattened(first: str, place: str, trust: Trust) -> np.ndarray:
+    """Return a model's (parameters,) float32 weights in canonical order, in the first's shapes."""
     from evomerge.merging.source_weights import flattened
 
-    return flattened(open_source(place, trust_remote_code=True))
+    return flattened(aligned(open_source(first, trust), open_source(place, trust)))

@@ -1,6 +1,7 @@
 """What a campaign begins with: candidates of other runs, in the terms of its own space."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -93,15 +94,16 @@ def candidates_of(entries: Sequence[str], kind: str | None) -> list[Named]:
 def _candidates(entry: str, key: str) -> list[Named]:
     run, _, which = entry.rpartition("#")
     archive, first = read_candidate(f"{run}#best" if which == "front" else entry)
-    chosen: list[Candidate] = [first]
-    if which == "front":
-        chosen = [archive.candidate(number) for number in archive.front()]
-    hashes = {source.name: source.sha256 for source in archive.sources}
-    rows = [
-        Named(key, f"{run}#{candidate.id}", candidate.recipe, hashes)
-        for candidate in chosen
-        if candidate.origin != "baseline"
-    ]
+    with closing(archive):
+        chosen: list[Candidate] = [first]
+        if which == "front":
+            chosen = [archive.candidate(number) for number in archive.front()]
+        hashes = {source.name: source.sha256 for source in archive.sources}
+        rows = [
+            Named(key, f"{run}#{candidate.id}", candidate.recipe, hashes)
+            for candidate in chosen
+            if candidate.origin != "baseline"
+        ]
     if not rows:
         mend = "let that campaign run on, or name another candidate"
         raise BadInput(Fault("", f"'{entry}' holds baselines only", mend))

@@ -28,6 +28,11 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _SOURCE = click.option(
     "--source", "moved", multiple=True, metavar="LABEL=PATH", help="A source that moved."
 )
+_TRUST_CODE = click.option(
+    "--trust-code",
+    is_flag=True,
+    help="Run code that comes with the models, and Python functions that make them.",
+)
 _SET = click.option(
     "--set", "settings", multiple=True, metavar="KEY=YAML", help="Override a key: a.b=value."
 )
@@ -144,8 +149,9 @@ def run(
     """
     from evomerge.campaign.run import run_campaign
     from evomerge.cli.progress import Progress
+    from evomerge.cli.stopping import StopSignals
 
-    with Progress() as progress:
+    with Progress() as progress, StopSignals(progress.say) as stop:
         finished = run_campaign(
             file,
             directory=directory,
@@ -153,11 +159,11 @@ def run(
             moved=_by_label(moved),
             rebuild_controller=rebuild_controller,
             observer=progress,
+            stop=stop,
         )
     if not finished:
         words = ["evomerge", "run", str(file)]
-        if directory:
-            words += ["--run", str(directory)]
+        words += ["--run", str(directory)] if directory else []
         for setting in settings:
             words += ["--set", setting]
         for pair in moved:
@@ -245,8 +251,16 @@ def show(directory: Path, candidate: str, as_json: bool) -> None:
 )
 @_SOURCE
 @click.option("--unverified", is_flag=True, help="Do not compare with the scored weights.")
+@_TRUST_CODE
 @_errors_are_lines
-def export(directory: Path, out: Path, pick: str, moved: tuple[str, ...], unverified: bool) -> None:
+def export(
+    directory: Path,
+    out: Path,
+    pick: str,
+    moved: tuple[str, ...],
+    unverified: bool,
+    trust_code: bool,
+) -> None:
     """Write a candidate of DIRECTORY to OUT as a Hugging Face model, bit for bit as scored.
 
     A routed candidate's scales are folded into its weights, which are rounded once.
@@ -255,10 +269,11 @@ def export(directory: Path, out: Path, pick: str, moved: tuple[str, ...], unveri
       evomerge export runs/crosslingual-maths merged/ --pick best
     """
     from evomerge.export.candidates import export_candidate
+    from evomerge.sources.trust import Trust
 
     with placed(file=str(directory)):
         candidate, checksum, compared = export_candidate(
-            directory, out, pick, _by_label(moved), not unverified
+            directory, out, pick, _by_label(moved), not unverified, Trust(trust_code, trust_code)
         )
     click.echo(f"candidate {candidate} -> {out} (weights {checksum}, {compared})")
 
@@ -266,8 +281,9 @@ def export(directory: Path, out: Path, pick: str, moved: tuple[str, ...], unveri
 @main.command()
 @click.argument("recipe", type=FILE)
 @click.argument("out", type=FILE)
+@_TRUST_CODE
 @_errors_are_lines
-def merge(recipe: Path, out: Path) -> None:
+def merge(recipe: Path, out: Path, trust_code: bool) -> None:
     """Materialize one RECIPE (JSON, or a mergekit YAML) into OUT, without a campaign.
 
     \b
@@ -275,8 +291,9 @@ def merge(recipe: Path, out: Path) -> None:
       evomerge merge mergekit_config.yml merged/
     """
     from evomerge.export.nested_recipes import merge_file
+    from evomerge.sources.trust import Trust
 
-    checksum = merge_file(recipe, out)
+    checksum = merge_file(recipe, out, Trust(trust_code, trust_code))
     click.echo(f"{recipe} -> {out} (weights {checksum})")
 
 

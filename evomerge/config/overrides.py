@@ -43,7 +43,8 @@ def _override(data: Any, setting: str) -> None:
     try:
         value = parse_yaml(text)
     except ValueError:
-        raise _refused(key, f"'{text}' is not YAML", "quote it") from None
+        shown = " ".join(text.split())
+        raise _refused(key, f"'{shown:.80}' is not YAML", "quote it") from None
     *path, last = key.split(".")
     for part in path:
         data = _child(data, part, key)

@@ -4,6 +4,7 @@ A candidate is written `RUN#NUMBER` (or `RUN#best`), RUN a run's directory. As a
 materialized once, into the cache, and is a model directory from then on.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Container, Mapping
@@ -26,9 +27,11 @@ from evomerge.merging.routed_checkpoint import routed_config, routed_tensors
 from evomerge.recipes.lineage import ExplicitRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
+from evomerge.sources.alignment import aligned
 from evomerge.sources.digest import digest
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source, is_candidate, moved_faults, open_source
+from evomerge.sources.trust import NOBODY, Trust
 
 
 class Exported(NamedTuple):
@@ -49,14 +52,16 @@ class Exported(NamedTuple):
 
 
 def open_candidate(
-    name: str, moved: Mapping[str, str] | None = None, trust_remote_code: bool = False
+    name: str,
+    moved: Mapping[str, str] | None = None,
+    trust: Trust = NOBODY,
 ) -> Source:
     """Open a candidate by the headers of its own sources; nothing is merged.
 
     Args:
         name: RUN#NUMBER.
         moved: label -> directory of the run's sources that lie elsewhere.
-        trust_remote_code: as of `open_source`.
+        trust: as of `open_source`.
 
     Raises:
         BadInput: it is not there, or its sources are not.
@@ -66,14 +71,21 @@ def open_candidate(
     evomerge.errors.BadInput: runs/absent: is no run's directory; write RUN#best or RUN#NUMBER, ...
     """
     archive, candidate = read_candidate(name)
-    recipe = candidate.recipe
+    with contextlib.closing(archive):
+        return _by_headers(name, archive, candidate.recipe, moved or {}, trust)
+
+
+def _by_headers(
+    name: str, archive: ArchiveReader, recipe: Recipe, moved: Mapping[str, str], trust: Trust
+) -> Source:
+    """See `open_candidate`."""
 
     def opened(source: str) -> Source:
         if is_candidate(source):
-            inner = _of_this_run(archive, source) or source
-            return open_candidate(inner, moved, trust_remote_code)
-        place = _place(archive, source, moved or {})
-        return open_source(place, trust_remote_code=trust_remote_code)
+            if own := _of_this_run(archive, source):
+                return open_candidate(own, moved, trust)
+            return open_candidate(source, moved, trust.of_others)
+        return open_source(_place(archive, source, moved, trust), trust)
 
     if isinstance(recipe, RoutingRecipe):
         sources = {source: opened(source) for source in recipe.sources}
@@ -81,24 +93,28 @@ def open_candidate(
         origins = routed_tensors(recipe, sources)
         shapes = {tensor: origin.shape for tensor, origin in origins.items()}
     else:
-        frame = opened(recipe.sources[0])
+        frame = aligned(opened(archive.sources[0].name), opened(recipe.sources[0]))
         shapes = {tensor: stored.shape for tensor, stored in frame.tensors.items()}
-    code = CODES[recipe.dtype]
     merged = {}
     for tensor, shape in shapes.items():
+        known = frame.tensors.get(tensor)
+        code = CODES[recipe.dtype if known is None else frame.dtype_of(tensor, recipe.dtype)]
         # no file yet: these tensors are to be looked at, not to be read
         merged[tensor] = Tensor(code, shape, Path(), "", 0, math.prod(shape) * SIZE[code])
-    return replace(frame, name=name, tensors=merged, adapter=None)
+    return replace(frame, name=name, tensors=merged, adapter=None, unaligned=None)
 
 
-def materialize(name: str, moved: Mapping[str, str] | None = None) -> Path:
+def materialize(
+    name: str,
+    moved: Mapping[str, str] | None = None,
+    trust: Trust = NOBODY,
+) -> Path:
     """Return a candidate's model directory in the cache, merging it if it is not there yet.
-
-    Its own run says whether to trust its sources' code.
 
     Args:
         name: RUN#NUMBER.
         moved: label -> directory of the run's sources that lie elsewhere; other labels are ignored.
+        trust: what code of its sources may run, whatever its run's plan says.
 
     Raises:
         BadInput: it, or one of its sources, is not there or has changed.
@@ -109,19 +125,20 @@ def materialize(name: str, moved: Mapping[str, str] | None = None) -> Path:
     evomerge.errors.BadInput: runs/absent: is no run's directory; write RUN#best or RUN#NUMBER, ...
     """
     archive, candidate = read_candidate(name)
-    hashes = {source.name: source.sha256 for source in archive.sources}
-    folder = cache_folder("candidates") / candidate.recipe.id(hashes)
-    if folder.exists():
-        return folder
-    labels = {source.label for source in archive.sources}
-    moved_here = {label: place for label, place in (moved or {}).items() if label in labels}
-    worker = _worker_of(archive, candidate.id)
+    with contextlib.closing(archive):
+        hashes = {source.name: source.sha256 for source in archive.sources}
+        folder = cache_folder("candidates") / candidate.recipe.id(hashes)
+        if folder.exists():
+            return folder
+        labels = {source.label for source in archive.sources}
+        moved_here = {label: place for label, place in (moved or {}).items() if label in labels}
+        worker = _worker_of(archive, candidate.id)
     # only on the kind of device that scored it are the weights the same to the last bit
     verify = _device_like(worker) == _kind_of(worker)
     run = name.rpartition("#")[0]
     try:
         with placed(file=run):
-            export_candidate(Path(run), folder, str(candidate.id), moved_here, verify=verify)
+            export_candidate(Path(run), folder, str(candidate.id), moved_here, verify, trust)
     except EvomergeError:
         if not folder.exists():  # else another process was quicker
             raise
@@ -144,10 +161,10 @@ def _of_this_run(archive: ArchiveReader, name: str) -> str | None:
     return None
 
 
-def _place(archive: ArchiveReader, name: str, moved: Mapping[str, str]) -> str:
+def _place(archive: ArchiveReader, name: str, moved: Mapping[str, str], trust: Trust) -> str:
     """Return the directory where a source of a run lies now."""
     if own := _of_this_run(archive, name):
-        return str(materialize(own, moved))
+        return str(materialize(own, moved, trust))
     for source in archive.sources:
         if source.name != name:
             continue
@@ -156,17 +173,22 @@ def _place(archive: ArchiveReader, name: str, moved: Mapping[str, str]) -> str:
         if os.path.isdir(name):
             continue
         if is_candidate(name) and not Path(source.path).is_dir():  # the cache was emptied
-            return str(materialize(name))
+            return str(materialize(name, trust=trust.of_others))
         return source.path  # its hash is compared
     return name
 
 
-def places_of(recipe: Recipe, known: Container[str] = ()) -> dict[str, str]:
+def places_of(
+    recipe: Recipe,
+    known: Container[str] = (),
+    trust: Trust = NOBODY,
+) -> dict[str, str]:
     """Return source name -> directory for the candidates among a recipe's sources.
 
     Args:
         recipe: of any kind.
         known: names whose places are known.
+        trust: what code of their sources may run.
 
     Raises:
         BadInput: see `materialize`.
@@ -180,7 +202,7 @@ def places_of(recipe: Recipe, known: Container[str] = ()) -> dict[str, str]:
     for name in recipe.sources:
         if is_candidate(name) and name not in known:
             with faults.gather(under=source_key(recipe, name)):
-                places[name] = str(materialize(name))
+                places[name] = str(materialize(name, trust=trust.of_others))
     faults.check()
     return places
 
@@ -208,7 +230,8 @@ def self_contained(recipe: Recipe, archive: ArchiveReader) -> dict[str, Any]:
             inner, candidate = read_candidate(_of_this_run(archive, name) or name)
         except BadInput:
             return name
-        return self_contained(_stands_alone(inner, candidate), inner)
+        with contextlib.closing(inner):
+            return self_contained(_stands_alone(inner, candidate), inner)
 
     data = recipe.to_json()
     data["models"] = [whole(model) for model in data["models"]]
@@ -223,6 +246,7 @@ def export_candidate(
     which: str,
     moved: Mapping[str, str] | None = None,
     verify: bool = True,
+    trust: Trust = NOBODY,
 ) -> Exported:
     """Export a candidate of a run as a model directory.
 
@@ -232,6 +256,8 @@ def export_candidate(
         which: as `selection.pick` takes it.
         moved: label -> directory of sources that lie elsewhere.
         verify: compare the weights with the checksum of those that were scored.
+        trust: what code of the sources may run. The run may be somebody else's, so its own plan
+            is not asked.
 
     Raises:
         BadInput: there is no such candidate, or a source is not where and what it was.
@@ -241,10 +267,21 @@ def export_candidate(
     Traceback (most recent call last):
     evomerge.errors.BadInput: is no run's directory; name a folder under runs/ in which ...
     """
-    archive, moved = open_run(directory), moved or {}
+    with contextlib.closing(open_run(directory)) as archive:
+        return _exported(archive, out, which, moved or {}, verify, trust)
+
+
+def _exported(
+    archive: ArchiveReader,
+    out: Path,
+    which: str,
+    moved: Mapping[str, str],
+    verify: bool,
+    trust: Trust,
+) -> Exported:
+    """See `export_candidate`."""
     candidate = archive.candidate(pick(archive, which))
     recipe = _stands_alone(archive, candidate)
-    trust = archive.campaign["plan"]["sources"]["trust_remote_code"]
     places = _unchanged(archive, recipe, moved, trust)
     outcome = archive.outcome(candidate.id)
     scored = outcome["weights_checksum"] if outcome is not None else ""
@@ -254,7 +291,8 @@ def export_candidate(
         places=places,
         card=model_card(archive, candidate.id, recipe),
         checksum=scored if verify else None,
-        trust_remote_code=trust,
+        trust=trust,
+        first=_place(archive, archive.sources[0].name, moved, trust),
         device=_device_like(_worker_of(archive, candidate.id)),
         written=self_contained(recipe, archive),
     )
@@ -263,7 +301,7 @@ def export_candidate(
 
 
 def _unchanged(
-    archive: ArchiveReader, recipe: Recipe, moved: Mapping[str, str], trust: bool
+    archive: ArchiveReader, recipe: Recipe, moved: Mapping[str, str], trust: Trust
 ) -> dict[str, str]:
     """Return source name -> directory, each of which holds what was searched.
 
@@ -272,14 +310,14 @@ def _unchanged(
     """
     faults = Faults()
     faults.extend(moved_faults(moved, [source.label for source in archive.sources]))
-    places = {name: _place(archive, name, moved) for name in recipe.sources}
+    places = {name: _place(archive, name, moved, trust) for name in recipe.sources}
     for source in archive.sources:
         if source.name not in places:
             continue
         place = places[source.name]
         key = f"sources.{source.label}"
         with faults.gather(under=key):
-            opened = open_source(place, trust_remote_code=trust)
+            opened = open_source(place, trust)
             if digest(opened).sha256 != source.sha256:
                 wrong = f"{place} is not the model that was searched"
                 faults.add(key, wrong, "restore the model")

@@ -1,10 +1,20 @@
-"""The model card of a merged model: sources, recipe, both scores, provenance."""
+"""The model card of a merged model: sources, recipe, both scores, provenance.
 
+It is read by strangers on the hub, so it names sources by the hub's ids and by the hashes of what
+they hold, never by folders of this machine; and all names in it, which a campaign's author or an
+archive chose, are plain text, whatever Markdown or HTML they hold.
+"""
+
+import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
+
+import yaml
 
 from evomerge.archive.reader import ArchiveReader
+from evomerge.archive.records import SourceRecord
 from evomerge.archive.summary import mean_score, row, searches, whole_budget
+from evomerge.export.hub_ids import hub_ids
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.sources.source import is_candidate
@@ -25,13 +35,12 @@ def model_card(archive: ArchiveReader, candidate: int, recipe: Recipe) -> str:
     >>> print(card[card.index("# ") :].splitlines()[0])
     # example, candidate 3
     """
-    merged_by = recipe.kind
-    if isinstance(recipe, ParametersRecipe):
-        merged_by = "`, `".join(recipe.methods)
+    methods = recipe.methods if isinstance(recipe, ParametersRecipe) else (recipe.kind,)
+    merged_by = ", ".join(_code(method) for method in methods)
     lines = [
-        f"# {archive.campaign['name']}, candidate {candidate}",
+        f"# {_plain(archive.campaign['name'])}, candidate {candidate}",
         "",
-        f"A merge of {len(recipe.sources)} models with `{merged_by}`, found by an evolutionary"
+        f"A merge of {len(recipe.sources)} models with {merged_by}, found by an evolutionary"
         " search with evomerge. The recipe is in `recipe.json`"
         " (`evomerge merge recipe.json OUT` makes the model again).",
         "",
@@ -43,12 +52,19 @@ def model_card(archive: ArchiveReader, candidate: int, recipe: Recipe) -> str:
         *_score_tables(archive, candidate),
         "## Sources",
         "",
+        *map(_source, archive.sources),
+        "",
+        "## Provenance",
+        "",
+        *_provenance(archive),
+        "",
     ]
-    for source in archive.sources:
-        lines.append(f"- {source.label}: `{source.name}` (sha256 of its content {source.sha256})")
-    lines += ["", "## Provenance", "", *_provenance(archive), ""]
-    names = [source.name for source in archive.sources]
-    return _head(recipe, names) + "\n".join(lines)
+    return _head(recipe, archive.sources) + "\n".join(lines)
+
+
+def _source(source: SourceRecord) -> str:
+    ids = "".join(f"{_code(repository)}, " for repository in hub_ids(source.name, source.path))
+    return f"- {_plain(source.label)}: {ids}sha256 of its content {_plain(source.sha256)}"
 
 
 def _score_tables(archive: ArchiveReader, candidate: int) -> list[str]:
@@ -56,12 +72,13 @@ def _score_tables(archive: ArchiveReader, candidate: int) -> list[str]:
     names = [objective.name for objective in archive.objectives]
     labelled = [("**this model**", candidate)]
     for baseline in archive.baselines():
-        labelled.append((str(baseline.label), baseline.id))
+        labelled.append((_plain(baseline.label), baseline.id))
     lines = []
     sides: list[tuple[Literal["search", "heldout"], str]]
     sides = [("search", "search"), ("heldout", "held-out")]
     for split, title in sides:
-        lines += [f"| {title} | {' | '.join(names)} | mean |", "|---" * (len(names) + 2) + "|"]
+        titles = " | ".join([title, *map(_plain, names), "mean"])
+        lines += [f"| {titles} |", "|---" * (len(names) + 2) + "|"]
         for label, number in labelled:
             scores = row(archive, number)["scores"]
             cells = [interval(scores[name][split]) for name in names]
@@ -78,12 +95,13 @@ def _provenance(archive: ArchiveReader) -> list[str]:
     machine = provenance["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     commit = machine["git"]["commit"] if machine["git"] else "none"
-    controllers = "`, then `".join(part["controller"]["kind"] for part in searches(plan))
+    controllers = ", then ".join(_code(part["controller"]["kind"]) for part in searches(plan))
     return [
-        f"- search: `{controllers}`, seed {provenance['seed']}, {archive.proposed()} of"
-        f" {whole_budget(plan)[0]} candidates",
-        f"- begun {machine['at']} on {machine['cores']} cores, {machine['platform']}",
-        f"- {versions}; git commit {commit}",
+        f"- search: {controllers}, seed {_plain(provenance['seed'])}, {archive.proposed()} of"
+        f" {_plain(whole_budget(plan)[0])} candidates",
+        f"- begun {_plain(machine['at'])} on {_plain(machine['cores'])} cores,"
+        f" {_plain(machine['platform'])}",
+        f"- {_plain(versions)}; git commit {_plain(commit)}",
     ]
 
 
@@ -91,12 +109,12 @@ def short_card(recipe: Recipe) -> str:
     """Return README.md for a model of which only the recipe is known.
 
     >>> from evomerge.recipes.parameters import uniform
-    >>> print(short_card(uniform(("a", "b"), "float32")))
+    >>> print(short_card(uniform(("org/a", "models/of/mine"), "float32")))
     ---
     library_name: transformers
     base_model:
-    - a
-    - b
+    - org/a
+    base_model_relation: merge
     tags:
     - mergekit
     - merge
@@ -111,19 +129,49 @@ def short_card(recipe: Recipe) -> str:
     return _head(recipe) + "# Merged model\n\nMade by evomerge from `recipe.json`.\n"
 
 
-def _head(recipe: Recipe, also: Iterable[str] = ()) -> str:
-    """Return the metadata block of a model card: the hub's merge tags and the sources.
+def _head(recipe: Recipe, known: Iterable[SourceRecord] = ()) -> str:
+    """Return the metadata block of a model card: the hub's merge tags and the sources' ids there.
 
     Args:
         recipe: of the model.
-        also: what candidates of runs among its sources were made of, whose names say nothing to
-            others.
+        known: the campaign's sources: where they lie, and what candidates of runs among the
+            recipe's sources were made of, whose names say nothing to others.
     """
+    places = {source.name: source.path for source in known}
     sources = list(recipe.sources)
     if any(is_candidate(name) for name in sources):
-        sources += also
-    names = [f"- {name}\n" for name in dict.fromkeys(sources) if not is_candidate(name)]
-    return (
-        "---\nlibrary_name: transformers\nbase_model:\n"
-        f"{''.join(names)}tags:\n- mergekit\n- merge\n- evomerge\n---\n\n"
-    )
+        sources += places
+    ids: list[str] = []
+    for name in sources:
+        if not is_candidate(name):
+            ids += hub_ids(name, places.get(name))
+    head: dict[str, Any] = {"library_name": "transformers"}
+    if ids:
+        head |= {"base_model": list(dict.fromkeys(ids)), "base_model_relation": "merge"}
+    head["tags"] = ["mergekit", "merge", "evomerge"]
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
+
+
+def _plain(said: object) -> str:
+    r"""Return text that Markdown shows as it is, in one line.
+
+    >>> print(_plain("- a|b <script> [x](y) maths_ja"))
+    \- a\|b \<script\> \[x\](y) maths_ja
+    """
+    text = re.sub(r"([\\`*\[\]<>#|~&!$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", _one_line(said))
+    text = re.sub(r":(?=//)|(?<=\bwww)\.", r"\\\g<0>", text)  # or it would be a link by itself
+    return re.sub(r"^(\d+(?=[.)]))?(?=[-+=.)])", r"\1\\", text)  # or it would begin a list
+
+
+def _code(said: object) -> str:
+    """Return text as Markdown's code, in one line; it has no escapes of its own.
+
+    >>> print(_code("ties"), _code("a`b"))
+    `ties` `a'b`
+    """
+    return f"`{_one_line(said).replace('`', chr(39))}`"
+
+
+def _one_line(said: object) -> str:
+    letters = (letter if letter.isprintable() else " " for letter in str(said))
+    return " ".join("".join(letters).split())

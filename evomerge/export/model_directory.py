@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +19,21 @@ from evomerge.mergekit.passthrough import to_passthrough
 from evomerge.mergekit.writer import to_mergekit
 from evomerge.merging.merger import Merger
 from evomerge.merging.routed_checkpoint import routed_config
+from evomerge.merging.source_weights import read_stored
 from evomerge.merging.validation import check_methods, path_faults, position_faults
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
+from evomerge.sources.alignment import aligned
+from evomerge.sources.companions import companions
 from evomerge.sources.compatibility import mismatches, stream_mismatches
 from evomerge.sources.digest import digest
-from evomerge.sources.safetensors_file import header_bytes
+from evomerge.sources.safetensors_file import Tensor, header_bytes
 from evomerge.sources.source import Source, is_candidate, open_source
+from evomerge.sources.trust import NOBODY, Trust
 from evomerge.whole_files import written_beside
 
 SHARD_BYTES = 5_000_000_000  # of one safetensors file at most, as transformers 4 and mergekit do
-
-# Beside the weights and config.json, what a directory of transformers may hold.
-_COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def merge_to(
@@ -55,7 +44,8 @@ def merge_to(
     card: str | None = None,
     checksum: str | None = None,
     shard_bytes: int = SHARD_BYTES,
-    trust_remote_code: bool = False,
+    trust: Trust = NOBODY,
+    first: str | None = None,
     device: str = "cpu",
     written: Mapping[str, Any] | None = None,
 ) -> str:
@@ -68,7 +58,9 @@ def merge_to(
         card: text of README.md; a short one if not given.
         checksum: what the weights' checksum must be, on the kind of device that scored it.
         shard_bytes: largest size of one safetensors file.
-        trust_remote_code: take sources whose config asks to run code of its own.
+        trust: what code of the sources may run.
+        first: a directory of the model whose vocabulary all follow; that of the recipe's first
+            source by default.
         device: where to merge; that on which `checksum` was scored, if it is to be the same.
         written: what recipe.json gets, where it is not the recipe's own JSON.
 
@@ -93,7 +85,7 @@ def merge_to(
         mend = "name a path that does not exist"
         raise BadInput(Fault("", "is there already", mend, file=str(out)))
     check_methods(recipe)
-    opened = _open_all(recipe, places or {}, trust_remote_code)
+    opened = _open_all(recipe, places or {}, trust, first)
     merger = Merger(opened, _hashes(recipe, opened), device, keep=False)
     try:
         with written_beside(out) as folder:
@@ -105,7 +97,8 @@ def merge_to(
                     f"{wrong}; was the candidate scored on another kind of device?"
                     " `--unverified` exports it anyway"
                 )
-            _write_config(opened[recipe.sources[0]], _config(recipe, opened), recipe.dtype, folder)
+            frame = opened[recipe.sources[0]]
+            _write_config(frame, _config(recipe, opened), recipe.dtype, folder)
             data = recipe.to_json() if written is None else written
             (folder / "recipe.json").write_text(json.dumps(data, indent=1) + "\n")
             if not any(is_candidate(name) for name in recipe.sources):
@@ -122,7 +115,7 @@ def merge_to(
 
 
 def _open_all(
-    recipe: Recipe, places: Mapping[str, str], trust_remote_code: bool
+    recipe: Recipe, places: Mapping[str, str], trust: Trust, first: str | None
 ) -> dict[str, Source]:
     """Open a recipe's sources, by name, and check them against one another and the recipe."""
     faults = Faults()
@@ -130,15 +123,18 @@ def _open_all(
     for name in recipe.sources:
         with faults.gather(under=source_key(recipe, name)):
             place = places.get(name, name)
-            opened[name] = open_source(place, trust_remote_code=trust_remote_code)
+            opened[name] = open_source(place, trust)
     if isinstance(recipe, RoutingRecipe):
         faults.extend(stream_mismatches(list(opened.values())), under="models")
         if not faults:
             faults.extend(path_faults(recipe, opened))
     elif len(opened) > 1:
         faults.extend(mismatches(list(opened.values())), under="models")
-    if not faults:
-        faults.extend(position_faults(recipe, opened[recipe.sources[0]]))
+    faults.check()
+    if not isinstance(recipe, RoutingRecipe):
+        measure = opened[recipe.sources[0]] if first is None else open_source(first, trust)
+        opened = {name: aligned(measure, source) for name, source in opened.items()}
+    faults.extend(position_faults(recipe, opened[recipe.sources[0]]))
     faults.check()
     return opened
 
@@ -184,9 +180,16 @@ def _mergekit_configuration(recipe: Recipe, opened: Mapping[str, Source]) -> str
 
 def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> str:
     """Write each tensor as it comes, so that one is in memory at a time; return the checksum."""
-    code = CODES[recipe.dtype]
-    shards = _sharded(merger.shapes(recipe), SIZE[code], limit)
-    checksum, stream, total = Checksum(), merger.stream(recipe), 0
+    entries = {}
+    for name, shape in merger.shapes(recipe).items():
+        entries[name] = (CODES[merger.dtype_of(recipe, name)], shape)
+    # integers that the model keeps are nobody's average: the frame's own
+    carried = merger.sources[recipe.sources[0]].carried
+    for name, stored in carried.items():
+        entries[name] = (stored.dtype, stored.shape)
+    shards = _sharded(entries, limit)
+    checksum, total = Checksum(), 0
+    stream = itertools.chain(merger.stream(recipe), _read(carried))
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = "model.safetensors"
@@ -194,9 +197,10 @@ def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> 
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(shard, file)
         with open(folder / file, "wb") as out:
-            out.write(header_bytes({name: (code, shape) for name, shape in shard.items()}))
+            out.write(header_bytes(shard))
             for name, tensor in itertools.islice(stream, len(shard)):
-                checksum.update(name, tensor)
+                if name not in carried:
+                    checksum.update(name, tensor)
                 total += tensor.nbytes
                 flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 out.write(flat.numpy().data)
@@ -206,35 +210,32 @@ def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> 
     return checksum.hexdigest()
 
 
-def _sharded(
-    shapes: Mapping[str, tuple[int, ...]], size: int, limit: int
-) -> list[dict[str, tuple[int, ...]]]:
-    """Part tensors, in their order, into shards of at most `limit` bytes, or of one tensor each.
+def _read(carried: Mapping[str, Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in carried.items():
+        yield name, read_stored(tensor)
 
-    Args:
-        shapes: by tensor name.
-        size: of a number in bytes.
-        limit: of a shard.
-    """
-    shards: list[dict[str, tuple[int, ...]]] = [{}]
+
+_Entries = dict[str, tuple[str, tuple[int, ...]]]  # name -> (safetensors dtype, shape)
+
+
+def _sharded(entries: _Entries, limit: int) -> list[_Entries]:
+    """Part tensors, in their order, into shards of at most `limit` bytes, or of one tensor each."""
+    shards: list[_Entries] = [{}]
     filled = 0
-    for name, shape in shapes.items():
-        taken = math.prod(shape) * size
+    for name, (code, shape) in entries.items():
+        taken = math.prod(shape) * SIZE[code]
         if shards[-1] and filled + taken > limit:
             shards.append({})
             filled = 0
-        shards[-1][name] = shape
+        shards[-1][name] = (code, shape)
         filled += taken
     return shards
 
 
 def _write_config(frame: Source, config: Mapping[str, Any], dtype: str, folder: Path) -> None:
-    """Write config.json, and copy tokenizer, generation config and code of a model's own."""
+    """Write config.json, and copy the frame's other files: tokenizer, templates, licence, ..."""
     kept = {k: v for k, v in config.items() if k not in ("torch_dtype", "_name_or_path")}
     (folder / "config.json").write_text(json.dumps({**kept, "dtype": dtype}, indent=2) + "\n")
-    for name in _COMPANIONS:
-        if (frame.path / name).exists():
-            shutil.copyfile(frame.path / name, folder / name)
-    if "auto_map" in frame.config:
-        for code in frame.path.glob("*.py"):
-            shutil.copyfile(code, folder / code.name)
+    for name in companions(frame.path, "auto_map" in frame.config):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(frame.path / name, folder / name)

@@ -16,10 +16,20 @@ from evomerge.export.candidates import places_of
 from evomerge.export.model_directory import merge_to, source_key
 from evomerge.mergekit.reader import from_mergekit, read_file
 from evomerge.recipes.parse import parse_recipe
+from evomerge.sources.trust import NOBODY, Trust
 
 
-def merge_file(file: Path, out: Path) -> str:
+def merge_file(
+    file: Path,
+    out: Path,
+    trust: Trust = NOBODY,
+) -> str:
     """Merge the recipe in a file (JSON, or a mergekit YAML) into a directory; see `merge_to`.
+
+    Args:
+        file: which may be a stranger's.
+        out: a path that does not exist yet.
+        trust: what code of the sources may run.
 
     Returns:
         The weights' checksum.
@@ -34,18 +44,19 @@ def merge_file(file: Path, out: Path) -> str:
     data = read_file(file)
     with placed(file=str(file)):
         if file.suffix in (".yml", ".yaml"):
-            recipe = from_mergekit(data)
-            return merge_to(recipe, out, places=places_of(recipe))
-        return _merge(data, out, str(file))
+            recipe = from_mergekit(data, trust=trust)
+            return merge_to(recipe, out, places=places_of(recipe, trust=trust), trust=trust)
+        return _merge(data, out, str(file), trust)
 
 
-def _merge(data: Any, out: Path, name: str) -> str:
+def _merge(data: Any, out: Path, name: str, trust: Trust) -> str:
     """Merge a recipe's JSON, and before it the recipes within it.
 
     Args:
         data: which may be anything.
         out: a path that does not exist yet.
         name: of the recipe.
+        trust: what code of the sources may run.
     """
     flat, inner = unnested(data, name)
     recipe = parse_recipe(flat)
@@ -57,9 +68,9 @@ def _merge(data: Any, out: Path, name: str) -> str:
             places = {model: f"{folder}/{index}" for index, model in enumerate(used)}
         for model, place in places.items():
             with placed(source_key(recipe, model)):
-                _merge(inner[model], Path(place), model)
-        candidates = places_of(recipe, known=places)
-        return merge_to(recipe, out, places=places | candidates, written=data)
+                _merge(inner[model], Path(place), model, trust)
+        candidates = places_of(recipe, places, trust)
+        return merge_to(recipe, out, places=places | candidates, trust=trust, written=data)
 
 
 def _scratch(name: str) -> "tempfile.TemporaryDirectory[str]":

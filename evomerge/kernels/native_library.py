@@ -1,8 +1,11 @@
 """The C++ kernels as a library: compiled once with the machine's own compiler, and kept.
 
-It lies under `$XDG_CACHE_HOME/evomerge/native`, by the source's hash and the processor's.
+It lies under `$XDG_CACHE_HOME/evomerge/native`, by the source's hash and the processor's. Whoever
+can write there can have code of theirs run as the user's, so where others than the user can, each
+process compiles its own.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -10,6 +13,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -57,10 +61,7 @@ def library() -> ctypes.CDLL | None:
     True
     """
     try:
-        try:
-            native = ctypes.CDLL(str(_compiled()))
-        except OSError:  # a damaged file, or one of another system
-            native = ctypes.CDLL(str(_compiled(anew=True)))
+        native = _loaded(_compiler())
     except subprocess.CalledProcessError as error:
         lines = error.stderr.splitlines() or [one_line(error)]
         _go_on(next((line for line in lines if "error" in line), lines[0]))
@@ -83,11 +84,58 @@ def _go_on(reason: str) -> None:
     log.warning("merging in eager torch, which is slower: %s", reason.strip()[:200])
 
 
-def _compiled(anew: bool = False) -> Path:
-    """Return the library's file, made if it is not there, or in any case."""
+def _compiler() -> str:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         raise OSError("there is no C++ compiler (g++ or clang++, or one that CXX names)")
+    return compiler
+
+
+def _loaded(compiler: str) -> ctypes.CDLL:
+    """Return the library, of its file if that is there and nobody else's work."""
+    folder = cache_folder("native")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = folder.resolve()  # no link is followed after the check
+    if reason := _exposed(folder):
+        log.warning("compiling the kernels for this process alone: %s", reason)
+        with tempfile.TemporaryDirectory() as own:  # of mode 0700
+            return ctypes.CDLL(str(_compile(compiler, Path(own) / "native.so")))
+    path = folder / f"{_key(compiler)}.so"
+    # a link has all bits of its mode, and so counts as another's
+    if path.exists() and _is_private(path.lstat()):
+        with contextlib.suppress(OSError):  # a damaged file, or one of another system
+            return ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(_compile(compiler, path)))
+
+
+def _exposed(folder: Path) -> str:
+    """Return how others than the user and root can put files into a folder; "" if they cannot.
+
+    Args:
+        folder: without links on its way.
+    """
+    for place in (folder, *folder.parents):
+        status = place.stat()
+        # a folder like /tmp, whose entries only their owners can move, is safe to pass through
+        passed = place != folder and _is_of_user(status) and status.st_mode & stat.S_ISVTX
+        if not passed and not _is_private(status):
+            return f"others than you can write to {place}"
+    return ""
+
+
+def _is_of_user(status: os.stat_result) -> bool:
+    return status.st_uid in (0, os.geteuid())
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Tell whether nobody but the user and root can write to a file or a folder."""
+    # many systems give each user a group of the same number, and let it write
+    of_group = status.st_mode & stat.S_IWGRP and status.st_gid != status.st_uid
+    return _is_of_user(status) and not status.st_mode & stat.S_IWOTH and not of_group
+
+
+def _key(compiler: str) -> str:
+    """Return 24 hex digits of all that the library depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         # "flags" on x86, "Features" on ARM: what -march=native chooses instructions by
@@ -95,14 +143,15 @@ def _compiled(anew: bool = False) -> Path:
     except OSError:
         processor = platform.node()
     key = f"{platform.machine()}{processor}{compiler}{FLAGS}".encode() + SOURCE.read_bytes()
-    folder = cache_folder("native")
-    path = folder / f"{hashlib.sha256(key).hexdigest()[:24]}.so"
-    if path.exists() and not anew:
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as own:
+    return hashlib.sha256(key).hexdigest()[:24]
+
+
+def _compile(compiler: str, path: Path) -> Path:
+    """Compile the library into a file, and return that."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as own:
         beside = Path(own) / path.name
         command = [*compiler.split(), *FLAGS.split(), str(SOURCE), "-o", str(beside)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+        beside.chmod(0o700)  # whatever the umask lets others do
         beside.replace(path)  # whole, or not at all, for others who look for it
     return path

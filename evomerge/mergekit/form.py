@@ -51,7 +51,17 @@ _PARAMETERS = (
 
 Parameters = Mapping[str, Any]  # name -> a number, a list of numbers or of {filter, value}
 
-_NO_JOINING = "vocabularies are not joined"
+# Options of mergekit's command, of how it works and what it allows. It reads past them in a
+# configuration, where many keep them all the same.
+_COMMAND = {
+    *("allow_crimes", "async_write", "clone_tensors", "copy_tokenizer", "cuda", "device"),
+    *("gpu_rich", "lazy_loader", "lazy_unpickle", "lora_merge_cache", "lora_merge_dtype"),
+    *("low_cpu_memory", "multi_gpu", "num_threads", "out_shard_size", "quiet", "random_seed"),
+    *("read_to_gpu", "safe_serialization", "transformers_cache", "trust_remote_code", "verbosity"),
+    *("write_model_card", "write_threads"),
+}
+
+_TOKENIZERS = ("base", "union")  # which are one where all models have the same vocabulary
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,8 @@ class Configuration:
         base: the name of the base model.
         outer: what is said of the module, and of the whole.
         dtype: of what is written; None for that of the models.
+        tokenizer: the name of the model whose tokenizer is asked for, if it is one's.
+        chat_template: "auto" for the one that most models have, a template, or a template's name.
 
     >>> read_configuration({"merge_method": "linear", "models": [{"model": "a"}]}).slices[0].key
     'models'
@@ -112,6 +124,8 @@ class Configuration:
     base: str | None
     outer: tuple[Parameters, Parameters]
     dtype: str | None
+    tokenizer: str | None
+    chat_template: str | None
 
     def scopes(self, part: Slice, source: SliceSource | None = None) -> list[Parameters]:
         """Return what is said of a slice, and of one of its sources, the innermost first."""
@@ -210,11 +224,32 @@ class ModulesForm(Section):
     default: PartsForm = option("a decoder's one module")
 
 
+class TokenizerForm(Section):
+    """What the merged model's tokenizer is to be.
+
+    >>> parse(TokenizerForm, {"source": "base", "pad_to_multiple_of": 64})
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: pad_to_multiple_of: vocabularies are not padded; leave it out
+    """
+
+    source: Text | None = option("base, union, or a model", None)
+    tokens: Any = option("embeddings of single tokens", None)
+    pad_to_multiple_of: Any = option("of the vocabulary", None)
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterator[Fault]:
+        """See `Section.cross_faults`."""
+        if fields.get("tokens"):
+            yield Fault("tokens", "embeddings of single tokens are not set", "leave it out")
+        if fields.get("pad_to_multiple_of") is not None:
+            yield Fault("pad_to_multiple_of", "vocabularies are not padded", "leave it out")
+
+
 class ConfigurationForm(PartsForm):
     """The YAML.
 
     >>> sorted(ConfigurationForm.model_fields)[:4]
-    ['base_model', 'dtype', 'merge_method', 'models']
+    ['base_model', 'chat_template', 'dtype', 'merge_method']
     """
 
     merge_method: Annotated[Text, AfterValidator(_known_method)] = option("of merging")
@@ -222,8 +257,9 @@ class ConfigurationForm(PartsForm):
     base_model: Text | None = option("the models' common ancestor", None)
     dtype: Dtype | None = option("that mergekit computes in", None)
     out_dtype: Dtype | None = option("of what is written, where it is another", None)
-    tokenizer_source: Any = option("whose tokenizer the merged model has", "base")
-    tokenizer: Any = option("a tokenizer joined of several", None)
+    tokenizer_source: Text | None = option("base, union, or a model", None)
+    tokenizer: TokenizerForm | None = option("the same, and more of it", None)
+    chat_template: Text | None = option("auto, a template, or its name", None)
     name: Any = option("of the merge", None)
 
     @classmethod
@@ -231,12 +267,15 @@ class ConfigurationForm(PartsForm):
         """See `Section.cross_faults`."""
         yield from _one_of(fields, ("models", "slices", "modules"))
         yield from _parameter_faults(fields)
-        chosen = fields.get("tokenizer_source")
-        if chosen not in (None, "base") and chosen not in list(_names(fields)):
-            wrong = f"{chosen!r}: {_NO_JOINING}"
-            yield Fault("tokenizer_source", wrong, "write base, or leave it out")
-        if fields.get("tokenizer") is not None:
-            yield Fault("tokenizer", _NO_JOINING, "leave it out")
+        chosen, tokenizer = fields.get("tokenizer_source"), fields.get("tokenizer")
+        if chosen is not None and tokenizer is not None:
+            yield Fault("tokenizer", "stands beside tokenizer_source", "write one of them")
+        known = (*_TOKENIZERS, *_names(fields))
+        sources = {"tokenizer_source": chosen}
+        sources["tokenizer.source"] = None if tokenizer is None else tokenizer.source
+        for key, source in sources.items():
+            if source is not None and source not in known:
+                yield Fault(key, f"'{source}' is none of the models", nearest(source, known))
 
     def configuration(self) -> Configuration:
         """Return what it says."""
@@ -247,7 +286,10 @@ class ConfigurationForm(PartsForm):
             module = self.modules.default.parameters
         outer = (module or {}, self.parameters or {})
         dtype = self.out_dtype or self.dtype
-        return Configuration(self.merge_method, parts, self.base_model, outer, dtype)
+        chosen = self.tokenizer_source if self.tokenizer is None else self.tokenizer.source
+        tokenizer = None if chosen in _TOKENIZERS else chosen
+        how = (self.merge_method, parts, self.base_model, outer, dtype)
+        return Configuration(*how, tokenizer, self.chat_template)
 
 
 def _one_of(fields: Mapping[str, Any], keys: Sequence[str]) -> Iterator[Fault]:
@@ -271,7 +313,9 @@ def _parameter_faults(fields: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _names(fields: Mapping[str, Any]) -> Iterable[str]:
-    """Yield the names of the models that are listed where nothing is wrong."""
+    """Yield the names of the base and the models that are listed where nothing is wrong."""
+    if fields.get("base_model") is not None:
+        yield fields["base_model"]
     modules: ModulesForm | None = fields.get("modules")
     models: list[SourceForm | None] = list(fields.get("models") or ())
     slices: list[SliceForm | None] = list(fields.get("slices") or ())
@@ -301,4 +345,5 @@ def read_configuration(data: Any) -> Configuration:
     if not isinstance(data, Mapping):
         wrong = "a mergekit configuration is a mapping"
         raise BadInput(Fault("", wrong, "see mergekit's README"))
-    return parse(ConfigurationForm, data).configuration()
+    said = {key: value for key, value in data.items() if key not in _COMMAND}
+    return parse(ConfigurationForm, said).configuration()

@@ -13,6 +13,7 @@ from evomerge.recipes.parse import parse_recipe
 from evomerge.recipes.routing import Hop, RoutingRecipe
 from evomerge.sources.architectures import family_of
 from evomerge.sources.source import Source, open_source
+from evomerge.sources.trust import NOBODY, Trust
 from evomerge.tensor_names import place, within_layer
 
 _Scales = list[tuple[str, float]]  # (part of tensor names, what they are multiplied by)
@@ -92,8 +93,15 @@ def _slices(recipe: RoutingRecipe, by_hop: list[_Scales]) -> list[dict[str, Any]
     return slices
 
 
-def from_passthrough(configuration: Configuration) -> RoutingRecipe:
+def from_passthrough(
+    configuration: Configuration,
+    trust: Trust = NOBODY,
+) -> RoutingRecipe:
     """Return the path that a mergekit configuration stacks.
+
+    Args:
+        configuration: with one source in each slice.
+        trust: what code of the models may run.
 
     Raises:
         BadInput: it scales what is no branch's output, or embeddings without the final norm.
@@ -108,7 +116,7 @@ def from_passthrough(configuration: Configuration) -> RoutingRecipe:
     >>> [hop.layer for hop in recipe.path]
     [0, 1, 0, 1]
     """
-    opened = _open_all(configuration)
+    opened = _open_all(configuration, trust)
     models = list(opened)
     faults = Faults()
     hops: list[Hop] = []
@@ -135,7 +143,7 @@ def from_passthrough(configuration: Configuration) -> RoutingRecipe:
     return recipe
 
 
-def _open_all(configuration: Configuration) -> dict[str, Source]:
+def _open_all(configuration: Configuration, trust: Trust) -> dict[str, Source]:
     """Open the one source of each slice, by name, in the order in which they first come."""
     opened: dict[str, Source] = {}
     faults = Faults()
@@ -150,7 +158,7 @@ def _open_all(configuration: Configuration) -> dict[str, Source]:
         if source.model not in tried:
             tried.add(source.model)
             with faults.gather(under=source.key):
-                opened[source.model] = open_source(source.model)
+                opened[source.model] = open_source(source.model, trust)
     faults.check()
     return opened
 

@@ -12,12 +12,14 @@ from evomerge.errors import BadInput, Fault, placed
 from evomerge.mergekit.form import MERGEKIT_METHODS, Configuration, Slice, read_configuration
 from evomerge.mergekit.passthrough import from_passthrough
 from evomerge.mergekit.scopes import Depth, look_up
+from evomerge.mergekit.tokenizers import warn_of_tokenizer
 from evomerge.merging.methods import METHODS, MergeMethod
 from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.sources.source import Source, open_source
+from evomerge.sources.trust import NOBODY, Trust
 from evomerge.tensor_names import place
-from evomerge.yaml_file import read_yaml
+from evomerge.yaml_file import MOST_JSON, parse_json, read_text, read_yaml
 
 Values = dict[str, float | tuple[float, ...]]  # parameter of a method -> one value, or one a model
 
@@ -40,7 +42,9 @@ def read_file(file: Path) -> Any:
     if file.suffix in (".yml", ".yaml"):
         return read_yaml(file)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        data = parse_json(read_text(file, MOST_JSON))
+        json.dumps(data, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        return data
     except OSError as error:
         wrong = f"cannot be read ({error.strerror})"
         raise BadInput(Fault("", wrong, file=str(file))) from None
@@ -48,12 +52,17 @@ def read_file(file: Path) -> Any:
         raise BadInput(Fault("", f"is not JSON ({error})", "mend it", str(file))) from None
 
 
-def from_mergekit(data: Any, seed: int = 0) -> Recipe:
+def from_mergekit(
+    data: Any,
+    seed: int = 0,
+    trust: Trust = NOBODY,
+) -> Recipe:
     """Return the recipe that a mergekit configuration describes.
 
     Args:
         data: the YAML's content.
         seed: of the masks of methods that draw; mergekit's own cannot be reproduced.
+        trust: what code of the models may run.
 
     Raises:
         BadInput: with every fault, among them what evomerge does not do.
@@ -70,7 +79,15 @@ def from_mergekit(data: Any, seed: int = 0) -> Recipe:
     """
     configuration = read_configuration(data)
     if configuration.method == "passthrough":
-        return from_passthrough(configuration)
+        recipe: Recipe = from_passthrough(configuration, trust)
+    else:
+        recipe = _merged(configuration, seed, trust)
+    warn_of_tokenizer(configuration, recipe)
+    return recipe
+
+
+def _merged(configuration: Configuration, seed: int, trust: Trust) -> ParametersRecipe:
+    """Return the recipe of what is no passthrough; see `from_mergekit`."""
     name, implied = MERGEKIT_METHODS[configuration.method]
     method = METHODS.get(name)
     base = configuration.base
@@ -79,10 +96,10 @@ def from_mergekit(data: Any, seed: int = 0) -> Recipe:
         raise BadInput(Fault("models", "there is no model beside the base", "list some"))
     if method.takes_base and base is not None:
         with placed("base_model"):
-            frame = open_source(base)
+            frame = open_source(base, trust)
     else:
         with placed(_key_of(models[0], configuration)):
-            frame = open_source(models[0])
+            frame = open_source(models[0], trust)
     spans = _spans(configuration, frame)
     try:
         values = {}

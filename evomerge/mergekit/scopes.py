@@ -5,10 +5,13 @@ number; a list of numbers, which is a gradient over the slice's own layers; or a
 of which the first counts whose filter is in the tensor's name.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from evomerge.mergekit.form import Parameters
+
+_CONDITION = {"filter", "value"}
 
 
 class Depth(NamedTuple):
@@ -56,8 +59,8 @@ def _resolved(said: object, tensor: str, depth: Depth) -> float | None:
     if not any(isinstance(entry, Mapping) for entry in said):
         return _on_gradient([_number(entry) for entry in said], depth)
     for condition in said:
-        if not isinstance(condition, Mapping):
-            raise ValueError(f"{condition!r} is not {{filter, value}}")
+        if not isinstance(condition, Mapping) or not {"value"} <= condition.keys() <= _CONDITION:
+            raise ValueError(f"{condition!r:.80} is not {{filter, value}}")
         part = condition.get("filter")
         if not isinstance(part, str | None):
             raise ValueError(f"{part!r} is no filter")
@@ -68,7 +71,9 @@ def _resolved(said: object, tensor: str, depth: Depth) -> float | None:
 
 def _number(said: object) -> float:
     if isinstance(said, bool) or not isinstance(said, int | float):
-        raise ValueError(f"{said!r} is no number")
+        raise ValueError(f"{said!r:.80} is no number")
+    if not math.isfinite(said):
+        raise ValueError(f"{said!r} is not finite")
     return float(said)
 
 

@@ -11,14 +11,17 @@ from evomerge.errors import BadInput, CandidateFailure, Fault
 from evomerge.kernels.backends import Kernels
 from evomerge.kernels.checksum import tile_digests
 from evomerge.kernels.merge_plan import MergePlan, Operands, WeightedSums
-from evomerge.merging.transformers_loading import (
+from evomerge.merging.source_weights import read_stored
+from evomerge.sources.factory import build
+from evomerge.sources.model_class import class_of
+from evomerge.sources.source import Source
+from evomerge.sources.transformers_loading import (
     Conversion,
     conversions,
     converted,
-    ignored_patterns,
+    kept_in_float32,
+    optional_patterns,
 )
-from evomerge.sources.factory import build
-from evomerge.sources.source import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,19 +129,18 @@ class LiveModel:
         Raises:
             BadInput: the checkpoint's tensors do not cover the model's parameters.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers import AutoTokenizer, GenerationConfig
 
-        options = {"trust_remote_code": trust_remote_code}
-        config = AutoConfig.from_pretrained(source.path, **options)
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, dtype), **options
-        )
+        class_, config = class_of(source.config, source.path, trust_remote_code)
+        self.model: PreTrainedModel = class_._from_config(config, dtype=getattr(torch, dtype))
+        for tensor in kept_in_float32(self.model):
+            tensor.data = tensor.data.float()
         self.model.to(device).eval().requires_grad_(False)
         if (source.path / "generation_config.json").exists():
             self.model.generation_config = GenerationConfig.from_pretrained(source.path)
         try:
             self.tokenizer: PreTrainedTokenizerBase | None = AutoTokenizer.from_pretrained(
-                source.path, **options
+                source.path, trust_remote_code=trust_remote_code
             )
         except (OSError, ValueError, KeyError):
             self.tokenizer = None
@@ -147,6 +149,8 @@ class LiveModel:
             **dict(self.model.named_parameters(remove_duplicate=False)),
             **dict(self.model.named_buffers(remove_duplicate=False)),
         }
+        for name, conversion in conversions(self.model, source.carried).items():
+            self._targets[conversion.target].copy_(read_stored(source.carried[name]))
         self._conversions = self._known(conversions(self.model, source.tensors), source)
         self._needed: dict[str, int] = {}  # how many tensors of the checkpoint make one
         for conversion in self._conversions.values():
@@ -183,18 +187,16 @@ class LiveModel:
         """Return the conversions to tensors that the model has.
 
         Raises:
-            BadInput: the checkpoint has others, or lacks some.
+            BadInput: the checkpoint has others, or lacks some. An opened source has been asked
+                the same of an empty model, but recipes may make new layers of it.
         """
-        ignored = ignored_patterns(self.model)
         known = {name: c for name, c in every.items() if c.target in self._targets}
-        strange = [
-            name
-            for name in every
-            if name not in known and not any(re.search(pattern, name) for pattern in ignored)
-        ]
+        strange = [name for name in every if name not in known]
         # Tied parameters have two names and one memory; what is split fills more than its target.
         filled = {self._targets[c.target].data_ptr() for c in known.values()}
         missing = [name for name, p in self.model.named_parameters() if p.data_ptr() not in filled]
+        optional = optional_patterns(self.model)
+        missing = [n for n in missing if not any(re.search(pattern, n) for pattern in optional)]
         if any(c.splits for c in known.values()):
             missing = []
         if strange or missing:

@@ -1,6 +1,7 @@
 """From a recipe to merged tensors: one after the other, or all at once into a live model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,12 @@ from evomerge.sources.source import Source
 
 # Elements merged at a time where operands are made anew: at most 64 MiB each in float32.
 _REMADE = 1 << 24
+
+
+# Targets, the dtype of a recipe that fills them, and both parted by the dtypes of its tensors.
+_Parted = tuple[
+    Mapping[str, torch.Tensor], str, list[tuple[torch.dtype, Mapping[str, torch.Tensor]]]
+]
 
 
 class _PlannedMerge(Protocol):
@@ -80,6 +87,8 @@ class Merger:
         self._weights = SourceWeights(self.sources, self.device, keep)
         self._methods = MethodMerger(self.sources, self.hashes, self._weights)
         self._indices: dict[str, ParameterIndex] = {}
+        self._wider_by_frame: dict[tuple[str, str], dict[str, str]] = {}
+        self._parted: _Parted = {}, "", []
 
     def bytes_kept(self) -> int:
         """Return the memory that what is computed once takes, sources not counted."""
@@ -102,6 +111,25 @@ class Merger:
         tensors = self.sources[recipe.sources[0]].tensors
         return {name: tensor.shape for name, tensor in tensors.items()}
 
+    def dtype_of(self, recipe: Recipe, name: str) -> str:
+        """Return the dtype of one of a recipe's tensors: see `Source.dtype_of`."""
+        if isinstance(recipe, RoutingRecipe):
+            origin = routed_tensors(recipe, self.sources)[name]
+            return self.sources[origin.source].dtype_of(origin.name, recipe.dtype)
+        if isinstance(recipe, ExplicitRecipe):
+            return recipe.dtype  # of which all is one vector
+        return self._wider(recipe).get(name, recipe.dtype)
+
+    def _wider(self, recipe: Recipe) -> dict[str, str]:
+        """Return the dtypes of a recipe's tensors that are not its own, by name."""
+        key = (recipe.sources[0], recipe.dtype)
+        if key not in self._wider_by_frame:
+            frame = self.sources[recipe.sources[0]]
+            dtypes = {name: frame.dtype_of(name, recipe.dtype) for name in frame.tensors}
+            wider = {name: dtype for name, dtype in dtypes.items() if dtype != recipe.dtype}
+            self._wider_by_frame[key] = wider
+        return self._wider_by_frame[key]
+
     def stream(
         self, recipe: Recipe, names: Iterable[str] | None = None
     ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -114,10 +142,11 @@ class Merger:
         wanted = list(shapes if names is None else names)
         match recipe:
             case ParametersRecipe() | MixtureRecipe():
-                merge = self._planned(recipe)
+                merge, wider = self._planned(recipe), self._wider(recipe)
                 for name in wanted:
-                    out = torch.empty(shapes[name], dtype=merge.dtype, device=self.device)
-                    self._kernels.merge(merge.plan([name]), {name: out})
+                    dtype: torch.dtype = getattr(torch, wider.get(name, recipe.dtype))
+                    out = torch.empty(shapes[name], dtype=dtype, device=self.device)
+                    self._kernels.merge(replace(merge.plan([name]), dtype=dtype), {name: out})
                     yield name, out
             case RoutingRecipe():
                 yield from routed_stream(recipe, self.sources, self._weights.tensor, wanted)
@@ -151,11 +180,28 @@ class Merger:
                 targets[name].copy_(tensor)
             return digests
         merge = self._planned(recipe)
-        if not merge.remade:
-            return self._kernels.merge(merge.plan(list(targets), again=True), targets)
-        for part in _parts(targets):
-            digests |= self._kernels.merge(merge.plan(list(part)), part)
+        for dtype, alike in self._by_dtype(recipe, targets):
+            parts = _parts(alike) if merge.remade else [alike]
+            for part in parts:
+                plan = merge.plan(list(part), again=not merge.remade)
+                digests |= self._kernels.merge(replace(plan, dtype=dtype), part)
         return digests
+
+    def _by_dtype(
+        self, recipe: Recipe, targets: Mapping[str, torch.Tensor]
+    ) -> list[tuple[torch.dtype, Mapping[str, torch.Tensor]]]:
+        """Part tensors by the dtype of their merges; the same objects for the same targets."""
+        wider = self._wider(recipe)
+        if not wider:
+            return [(getattr(torch, recipe.dtype), targets)]
+        before, dtype, parts = self._parted
+        if before is not targets or dtype != recipe.dtype:
+            by_name: dict[str, dict[str, torch.Tensor]] = {}
+            for name, tensor in targets.items():
+                by_name.setdefault(wider.get(name, recipe.dtype), {})[name] = tensor
+            parts = [(getattr(torch, some), part) for some, part in by_name.items()]
+            self._parted = targets, recipe.dtype, parts
+        return parts
 
     def _planned(self, recipe: ParametersRecipe | MixtureRecipe) -> _PlannedMerge:
         if isinstance(recipe, MixtureRecipe):

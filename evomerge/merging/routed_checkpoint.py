@@ -190,9 +190,9 @@ def routed_stream(
     ('model.embed_tokens.weight', tensor([0., 0., 0.]))
     """
     origins = routed_tensors(recipe, sources)
-    dtype: torch.dtype = getattr(torch, recipe.dtype)
     for name in origins if names is None else names:
         origin = origins[name]
+        dtype = getattr(torch, sources[origin.source].dtype_of(origin.name, recipe.dtype))
         tensor = folded(origin, tensor_of(origin.source, origin.name), dtype)
         check_finite(name, tensor)
         yield name, tensor

@@ -12,9 +12,11 @@ import torch
 from safetensors import safe_open
 
 from evomerge.kernels.task_vector import gram_matrix
+from evomerge.sources.alignment import aligned
 from evomerge.sources.lora import LowRank
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source, open_source
+from evomerge.sources.trust import NOBODY, Trust
 
 
 class SourceWeights:
@@ -39,7 +41,7 @@ class SourceWeights:
         self._sources, self._device = dict(sources), device
         self.keeps = keep
         self._files: dict[Path, Any] = {}  # as safetensors opens them; it has no types
-        self._on_device: dict[tuple[Path, str], torch.Tensor] = {}
+        self._on_device: dict[tuple[Path, str, tuple[int, ...]], torch.Tensor] = {}
 
     def add(self, sources: Mapping[str, Source]) -> None:
         """Know more sources, by name."""
@@ -121,14 +123,38 @@ class SourceWeights:
         return (a.T, b.T) if factor.transposed else (b, a)
 
     def _read(self, stored: Tensor) -> torch.Tensor:
-        key = (stored.file, stored.key)
+        key = (stored.file, stored.key, stored.shape)
         if key in self._on_device:
             return self._on_device[key]
         if stored.file not in self._files:
             self._files[stored.file] = safe_open(stored.file, framework="pt", device="cpu")
-        tensor: torch.Tensor = self._files[stored.file].get_tensor(stored.key).to(self._device)
+        file = self._files[stored.file]
+        tensor: torch.Tensor
+        if stored.rows is None:
+            tensor = file.get_tensor(stored.key)
+        else:
+            tensor = file.get_slice(stored.key)[: stored.rows]
+        if stored.filler is not None:
+            missing = self._read(stored.filler)[stored.rows :]
+            tensor = torch.cat([tensor, missing.to(tensor.device, tensor.dtype)])
+        tensor = tensor.to(self._device)
         if self.keeps:
             self._on_device[key] = tensor
+        return tensor
+
+
+def read_stored(stored: Tensor) -> torch.Tensor:
+    """Return a stored tensor as it is, in its own dtype.
+
+    >>> import tempfile
+    >>> from evomerge.testing import tiny_llama
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     source = open_source(str(tiny_llama(folder, 0)))
+    ...     read_stored(source.tensors["model.norm.weight"]).dtype
+    torch.bfloat16
+    """
+    with safe_open(stored.file, framework="pt", device="cpu") as file:
+        tensor: torch.Tensor = file.get_tensor(stored.key)
         return tensor
 
 
@@ -152,19 +178,27 @@ def flattened(source: Source) -> np.ndarray:
     return flat
 
 
-def grams_of(places: Sequence[str]) -> np.ndarray:
+def grams_of(
+    places: Sequence[str],
+    first: str,
+    trust: Trust = NOBODY,
+) -> np.ndarray:
     """Return the (tensors, models, models) float64 inner products of the models at places.
 
     Args:
         places: as `open_source` takes them.
+        first: of the model that the others' vocabularies follow.
+        trust: see `open_source`.
 
     >>> import tempfile
     >>> from evomerge.testing import tiny_llama
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     grams_of([str(tiny_llama(folder, 0))]).shape
+    ...     place = str(tiny_llama(folder, 0))
+    ...     grams_of([place], place).shape
     (20, 1, 1)
     """
-    opened = {place: open_source(place, trust_remote_code=True) for place in places}
+    measure = open_source(first, trust)
+    opened = {place: aligned(measure, open_source(place, trust)) for place in places}
     weights = SourceWeights(opened, torch.device("cpu"))
     names = opened[places[0]].tensors
     return np.stack([gram_matrix([weights.tensor(p, n) for p in places], None) for n in names])

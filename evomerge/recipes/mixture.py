@@ -17,6 +17,8 @@ from evomerge.recipes.parameter_index import ParameterIndex
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import VERSION, Recipe
 
+_MOST_UNPACKED = 1 << 30  # bytes: some million segments of a hundred models
+
 _SMALLEST_SINE = 1e-6  # below it slerp is lerp, as in M2N2's code
 
 
@@ -144,13 +146,24 @@ def packed(recipe: MixtureRecipe) -> tuple[dict[str, Any], bytes]:
 def unpacked(data: Mapping[str, Any], numbers: bytes) -> MixtureRecipe:
     """Return the mixture that `packed` made smaller.
 
+    Raises:
+        ValueError: the numbers are not those of its segments.
+
     >>> one = Chromosome(None, np.array([0, 10]), np.array([[0.25, 0.75]]))
     >>> recipe = MixtureRecipe(("a", "b"), (one,), "float32", "hash")
     >>> unpacked(*packed(recipe)).to_json() == recipe.to_json()
     True
     """
-    raw, offset = zlib.decompress(numbers), 0
     models = tuple(data["models"])
+    # as many bytes as the recipe says, and no more: a few that are compressed can stand for many
+    counts = [entry["segments"] for entry in data["chromosomes"]]
+    size = 8 * sum(count + 1 + count * len(models) for count in counts)
+    if min(counts, default=0) < 1 or size > _MOST_UNPACKED:
+        raise ValueError(f"a mixture of {counts} segments")
+    unpacking, offset = zlib.decompressobj(), 0
+    raw = unpacking.decompress(numbers, size + 1)
+    if len(raw) != size or not unpacking.eof:
+        raise ValueError("the segments are not as many as the recipe says")
     chromosomes = []
     for entry in data["chromosomes"]:
         segments = entry["segments"]
@@ -159,6 +172,8 @@ def unpacked(data: Mapping[str, Any], numbers: bytes) -> MixtureRecipe:
         coefficients = np.frombuffer(raw, "<f8", segments * len(models), offset)
         offset += coefficients.nbytes
         by_segment = coefficients.reshape(segments, len(models))
+        if edges[0] != 0 or (np.diff(edges) <= 0).any() or not np.isfinite(by_segment).all():
+            raise ValueError("the segments do not follow one another, or are no numbers")
         chromosomes.append(Chromosome(entry["modules"], edges, by_segment))
     index_hash = data["parameter_index_hash"]
     return MixtureRecipe(models, tuple(chromosomes), data["dtype"], index_hash)

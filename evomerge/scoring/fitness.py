@@ -53,10 +53,17 @@ class TaskSection(FitnessSection):
     True
     """
 
-    task: Text = option("an lm-eval task's name, or the path of its YAML", example="gsm8k")
+    task: Text = option(
+        "the name of an lm-eval task or group, or the path of its YAML", example="gsm8k"
+    )
     metric: Text = option(
         "one that lm-eval averages over items, or bits_per_byte; of several filters METRIC,FILTER",
         example="exact_match",
+    )
+    aggregate: Literal["mean"] | None = option(
+        "takes a group of tasks as one objective, over the items of all of them together: every"
+        " item counts once, so that a larger task weighs more",
+        None,
     )
     items: Whole | None = option("items to take before the split; null: all", None, ge=1)
     fewshot: Whole | None = option("worked examples in each prompt; null: the task's", None, ge=0)
@@ -158,6 +165,7 @@ class Fitness(ABC):
         hashes: one for each item; they tell whether the items are still the same.
         test_from: the first ordinal of the task's own held-out items, where asked for.
         is_cost: whether its one item is the model itself, measured on both sides.
+        notes: what the user should know of its items, one line each.
 
     >>> from evomerge.scoring.costs import CostFitness
     >>> CostFitness(CostSection(name="size", cost="parameters")).direction
@@ -169,6 +177,7 @@ class Fitness(ABC):
     hashes: list[str]
     test_from: int | None = None
     is_cost: bool = False
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:

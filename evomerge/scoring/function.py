@@ -2,6 +2,8 @@
 
 import importlib.util
 import inspect
+import os
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.canonical import file_hash, item_hash
-from evomerge.errors import BadInput, Fault, one_line, placed
+from evomerge.errors import BadInput, CandidateFailure, Fault, one_line, placed
 from evomerge.scoring.fitness import Fitness, FunctionSection
 
 _DEFINE = "define items() and score(model, tokenizer, items)"
@@ -36,14 +38,15 @@ class FunctionFitness(Fitness):
             BadInput: there is no such file, or it has not what it needs.
         """
         self.direction = section.direction or "maximize"
-        path = Path(section.function)
+        self._objective, self._path = section.name, Path(section.function)
+        path = self._path
         with placed("function"):
             self._module = _import_file(path)
             self.definition = file_hash(path)
             try:
                 self._items = list(self._module.items())
             except Exception as error:  # the user's code: whatever it raises means the same
-                wrong = f"{path}: items() failed with {one_line(error)}"
+                wrong = f"{path}{_line(error, path)}: items() failed with {one_line(error)}"
                 raise BadInput(Fault("", wrong, "mend items()")) from error
         self.hashes = [item_hash(item) for item in self._items]
 
@@ -52,10 +55,25 @@ class FunctionFitness(Fitness):
 
     def score(self, ordinals: Sequence[int]) -> np.ndarray:
         items = [self._items[i] for i in ordinals]
-        scores = np.asarray(self._module.score(self._model, self._tokenizer, items), np.float32)
-        if scores.shape != (len(items),):
-            raise ValueError(f"score() gave shape {scores.shape} for {len(items)} items")
+        try:
+            found = self._module.score(self._model, self._tokenizer, items)
+            scores = np.asarray(found, np.float32)
+            if scores.shape != (len(items),):
+                raise ValueError(f"score() gave shape {scores.shape} for {len(items)} items")
+        except (Exception, SystemExit) as error:
+            place = f"{self._objective}: {self._path.name}{_line(error, self._path)}"
+            raise CandidateFailure(f"{place}: {one_line(error)}") from error
         return scores
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """Return `, line N` of the deepest place in a file that an error came through, if any."""
+    numbers = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == os.path.abspath(path)  # as importlib calls it
+    ]
+    return f", line {numbers[-1]}" if numbers else ""
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -69,7 +87,7 @@ def _import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        wrong = f"{path} cannot be imported: {one_line(error)}"
+        wrong = f"{path}{_line(error, path)} cannot be imported: {one_line(error)}"
         raise BadInput(Fault("", wrong, "mend the module")) from error
     for name, count in (("items", 0), ("score", 3)):
         function = module.__dict__.get(name)

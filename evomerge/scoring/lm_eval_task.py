@@ -6,29 +6,28 @@ document before any aggregation, so only metrics that lm-eval itself averages ca
 bits per byte.
 """
 
-import contextlib
-import copy
-import io
-import logging
-import os
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evomerge.canonical import file_hash, item_hash
-from evomerge.errors import BadInput, Fault, nearest, one_line
+from evomerge.canonical import file_hash
 from evomerge.scoring.fitness import Fitness, TaskSection
+from evomerge.scoring.generators import seeded_as_lm_eval
+from evomerge.scoring.lm_eval_documents import (
+    FEWSHOT_SEED,
+    TaskDocuments,
+    open_documents,
+    set_examples_aside,
+)
+from evomerge.scoring.lm_eval_loading import is_of_public_data, quietly
+from evomerge.scoring.lm_eval_metric import choose_metric
 
 DEFAULT_BATCH = 64  # prompts; a worker holds one model, and most fit its cache of keys and values
 
-_FEWSHOT_SEED = 1234  # lm-eval's own default, so that its command line draws the same examples
-
 _SAMPLE = 32  # documents whose lengths are averaged; enough for an estimate
-_HUB_FORMATS = {"json", "csv", "parquet", "text", "arrow"}  # dataset_path of local files
 
 
 class TaskFitness(Fitness):
@@ -40,77 +39,50 @@ class TaskFitness(Fitness):
     evomerge.errors.BadInput: task: there is no file 'x.yaml'; write a path to a task YAML
     """
 
-    def __init__(self, section: TaskSection, own_test: bool):
+    def __init__(
+        self, section: TaskSection, own_test: bool, documents: TaskDocuments | None = None
+    ):
         """
         Args:
             section: the campaign's entry.
             own_test: items are the validation (or training) documents, then the test ones.
+            documents: of the task, where it is loaded and its examples are set aside already.
 
         Raises:
             BadInput: the task cannot be loaded or the metric cannot be an objective.
         """
-        self._section = section
-        self._task = self._load()
+        if documents is None:
+            (documents,) = open_documents(section, own_test)
+            self.notes = set_examples_aside([documents])
+        self._section, self._task = section, documents.task
         path = Path(section.task)
         self.definition = file_hash(path) if path.is_file() else ""
-        self._metric, self._filter = self._choose_metric()
-        better = self._task.higher_is_better()[self._metric]
-        self.direction = section.direction or ("maximize" if better else "minimize")
-        self._parts = [self._task]
+        self._metric = choose_metric(self._task, section.metric)
+        self.direction = section.direction or self._metric.direction
+        self._sizes = [len(part) for part in documents.parts]
         if own_test:
-            self._parts = [self._on_development_split(), self._task]
-            self.test_from = len(self._parts[0].eval_docs)
-        self._docs = [doc for part in self._parts for doc in part.eval_docs]
-        self.hashes = [item_hash(doc) for doc in self._docs]
+            self.test_from = self._sizes[0]
+        self._docs = [doc for part in documents.parts for doc in part]
+        self.hashes = [hashed for part in documents.hashes for hashed in part]
         # lm-eval compiles its templates for every document, every time
         for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
             setattr(self._task, name, self._rendered_once(getattr(self._task, name)))
 
     def is_public_test_split(self) -> bool:
         """Tell whether the documents are the test split of a data set that others report on."""
-        config = self._task.config
-        public = config.dataset_path is not None and config.dataset_path not in _HUB_FORMATS
-        return public and not callable(config.custom_dataset) and self._task.has_test_docs()
+        return is_of_public_data(self._task) and self._task.has_test_docs()
 
     def characters(self) -> float:
         """Return the mean length of a document's prompt and target, over the first few."""
         docs = self._docs[:_SAMPLE]
-        texts = [f"{self._task.doc_to_text(d)}{self._task.doc_to_target(d)}" for d in docs]
+        with seeded_as_lm_eval():
+            texts = [f"{self._task.doc_to_text(d)}{self._task.doc_to_target(d)}" for d in docs]
         return sum(map(len, texts)) / max(1, len(texts))
 
-    def _load(self) -> Any:
-        name = self._section.task
-        is_file = name.endswith((".yaml", ".yml"))
-        if is_file and not Path(name).is_file():
-            raise _refused("task", f"there is no file '{name}'", "write a path to a task YAML")
-        if not is_file and "/" in name:
-            raise _refused("task", f"there is no task '{name}'", "a task's path ends in .yaml")
-        with _quietly():
-            from lm_eval.tasks import TaskManager
-
-            manager = TaskManager(include_defaults=not is_file)
-            if not is_file and name not in manager.all_subtasks:
-                known = manager.all_subtasks
-                mend = nearest(name, known) if known else "write a path to a task YAML"
-                mend = mend if mend.startswith("did") else "`lm-eval ls tasks` lists them"
-                raise _refused("task", f"there is no task '{name}'", mend)
-            try:
-                (task,) = manager.load(name)["tasks"].values()
-            except Exception as error:
-                wrong = f"'{name}' cannot be loaded: {one_line(error)}"
-                raise _refused("task", wrong, "mend the task or its data") from error
-        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-            raise _refused("task", f"'{name}' runs code or needs images", "take another task")
-        if self._section.fewshot is not None:
-            task.set_config("num_fewshot", self._section.fewshot)
-        elif task.config.num_fewshot is None:
-            task.set_config("num_fewshot", 0)
-        if self._section.generation:
-            if task.OUTPUT_TYPE != "generate_until":
-                wrong = f"'{name}' generates nothing ({task.OUTPUT_TYPE})"
-                raise _refused("generation", wrong, "leave it out")
-            task.set_config("generation_kwargs", self._section.generation, update=True)
-        return task
+    @property
+    def speaks(self) -> bool:
+        """Whether the model answers in words."""
+        return bool(self._task.OUTPUT_TYPE == "generate_until")
 
     def _rendered_once(self, render: Callable) -> Callable:
         """Remember what a template makes of each document: lm-eval compiles it every time."""
@@ -127,107 +99,102 @@ class TaskFitness(Fitness):
 
         return rendered
 
-    def _on_development_split(self) -> Any:
-        """Return the task over its validation documents, or its training ones."""
-        config = self._task.config
-        development = config.validation_split or config.training_split
-        if not self._task.has_test_docs() or development is None:
-            wrong = f"'{self._task.task_name}' has no validation and test split of its own"
-            raise _refused("task", wrong, "write heldout: 0.5, or another share")
-        part = copy.copy(self._task)
-        part._config = copy.copy(config)
-        part._config.test_split = development
-        return part
-
-    def _choose_metric(self) -> tuple[str, str]:
-        aggregation = self._task.aggregation()
-        metric, _, chosen = self._section.metric.partition(",")
-        if metric not in aggregation:
-            wrong = f"'{self._task.task_name}' has no metric '{metric}'"
-            raise _refused("metric", wrong, nearest(metric, aggregation))
-        averaged_by = getattr(aggregation[metric], "__name__", str(aggregation[metric]))
-        # Of one document bits per byte is a score like any; lm-eval weighs documents by length.
-        self._of_one = (
-            (lambda v: aggregation[metric]([v])) if averaged_by == "bits_per_byte" else float
-        )
-        if averaged_by not in ("mean", "nanmean", "bits_per_byte"):
-            usable = [m for m, a in aggregation.items() if getattr(a, "__name__", "") == "mean"]
-            wrong = f"'{metric}' is no mean of items (lm-eval aggregates it by {averaged_by})"
-            mend = f"take one of {', '.join(usable)}" if usable else "take another task"
-            raise _refused("metric", wrong, mend)
-        filters = [f.name for f in self._task._filters]
-        if not chosen and len(filters) > 1:
-            wrong = f"'{metric}' is reported after each of the filters {', '.join(filters)}"
-            raise _refused("metric", wrong, f"write e.g. '{metric},{filters[0]}'")
-        if chosen and chosen not in filters:
-            wrong = f"'{self._task.task_name}' has no filter '{chosen}'"
-            raise _refused("metric", wrong, nearest(chosen, filters))
-        return metric, chosen or filters[0]
-
     def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
+        self._lm = language_model(model, tokenizer, self._section)
+        self.build(self._lm, ordinals)
+
+    def build(self, lm: Any, ordinals: Sequence[int]) -> None:
+        """Build the requests of items for a live model.
+
+        Args:
+            lm: see `language_model`.
+            ordinals: of the items.
+        """
         chat = self._section.chat_template
-        with _quietly():
-            batch_size = self._section.batch_size or DEFAULT_BATCH
-            self._lm = _language_model(model, tokenizer, batch_size)
         self._requests: dict[int, list] = {}
         first = 0
-        for part in self._parts:
-            size = len(part.eval_docs)
-            wanted = sorted({o - first for o in ordinals if first <= o < first + size})
-            if wanted:
-                with _quietly():
-                    part.set_fewshot_seed(_FEWSHOT_SEED)
-                    part.build_all_requests(
-                        samples=set(wanted),
-                        system_instruction=self._section.system,
-                        apply_chat_template=chat,
-                        fewshot_as_multiturn=chat,  # as lm-eval's command line does
-                        chat_template=self._lm.apply_chat_template if chat else None,
-                        tokenizer_name=self._lm.tokenizer_name if chat else "",
-                    )
-            # lm-eval numbers the sampled documents, not the task's
-            for request in part.instances if wanted else ():
-                self._requests.setdefault(first + wanted[request.doc_id], []).append(request)
+        for size in self._sizes:
+            wanted = sorted({o for o in ordinals if first <= o < first + size})
             first += size
+            if not wanted:
+                continue
+            # lm-eval would take its own documents, among them those that are set aside, and
+            # would draw them anew
+            chosen = [(ordinal, self._docs[ordinal]) for ordinal in wanted]
+            self._task.doc_iterator = lambda chosen=chosen, **_: iter(chosen)
+            with quietly(), seeded_as_lm_eval():
+                self._task.set_fewshot_seed(FEWSHOT_SEED)
+                self._task.build_all_requests(
+                    system_instruction=self._section.system,
+                    apply_chat_template=chat,
+                    fewshot_as_multiturn=chat,  # as lm-eval's command line does
+                    chat_template=lm.apply_chat_template if chat else None,
+                    tokenizer_name=lm.tokenizer_name if chat else "",
+                )
+            for request in self._task.instances:
+                self._requests.setdefault(request.doc_id, []).append(request)
         for requests in self._requests.values():
             requests.sort(key=lambda request: request.idx)
 
+    def requests(self, ordinals: Sequence[int]) -> list[Any]:
+        """Return what a model is asked for items, as lm-eval's requests."""
+        return [request for ordinal in ordinals for request in self._requests[ordinal]]
+
     def score(self, ordinals: Sequence[int]) -> np.ndarray:
-        requests = [r for ordinal in ordinals for r in self._requests[ordinal]]
-        self._answer(requests)
+        answer(self._lm, self.requests(ordinals))
+        return self.scores(ordinals)
+
+    def scores(self, ordinals: Sequence[int]) -> np.ndarray:
+        """Return the (len(ordinals),) float32 scores of what was answered last."""
         scores = []
-        for ordinal in ordinals:
-            answers = [r.filtered_resps[self._filter] for r in self._requests[ordinal]]
-            found = self._task.process_results(self._docs[ordinal], answers)[self._metric]
-            scores.append(self._of_one(found))
+        with quietly(), seeded_as_lm_eval():
+            if requests := self.requests(ordinals):
+                for ensemble in self._task._filters:
+                    ensemble.apply(requests)
+            for ordinal in ordinals:
+                answers = [r.filtered_resps[self._metric.filter] for r in self._requests[ordinal]]
+                found = self._task.process_results(self._docs[ordinal], answers)
+                scores.append(self._metric.of_one(found[self._metric.name]))
         return np.array(scores, np.float32)
 
     def answers(self, ordinals: Sequence[int]) -> list[str] | None:
-        if self._task.OUTPUT_TYPE != "generate_until":
+        if not self.speaks:
             return None
-        return [str(self._requests[o][0].filtered_resps[self._filter]) for o in ordinals]
-
-    def _answer(self, requests: list[Any]) -> None:
-        """Run the model on `requests` afresh and filter what it says."""
-        by_type: dict[str, list[Any]] = defaultdict(list)
-        for request in requests:
-            request.resps, request.filtered_resps = [], {}
-            by_type[request.request_type] += [request] * request.repeats
-        with _quietly():
-            for kind, batch in by_type.items():
-                answers = getattr(self._lm, kind)(batch, disable_tqdm=True)
-                for request, answer in zip(batch, answers, strict=True):
-                    request.resps.append(answer)
-            for ensemble in self._task._filters:
-                ensemble.apply(requests)
+        return [str(self._requests[o][0].filtered_resps[self._metric.filter]) for o in ordinals]
 
 
-def _refused(key: str, wrong: str, mend: str = "") -> BadInput:
-    return BadInput(Fault(key, wrong, mend))
+def answer(lm: Any, requests: Sequence[Any]) -> None:
+    """Run a model on requests afresh.
+
+    Args:
+        lm: see `language_model`.
+        requests: lm-eval's; each then holds its answers, unfiltered.
+
+    >>> answer(None, [])
+    """
+    by_type: dict[str, list[Any]] = defaultdict(list)
+    for request in requests:
+        request.resps, request.filtered_resps = [], {}
+        by_type[request.request_type] += [request] * request.repeats
+    with quietly():
+        for kind, batch in by_type.items():
+            answers = getattr(lm, kind)(batch, disable_tqdm=True)
+            for request, said in zip(batch, answers, strict=True):
+                request.resps.append(said)
 
 
-def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """Wrap a live model for lm-eval, with every text tokenized once."""
+def language_model(model: Any, tokenizer: Any, section: TaskSection) -> Any:
+    """Wrap a live model for lm-eval, with every text tokenized once.
+
+    Args:
+        model: a transformers model, whose weights may change.
+        tokenizer: its own.
+        section: says how many prompts go at once.
+
+    >>> from evomerge.testing.lm_eval_tasks import example_live, example_section
+    >>> language_model(*example_live(), example_section()).batch_size
+    64
+    """
     from lm_eval.models.huggingface import HFLM
 
     class WarmHFLM(HFLM):
@@ -257,17 +224,8 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
                 lambda: super(WarmHFLM, self).tok_batch_encode(strings, *args, **options),
             )
 
-    return WarmHFLM(
-        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device)
-    )
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep lm-eval, datasets and tqdm from writing over the campaign's own output."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("lm_eval", "datasets", "transformers", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    batch_size = section.batch_size or DEFAULT_BATCH
+    with quietly():
+        return WarmHFLM(
+            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device)
+        )

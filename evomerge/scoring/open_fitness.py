@@ -9,6 +9,7 @@ from evomerge.scoring.fitness import (
     TaskSection,
 )
 from evomerge.scoring.function import FunctionFitness
+from evomerge.scoring.lm_eval_group import GroupFitness
 from evomerge.scoring.lm_eval_task import TaskFitness
 
 
@@ -27,7 +28,8 @@ def open_fitness(section: FitnessSection, own_test: bool = False) -> Fitness:
     1
     """
     if isinstance(section, TaskSection):
-        return TaskFitness(section, own_test)
+        kind = GroupFitness if section.aggregate else TaskFitness
+        return kind(section, own_test)
     if isinstance(section, FunctionSection):
         return FunctionFitness(section)
     if isinstance(section, CostSection):

@@ -22,6 +22,7 @@ class Outcome:
         weights_checksum: of the merged weights, see `kernels.checksum`; "" where none is made.
         worker: HOST/PID/DEVICE.
         answers: objective -> what the model said to each item, where that is kept.
+        traceback: of an error that nobody expected, for the log alone.
 
     >>> Outcome("failed", "a weight is not finite").scores
     {}
@@ -35,6 +36,7 @@ class Outcome:
     weights_checksum: str = ""
     worker: str = ""
     answers: Mapping[str, list[str]] = field(default_factory=dict)
+    traceback: str = ""
 
     @property
     def means(self) -> dict[str, float] | None:

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import Fault
+from evomerge.sources.alignment import aligned, tokenizer_faults
 from evomerge.sources.architectures import INDICES, PER_LAYER, effective, family_of
+from evomerge.sources.model_class import is_known
 from evomerge.sources.source import CONFIG_NOISE, Source
 from evomerge.tensor_names import canonical_order, place, within_layer
 
@@ -43,48 +45,46 @@ def mismatches(sources: Sequence[Source]) -> list[Fault]:
     mend = "merge models of one architecture"
     faults = []
     first = sources[0]
+    measures = settings_of(first)
     for other in sources[1:]:
         pair = f"'{other.name}' and '{first.name}'"
+        settings = settings_of(other)
         for key in _CONFIG_KEYS:
-            value, measure = other.config.get(key), first.config.get(key)
+            value, measure = settings.get(key), measures.get(key)
             if value != measure:
                 faults.append(Fault("", f"{pair} differ in {key}: {value} and {measure}", mend))
+        if first.class_name != other.class_name:
+            wrong = f"{pair} are of different classes: {other.class_name} and {first.class_name}"
+            faults.append(Fault("", wrong, mend))
+        of_tokens = tokenizer_faults(first, other)
+        fitting = other if of_tokens else aligned(first, other)
         differing = []
         for name in canonical_order(first.tensors | other.tensors):
-            shape, wanted = _shape(other, name), _shape(first, name)
+            shape, wanted = _shape(fitting, name), _shape(first, name)
             if shape != wanted:
                 differing.append(f"{name} ({shape or 'missing'} and {wanted or 'missing'})")
         if differing:
             wrong = f"{pair} differ in {len(differing)} tensors: {', '.join(differing[:3])}"
             faults.append(Fault("", wrong, mend))
-        faults += _tokenizer_faults(first, other)
+        faults += of_tokens
     return faults
+
+
+def settings_of(source: Source) -> Mapping[str, Any]:
+    """Return a source's config with what transformers makes of it, where it knows the type.
+
+    A key that is left out has its default, an old name is the new one.
+
+    >>> from pathlib import Path
+    >>> llama = Source("a", Path("a"), {"model_type": "llama", "num_attention_heads": 4}, {}, {})
+    >>> settings_of(llama)["num_key_value_heads"]
+    4
+    """
+    return effective(source.config) if is_known(source.config) else source.config
 
 
 def _shape(source: Source, name: str) -> tuple[int, ...] | None:
     return source.tensors[name].shape if name in source.tensors else None
-
-
-def _tokenizer_faults(first: Source, other: Source) -> list[Fault]:
-    if not first.vocabulary or not other.vocabulary or first.vocabulary == other.vocabulary:
-        return []
-    tokens = _differing_tokens(first.vocabulary, other.vocabulary)
-    wrong = f"'{other.name}' and '{first.name}' have different tokenizers: {tokens}"
-    return [Fault("", wrong, "merge models that share one tokenizer")]
-
-
-def _differing_tokens(first: Mapping[str, int], other: Mapping[str, int]) -> str:
-    """Say how many tokens differ, and the three of them that come first in either vocabulary."""
-    differing = []
-    for token in first.keys() | other.keys():
-        ids = first.get(token), other.get(token)
-        if ids[0] != ids[1]:
-            earliest = min(number for number in ids if number is not None)
-            differing.append((earliest, token))
-    listed = []
-    for _, token in sorted(differing)[:3]:
-        listed.append(f"{token!r} is {other.get(token, 'absent')} and {first.get(token, 'absent')}")
-    return f"{len(differing)} tokens, first {', '.join(listed)}"
 
 
 def stream_mismatches(sources: Sequence[Source]) -> list[Fault]:
@@ -115,7 +115,7 @@ def stream_mismatches(sources: Sequence[Source]) -> list[Fault]:
             faults.append(Fault("", f"{pair} differ in {key}: {value} and {measure}", mend))
         if any(frozenset(layer.items()) not in known for layer in _layers(other)):
             faults.append(Fault("", f"{pair} have layers of different tensors", mend))
-        faults += _tokenizer_faults(first, other)
+        faults += tokenizer_faults(first, other)
     return faults
 
 
@@ -181,11 +181,13 @@ def differing_settings(sources: Sequence[Source]) -> list[str]:
     ["'b' and 'a' differ in eps: 1e-06 and 1e-05; merges take that of the latter"]
     """
     lines = []
+    silent = CONFIG_NOISE | _CONFIG_SILENT
     for other in sources[1:]:
         first = sources[0]
         pair = f"'{other.name}' and '{first.name}'"
-        for key in sorted({*first.config, *other.config} - CONFIG_NOISE - _CONFIG_SILENT):
-            value, measure = other.config.get(key), first.config.get(key)
+        measures, settings = settings_of(first), settings_of(other)
+        for key in sorted({*measures, *settings} - silent):
+            value, measure = settings.get(key), measures.get(key)
             if value != measure:
                 lines.append(
                     f"{pair} differ in {key}: {value} and {measure}; merges take that of the latter"

@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -102,8 +103,9 @@ def digest(source: Source) -> Digest:
 
 
 def _digest(source: Source) -> Digest:
+    source = source.unaligned or source
     config = {key: value for key, value in source.config.items() if key not in CONFIG_NOISE}
-    sha = hashlib.sha256(canonical_json(config).encode())
+    sha = hashlib.sha256(canonical_json(_finite(config)).encode())
     sha.update(canonical_json(source.vocabulary).encode())
     not_finite = []
     for name, tensor in source.stored:
@@ -113,10 +115,19 @@ def _digest(source: Source) -> Digest:
     return Digest(sha.hexdigest(), tuple(not_finite))
 
 
+def _finite(data: Any) -> Any:
+    """Return JSON-able data with infinities, which some configs have, as texts."""
+    if isinstance(data, float) and not math.isfinite(data):
+        return str(data)
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, list) else data
+
+
 def _hash_numbers(tensor: Tensor, sha: "hashlib._Hash") -> bool:
     """Hash a tensor's bytes, and tell whether all of its numbers are finite."""
-    exponent, finite = EXPONENT[tensor.dtype], True
-    integer = INTEGER[SIZE[tensor.dtype]]
+    exponent, finite = EXPONENT.get(tensor.dtype, 0), True  # integers have none
+    integer = INTEGER.get(SIZE[tensor.dtype], "u1")
     with open(tensor.file, "rb") as stream:
         stream.seek(tensor.begin)
         left = tensor.bytes
@@ -129,5 +140,5 @@ def _hash_numbers(tensor: Tensor, sha: "hashlib._Hash") -> bool:
             sha.update(block)
             # a number is infinite or NaN where its exponent has every bit set
             bits = np.frombuffer(block, integer)
-            finite = finite and not ((bits & exponent) == exponent).any()
+            finite = finite and not (exponent and ((bits & exponent) == exponent).any())
     return finite

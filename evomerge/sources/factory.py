@@ -135,7 +135,9 @@ def state_of(module: "torch.nn.Module") -> "dict[str, torch.Tensor]":
 def _imported(where: str) -> ModuleType:
     if not where.endswith(".py"):
         return importlib.import_module(where)
-    spec = importlib.util.spec_from_file_location(f"evomerge_factory_{Path(where).stem}", where)
+    path = hashlib.sha256(str(Path(where).resolve()).encode()).hexdigest()[:8]
+    name = f"evomerge_factory_{Path(where).stem}_{path}"  # two files may have one name
+    spec = importlib.util.spec_from_file_location(name, where)
     if spec is None or spec.loader is None:
         raise ImportError(f"{where} cannot be imported")
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,8 @@
 """LoRA adapters (Hu et al. 2021, arXiv:2106.09685) in PEFT's format, by their headers.
 
-A low-rank update stays two factors: W + scale * B A is made when a tensor is asked for.
+A low-rank update stays two factors: W + scale * B A is made when a tensor is asked for. What PEFT
+would make of a base otherwise is refused: factors that were taken out of the base's weights when
+training began, and a change of embeddings from which the head is to stay apart.
 """
 
 import math
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 
 from evomerge.dtypes import STORED_DTYPES
 from evomerge.errors import BadInput, Fault, one_line
+from evomerge.sources.checkpoint import Checkpoint, same_numbers
 from evomerge.sources.safetensors_file import Tensor, read_header, read_json
 
 _PREFIX = "base_model.model."
@@ -30,6 +33,11 @@ _PLAIN: dict[str, tuple[str | bool | None, ...]] = {
     "kasa_config": (None,),
     "monteclora_config": (None,),
 }
+
+# Beginnings that take the first factors out of the base's weights, which are then others: PiSSA
+# (arXiv:2404.02948), OLoRA (arXiv:2406.01775), CorDA (arXiv:2406.05223), LoftQ (arXiv:2310.08659)
+# and LoRA-GA (arXiv:2407.05000); PEFT 0.21 writes "pissa_niter_4" and the like too.
+_OUT_OF_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class LowRank(NamedTuple):
@@ -61,6 +69,7 @@ class Adapter:
         path: its directory.
         factors: tensor name -> what it adds there.
         replaced: tensor name -> what it puts in the tensor's place.
+        notes: what a user should know of it, one line each.
 
     >>> Adapter(Path("lora"), {}, {}).tensors
     []
@@ -69,6 +78,7 @@ class Adapter:
     path: Path
     factors: dict[str, LowRank]
     replaced: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> list[tuple[str, Tensor]]:
@@ -80,23 +90,24 @@ class Adapter:
         return labelled
 
 
-def open_adapter(path: Path, model: Mapping[str, Tensor]) -> Adapter:
-    """Open a PEFT directory that holds a LoRA adapter of `model`.
+def open_adapter(path: Path, checkpoint: Checkpoint, model: str = "") -> Adapter:
+    """Open a PEFT directory that holds a LoRA adapter of a model.
 
     Args:
         path: with adapter_config.json and adapter_model.safetensors.
-        model: the tensors of the model that it was trained on.
+        checkpoint: of the model that it is put on.
+        model: what the user wrote for it.
 
     Raises:
         BadInput: it is no such directory, or does not fit the model.
 
-    >>> open_adapter(Path("nowhere"), {})
+    >>> open_adapter(Path("nowhere"), Checkpoint({}, {}, {}))
     Traceback (most recent call last):
     evomerge.errors.BadInput: nowhere: adapter_config.json is missing or not JSON; save the \
 adapter with PEFT
     """
     try:
-        return _read_adapter(path, model)
+        return _read_adapter(path, checkpoint, model)
     except ValueError as error:
         wrong = str(error)
     except (AttributeError, TypeError, re.error) as error:  # of what adapter_config.json says
@@ -106,12 +117,13 @@ adapter with PEFT
     raise BadInput(Fault("", f"{path}: {wrong}", "save the adapter with PEFT"))
 
 
-def _read_adapter(path: Path, model: Mapping[str, Tensor]) -> Adapter:
+def _read_adapter(path: Path, checkpoint: Checkpoint, base: str) -> Adapter:
     config = read_json(path / "adapter_config.json")
     if not isinstance(config, dict):
         raise ValueError("adapter_config.json is missing or not JSON")
     if config.get("peft_type") != "LORA":
         raise ValueError(f"is an adapter of type {config.get('peft_type')!r}, not LORA")
+    _refuse_other_beginnings(path, config)
     for key, values in _PLAIN.items():
         if config.get(key) not in values:
             raise ValueError(f"{key} = {config[key]!r} in adapter_config.json is not supported")
@@ -119,8 +131,9 @@ def _read_adapter(path: Path, model: Mapping[str, Tensor]) -> Adapter:
     if not weights.exists():
         pickled = (path / "adapter_model.bin").exists()
         raise ValueError("holds pickled weights only" if pickled else "holds no weights")
+    model = checkpoint.tensors
     pairs: dict[str, dict[str, Tensor]] = {}
-    replaced: dict[str, Tensor] = {}
+    replaced: dict[str, dict[str, Tensor]] = {}  # by the name here, then by the one it has there
     for key, tensor in read_header(weights).items():
         if tensor.dtype not in STORED_DTYPES:
             raise ValueError(f"tensor {key} has dtype {tensor.dtype}, which is not merged")
@@ -130,15 +143,66 @@ def _read_adapter(path: Path, model: Mapping[str, Tensor]) -> Adapter:
         ending = next((ending for ending in _FACTORS if name.endswith(ending)), None)
         if ending is None:
             name = name.replace(".modules_to_save.default", "").replace(".base_layer", "")
-            if name not in model or model[name].shape != tensor.shape:
+            known = checkpoint.name_of(name) or name
+            if known not in model or model[known].shape != tensor.shape:
                 raise ValueError(_misfit(name, tensor.shape, model))
-            replaced[name] = tensor
+            replaced.setdefault(known, {})[name] = tensor
         else:
-            pairs.setdefault(name.removesuffix(ending) + ".weight", {})[ending] = tensor
+            name = name.removesuffix(ending) + ".weight"
+            pairs.setdefault(checkpoint.name_of(name) or name, {})[ending] = tensor
     if not pairs and not replaced:
         raise ValueError("holds no tensors")
+    for name in pairs:
+        if checkpoint.is_tied(name):
+            raise ValueError(_tied(name))
+    instead = {}
+    for name, given in replaced.items():
+        first, *others = given.values()
+        agree = all(same_numbers(first, other) for other in others)
+        if checkpoint.is_tied(name):
+            # the head has the same numbers only if it is there as well, or nothing is changed
+            agree = agree and (bool(others) or same_numbers(first, model[name]))
+        if not agree:
+            raise ValueError(_tied(name))
+        instead[name] = first
     factors = {name: _low_rank(name, pair, config, model) for name, pair in pairs.items()}
-    return Adapter(path, factors, replaced)
+    return Adapter(path, factors, instead, _notes(path, config, base))
+
+
+def _refuse_other_beginnings(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse an adapter whose base is no longer what the base's directory holds.
+
+    Raises:
+        BadInput: it is one.
+    """
+    beginning = str(config.get("init_lora_weights", True)).lower()
+    if not beginning.startswith(_OUT_OF_THE_BASE):
+        return
+    wrong = f"{path}: init_lora_weights = {beginning!r}: PEFT takes the first factors out of the"
+    wrong += " base's weights before it adds these"
+    mend = "save it as a plain LoRA (save_pretrained(path_initial_model_for_weight_conversion=...))"
+    mend += ", or merge it into its base with PEFT (merge_and_unload) and take that model"
+    raise BadInput(Fault("", wrong, mend))
+
+
+def _tied(name: str) -> str:
+    return (
+        f"changes {name}, which the model has as its head too, and PEFT leaves the head as it was"
+    )
+
+
+def _notes(path: Path, config: Mapping[str, Any], base: str) -> tuple[str, ...]:
+    """Return a note if an adapter says that it was trained on another model than it is put on."""
+    said = config.get("base_model_name_or_path")
+    if not base or not isinstance(said, str) or not said:
+        return ()
+    name = base.partition("@")[0]
+    same_folder = Path(said).resolve() == Path(base).resolve()
+    # .../models--org--name/snapshots/HASH is org/name
+    in_cache = f"models--{said.replace('/', '--')}" in Path(base).parts
+    if said == name or same_folder or in_cache or Path(said).name == Path(name).name:
+        return ()
+    return (f"'{path}': the adapter was trained on '{said}' by its own word, not on '{base}'",)
 
 
 def _low_rank(
@@ -149,7 +213,7 @@ def _low_rank(
     if set(pair) != set(endings):
         raise ValueError(f"has one factor of {name} only")
     a, b = (pair[ending] for ending in endings)
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         raise ValueError(f"the factors of {name} are {a.shape} and {b.shape}: no matrices")
     # embeddings are looked up by row, and some linear layers (GPT-2's) store (in, out)
     transposed = embedding or bool(config.get("fan_in_fan_out"))

@@ -4,15 +4,20 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from evomerge.dtypes import SIZE
-from evomerge.errors import one_line
+from evomerge.yaml_file import MOST_JSON, parse_json, read_text
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+
+_ENTRY = {"dtype", "shape", "data_offsets"}  # what a header says of a tensor
+
+_WORD = 1 << 64  # sizes and offsets lie below
 
 
 class Tensor(NamedTuple):
@@ -24,6 +29,8 @@ class Tensor(NamedTuple):
         file: where it is stored.
         key: its name there.
         begin, end: its bytes there.
+        rows: how many rows of those stored are taken, from the first; None for all.
+        filler: gives the rows that are not stored.
 
     >>> tensor = Tensor("BF16", (2, 3), Path("model.safetensors"), "head.weight", 80, 92)
     >>> tensor.elements, tensor.bytes
@@ -36,6 +43,8 @@ class Tensor(NamedTuple):
     key: str
     begin: int
     end: int
+    rows: int | None = None
+    filler: "Tensor | None" = None
 
     @property
     def elements(self) -> int:
@@ -49,48 +58,78 @@ class Tensor(NamedTuple):
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON file's content, or None if it cannot be read.
+    """Return a JSON file's content, or None if it cannot be read or is no plain file.
 
     >>> read_json(Path("nowhere.json")) is None
     True
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        # a pipe or a device may never end
+        return parse_json(read_text(path, MOST_JSON)) if path.is_file() else None
+    except (OSError, ValueError):
         return None
 
 
 def shards(path: Path) -> list[Path]:
-    """Return the files that hold a model directory's weights.
+    """Return the files that hold a model directory's weights, as transformers chooses them.
+
+    It takes model.safetensors if it is there, whatever an index beside it says, and of an index
+    all that its shards hold, the later shard's where two hold a tensor of one name.
 
     Raises:
-        ValueError: the index of shards makes no sense, or a shard is missing.
+        ValueError: the index of shards makes no sense, a shard is missing, or the two do not agree.
         FileNotFoundError: there is no index and no single file.
+        OSError: a shard cannot be read.
 
     >>> shards(Path("nowhere"))
     Traceback (most recent call last):
     FileNotFoundError: nowhere
     """
-    index = path / "model.safetensors.index.json"
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
     if index.exists():
-        listed = read_json(index)
-        if not isinstance(listed, dict) or not isinstance(listed.get("weight_map"), dict):
-            raise ValueError(f"{index.name} is not an index of shards")
-        names = set(listed["weight_map"].values())
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
-                raise ValueError(f"{index.name} names {name!r}, which is no file beside it")
-        missing = sorted(name for name in names if not (path / name).exists())
-        if missing:
-            raise ValueError(f"{len(missing)} of {len(names)} shards are missing: {missing[0]}")
-        return [path / name for name in sorted(names)]
-    if (path / "model.safetensors").exists():
-        return [path / "model.safetensors"]
+        return _listed(index)
+    if single.exists():
+        raise ValueError(f"{single.name} is no plain file")
     raise FileNotFoundError(path)
+
+
+def _listed(index: Path) -> list[Path]:
+    """Return the shards that an index lists; see `shards`."""
+    listed = read_json(index)
+    places = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(places, dict):
+        raise ValueError(f"{index.name} is not an index of shards")
+    for name in places.values():
+        if not _is_file_name(name):
+            raise ValueError(f"{index.name} names {name!r:.80}, which is no file beside it")
+    names = sorted(set(places.values()))
+    missing = [name for name in names if not index.with_name(name).is_file()]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(names)} shards are missing: {missing[0]}")
+    held = {name: read_header(index.with_name(name)) for name in names}
+    for tensor, name in places.items():
+        if tensor not in held[name]:
+            raise ValueError(f"{index.name} lists {tensor} in {name}, which does not hold it")
+        # transformers takes the last shard that has it, mergekit the one listed
+        last = max(shard for shard in names if tensor in held[shard])
+        if last != name:
+            raise ValueError(f"{name} and {last} both hold {tensor}")
+    return [index.with_name(name) for name in names]
+
+
+def _is_file_name(name: Any) -> bool:
+    if not isinstance(name, str) or not 0 < len(name) <= 255:  # the most that file systems take
+        return False
+    return "\0" not in name and Path(name).name == name
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
     """Read the header of a safetensors file, and check that it adds up.
+
+    What the safetensors library refuses is refused: the tensors fill the data one after another,
+    without a hole, an overlap or a rest.
 
     Returns:
         Name -> tensor, in the header's order.
@@ -106,47 +145,123 @@ def read_header(file: Path) -> dict[str, Tensor]:
     ...     print(read_header(file)["head.weight"].shape)
     (2, 3)
     """
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file.name} is no plain file")
     # 8 bytes of length, JSON of that length, then the data, to which the JSON's offsets refer
     size = file.stat().st_size
     with open(file, "rb") as stream:
         length = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))[0]
         if size < 8 or length > min(size - 8, _MAX_HEADER):
             raise ValueError(f"{file.name} is not a whole safetensors file")
-        try:
-            header = json.loads(stream.read(length))
-        except (ValueError, RecursionError):
-            raise ValueError(f"{file.name} is not a safetensors file") from None
+        text = stream.read(length)
     try:
-        return _tensors(header, file, 8 + length, size)
-    except (AttributeError, KeyError, TypeError) as error:
-        wrong = f"{file.name} has a header that makes no sense ({one_line(error)})"
-        raise ValueError(wrong) from None
+        header = json.loads(
+            text.decode(),
+            object_pairs_hook=_object,
+            parse_int=_natural,
+            parse_float=_no_number,
+            parse_constant=_no_number,
+        )
+    except _Twice as error:
+        raise ValueError(f"{file.name} has {error} twice in its header") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file.name} is not a safetensors file") from None
+    if not isinstance(header, dict) or not _is_metadata(header.pop("__metadata__", None)):
+        raise ValueError(f"{file.name} has a header that makes no sense")
+    return _tensors(header, file, 8 + length, size)
 
 
-def _tensors(header: Any, file: Path, start: int, size: int) -> dict[str, Tensor]:
+class _Twice(ValueError):
+    """A name that stands twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Twice(repr(key))
+        for text in (key, value):
+            if isinstance(text, str):
+                text.encode()  # JSON can write half of a surrogate pair, which is no text
+        found[key] = value
+    return found
+
+
+def _natural(text: str) -> int:
+    """Return a number as the library has it: no -0, and none above 64 bits."""
+    if text.startswith("-") or len(text) > len(str(_WORD)) or int(text) >= _WORD:
+        raise ValueError(text)
+    return int(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def _is_metadata(said: Any) -> bool:
+    if said is None:
+        return True
+    return isinstance(said, dict) and all(isinstance(text, str) for text in said.values())
+
+
+def _tensors(header: Mapping[str, Any], file: Path, start: int, size: int) -> dict[str, Tensor]:
     """Return the tensors that a header lists, of which nothing is known yet.
 
     Args:
-        header: what its JSON says.
+        header: what its JSON says, less the metadata.
         file: whose it is.
         start: where the data begin.
         size: of the file.
     """
     tensors = {}
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)) or begin > end:
-            raise ValueError(f"{file.name}: tensor {name} lies at {begin!r} to {end!r}")
+        if not isinstance(entry, dict) or set(entry) != _ENTRY:
+            raise ValueError(f"{file.name} has a header that makes no sense of tensor {name}")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or not _are_naturals(shape):
+            raise ValueError(f"{file.name}: tensor {name} has no dtype and shape")
+        if not _are_naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+            raise ValueError(f"{file.name}: tensor {name} lies at {offsets!r:.80}")
+        begin, end = offsets
         if start + end > size:
             raise ValueError(f"{file.name} is cut off within tensor {name}")
-        size_of_one = SIZE.get(entry["dtype"])
-        if size_of_one is not None and end - begin != math.prod(shape) * size_of_one:
-            raise ValueError(f"{file.name}: tensor {name} does not fill its shape {shape}")
-        tensors[name] = Tensor(entry["dtype"], shape, file, name, start + begin, start + end)
+        if dtype in SIZE and end - begin != _bytes(shape, SIZE[dtype]):
+            raise ValueError(f"{file.name}: tensor {name} does not fill its shape {shape!r:.80}")
+        tensors[name] = Tensor(dtype, tuple(shape), file, name, start + begin, start + end)
+    _check_that_they_follow(tensors, file, start, size)
     return tensors
+
+
+def _check_that_they_follow(
+    tensors: Mapping[str, Tensor], file: Path, start: int, size: int
+) -> None:
+    """Raise `ValueError` unless the tensors fill a file's data, one after another."""
+    in_order = sorted(tensors.values(), key=lambda tensor: (tensor.begin, tensor.end))
+    if in_order and in_order[0].begin != start:
+        raise ValueError(f"{file.name} has a hole before tensor {in_order[0].key}")
+    for one, other in pairwise(in_order):
+        if other.begin < one.end:
+            raise ValueError(f"{file.name}: tensors {one.key} and {other.key} overlap")
+        if other.begin > one.end:
+            raise ValueError(f"{file.name} has a hole before tensor {other.key}")
+    end = in_order[-1].end if in_order else start
+    if end != size:
+        raise ValueError(f"{file.name} has {size - end} bytes behind its last tensor")
+
+
+def _are_naturals(numbers: Any) -> bool:
+    # true is an int to Python
+    return isinstance(numbers, list) and all(type(number) is int for number in numbers)
+
+
+def _bytes(shape: list[int], of_one: int) -> int | None:
+    """Return what a tensor takes; None where a product on the way, from the left, is too large."""
+    count = 1
+    for extent in shape:
+        count *= extent
+        if count >= _WORD:
+            return None
+    return count * of_one
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:

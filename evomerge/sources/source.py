@@ -1,29 +1,36 @@
 """Sources: Hugging Face model directories, with or without a LoRA adapter, by their headers.
 
-Everything here is torch-free. Opening a source reads config.json, the tokenizer's
-vocabulary and the headers; `digest` is the one pass over its weights. A source with an
-adapter is written `model+adapter`, as mergekit does.
+Opening a source reads config.json, the tokenizer's vocabulary and the headers, and asks an empty
+model of the class what it takes of them; `digest` is the one pass over its weights. A source with
+an adapter is written `model+adapter`, as mergekit does.
 """
 
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from evomerge.dtypes import STORED_DTYPES
+from evomerge.dtypes import CODES, SIZE, STORED_DTYPES
 from evomerge.errors import BadInput, Fault, Faults, nearest, one_line
+from evomerge.sources.checkpoint import Checkpoint, read_checkpoint
+from evomerge.sources.companions import link_faults
 from evomerge.sources.factory import Factory, build, parse_factory, state_of, weights_file
+from evomerge.sources.locate import locate, what_it_is_instead
 from evomerge.sources.lora import Adapter, open_adapter
+from evomerge.sources.model_class import is_known
 from evomerge.sources.safetensors_file import PICKLES, Tensor, read_header, read_json, shards
+from evomerge.sources.tokenizer import vocabulary
+from evomerge.sources.trust import NOBODY, Trust
 from evomerge.tensor_names import canonical_order, count_layers
 
 # What a config says of its own history, not of the model.
 CONFIG_NOISE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "factory"}
 
-# What of a hub's repository is fetched: code, settings, weights and tokenizers of all kinds.
-_FETCHED = ["*.py", "*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt"]
+# Of code that a config names, what is needed where transformers knows the model itself.
+_NOT_OF_MODELS = {"AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor"}
+
+_TRUST = "set sources.trust_remote_code: true, or give --trust-code, if you trust it"
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,14 @@ class Source:
         name: what the user wrote.
         path: the directory.
         config: what config.json says.
-        tensors: the model's, in canonical order.
+        tensors: the model's, in canonical order, by the names that transformers would save.
         vocabulary: token -> id; empty if the directory has none.
         adapter: that is added to the model.
         factory: what makes the module, where it is no Hugging Face model.
+        class_name: of the model in transformers.
+        carried: tensors of integers that the model keeps, which are taken as they are.
+        notes: what a user should know of it, one line each.
+        unaligned: the source as its files have it, where `tensors` follow another's vocabulary.
 
     >>> tensor = Tensor("BF16", (4, 2), Path("model.safetensors"), "wte.weight", 80, 96)
     >>> source = Source("a", Path("a"), {}, {"wte.weight": tensor}, {})
@@ -52,6 +63,10 @@ class Source:
     vocabulary: dict[str, int] = field(repr=False)
     adapter: Adapter | None = None
     factory: Factory | None = None
+    class_name: str = ""
+    carried: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
+    unaligned: Self | None = field(default=None, repr=False)
 
     @property
     def place(self) -> str:
@@ -63,8 +78,11 @@ class Source:
 
     @property
     def stored(self) -> list[tuple[str, Tensor]]:
-        """Every stored tensor with a label, the adapter's after the model's."""
-        labelled = list(self.tensors.items())
+        """Every stored tensor with a label, its name there; the adapter's after the model's."""
+        if self.unaligned is not None:
+            return self.unaligned.stored
+        own = [*self.tensors.items(), *self.carried.items()]
+        labelled = [(tensor.key or name, tensor) for name, tensor in own]
         if self.adapter is not None:
             labelled += self.adapter.tensors
         return labelled
@@ -77,6 +95,21 @@ class Source:
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
         return STORED_DTYPES[max(sizes, key=lambda code: sizes[code])]
 
+    def dtype_of(self, name: str, dtype: str) -> str:
+        """Return the dtype of a merge's tensor.
+
+        Those of the model's own dtype get the merge's. Those that are kept wider on purpose, as
+        routers' biases are in float32 among bfloat16, stay as they are.
+
+        Args:
+            name: of the tensor.
+            dtype: of the merge, as recipes write it.
+        """
+        stored = self.tensors[name].dtype
+        if stored == "" or SIZE[stored] <= SIZE[CODES[self.dtype]]:
+            return dtype
+        return STORED_DTYPES[stored] if SIZE[stored] > SIZE[CODES[dtype]] else dtype
+
     @property
     def layers(self) -> int:
         """How many layers it has."""
@@ -88,59 +121,14 @@ class Source:
         return sum(tensor.bytes for _, tensor in self.stored)
 
 
-def locate(name: str) -> Path:
-    """Return the local directory of a source, fetching a hub id[@revision] if it is none.
-
-    Raises:
-        BadInput: it is neither a directory nor to be had from the hub.
-
-    >>> locate("./nowhere")
-    Traceback (most recent call last):
-    evomerge.errors.BadInput: there is no directory './nowhere'; write a model directory ...
-    """
-    try:
-        if Path(name).is_dir():
-            return Path(name)
-    except OSError as error:
-        wrong = f"'{name[:80]}' cannot be read ({error.strerror})"
-        raise BadInput(Fault("", wrong)) from None
-    repository, _, revision = name.partition("@")
-    looks_local = name.startswith((".", "/", "~")) or repository.count("/") != 1 or " " in name
-    if looks_local:
-        mend = "write a model directory (relative to where evomerge is started) or a hub id"
-        raise BadInput(Fault("", f"there is no directory '{name}'", mend))
-    from huggingface_hub import snapshot_download
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
-    try:
-        return Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=_FETCHED)
-        )
-    except Exception as error:  # the hub's client raises many kinds; each means: not to be had
-        wrong = f"'{name}' is no directory, and the hub does not have it or is out of reach"
-        wrong += f" ({type(error).__name__})"
-        raise BadInput(Fault("", wrong, "check the path or the id[@revision]")) from error
-
-
-def has_chat_template(path: Path) -> bool:
-    """Tell whether a model directory's tokenizer has a chat template.
-
-    >>> has_chat_template(Path("nowhere"))
-    False
-    """
-    settings = read_json(path / "tokenizer_config.json")
-    if isinstance(settings, dict) and settings.get("chat_template"):
-        return True
-    return (path / "chat_template.jinja").exists()
-
-
-def open_source(name: str, *, trust_remote_code: bool = False) -> Source:
+def open_source(name: str, trust: Trust = NOBODY) -> Source:
     """Open a model directory by its headers; loads no weight.
 
     Args:
         name: a directory, a hub id[@revision], either with `+adapter`, or a factory (see
             `sources.factory`).
-        trust_remote_code: take models whose config asks to run code of their own.
+        trust: what code of others may run. A factory asks for it, and a model whose config names
+            code of its own, unless transformers knows such models itself.
 
     Raises:
         BadInput: with every fault of this directory.
@@ -153,43 +141,70 @@ def open_source(name: str, *, trust_remote_code: bool = False) -> Source:
     (2, 'bfloat16', 20, 32)
     """
     if factory := parse_factory(name):
+        if not trust.functions:
+            raise BadInput(Fault("", f"'{name}' would run a Python function", _TRUST))
         return _open_factory(name, factory)
     model, adapter_name = _split_adapter(name)
     path = locate(model)
     faults = Faults()
-    config = _read_config(path, trust_remote_code, faults)
-    tensors = _read_tensors(path, faults)
-    vocabulary: dict[str, int] = {}
+    config = _read_config(path, trust, faults)
+    stored = _read_tensors(path, faults)
+    known: dict[str, int] = {}
     try:
-        vocabulary = _vocabulary(path)
+        known = vocabulary(path)
     except ValueError as error:
         faults.add("", f"{path}: {error}", "save the tokenizer again")
-    adapter = None
+    faults.extend(link_faults(path, "auto_map" in config))
+    faults.check()
+    checkpoint = Checkpoint({}, {}, {})
+    with faults.gather():
+        checkpoint = read_checkpoint(path, config, stored, trust.remote_code)
+    adapter, notes = None, checkpoint.notes
     if adapter_name and not faults:  # it is compared with the model's tensors
         with faults.gather():
-            adapter = open_adapter(locate(adapter_name), tensors)
+            adapter = open_adapter(locate(adapter_name), checkpoint, model)
+            notes += adapter.notes
     faults.check()
-    if config.get("tie_word_embeddings"):
-        tensors.pop("lm_head.weight", None)  # a second copy of the embeddings
-    ordered = {n: tensors[n] for n in canonical_order(tensors)}
-    return Source(name, path, config, ordered, vocabulary, adapter)
+    ordered = {n: checkpoint.tensors[n] for n in canonical_order(checkpoint.tensors)}
+    return Source(
+        name,
+        path,
+        checkpoint.config,
+        ordered,
+        known,
+        adapter,
+        class_name=checkpoint.class_name,
+        carried=checkpoint.carried,
+        notes=notes,
+    )
 
 
 def _split_adapter(name: str) -> tuple[str, str]:
     """Split `model+adapter`; a directory whose own name has a plus is a model."""
     model, plus, adapter = name.rpartition("+")
-    return (model, adapter) if plus and not os.path.isdir(name) else (name, "")
+    if plus and not os.path.isdir(os.path.expanduser(name)):
+        return model, adapter
+    return name, ""
 
 
-def _read_config(path: Path, trust_remote_code: bool, faults: Faults) -> dict[str, Any]:
+def _read_config(path: Path, trust: Trust, faults: Faults) -> dict[str, Any]:
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
         wrong = f"{path}: config.json is missing or not JSON"
-        faults.add("", wrong, "write a Hugging Face model directory")
+        instead = what_it_is_instead(path)
+        faults.extend([instead or Fault("", wrong, "write a Hugging Face model directory")])
         return {}
-    if "auto_map" in config and not trust_remote_code:
-        wrong = f"{path}: config.json asks to run code of its own"
-        faults.add("", wrong, "set sources.trust_remote_code: true")
+    if config.get("transformers_weights"):
+        wrong = f"{path}: config.json names another file of weights (transformers_weights)"
+        faults.add("", wrong, "save the model again, or leave the key out")
+    code = config.get("auto_map")
+    if code and is_known(config):
+        # transformers takes its own class, and so does whoever loads what is made of this
+        kept = {k: v for k, v in code.items() if k in _NOT_OF_MODELS}
+        config = {k: v for k, v in config.items() if k != "auto_map"}
+        return {**config, "auto_map": kept} if kept else config
+    if code and not trust.remote_code:
+        faults.add("", f"{path}: config.json asks to run code of its own", _TRUST)
     return config
 
 
@@ -202,6 +217,8 @@ def _read_tensors(path: Path, faults: Faults) -> dict[str, Tensor]:
     except ValueError as error:
         faults.add("", f"{path}: {error}", "download or save the model again")
     except FileNotFoundError:
+        if what_it_is_instead(path) is not None:  # which is told where config.json is missing
+            return {}
         pickled = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
         wrong = f"holds pickled weights only ({pickled[0]})" if pickled else "holds no weights"
         mend = "save it with save_pretrained, which writes safetensors"
@@ -211,31 +228,7 @@ def _read_tensors(path: Path, faults: Faults) -> dict[str, Tensor]:
     else:
         if not tensors:
             faults.add("", f"{path}: holds no tensors", "save the model again")
-    for name, tensor in tensors.items():
-        if tensor.dtype not in STORED_DTYPES:
-            wrong = f"{path}: tensor {name} has dtype {tensor.dtype}, which is not merged"
-            faults.add("", wrong, f"save the model as one of {', '.join(STORED_DTYPES.values())}")
-            break
     return tensors
-
-
-def _vocabulary(path: Path) -> dict[str, int]:
-    """Return token -> id from tokenizer.json (or vocab.json); empty if there is neither.
-
-    Raises:
-        ValueError: tokenizer.json is there and makes no sense.
-    """
-    if not (path / "tokenizer.json").exists():
-        vocabulary = read_json(path / "vocab.json")
-        return vocabulary if isinstance(vocabulary, dict) else {}
-    data = read_json(path / "tokenizer.json")
-    try:
-        vocabulary = data["model"].get("vocab") or {}
-        if isinstance(vocabulary, list):  # unigram models list [token, score]
-            vocabulary = {token: i for i, (token, *_) in enumerate(vocabulary)}
-        return vocabulary | {t["content"]: t["id"] for t in data.get("added_tokens") or []}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError("tokenizer.json is no tokenizer") from None
 
 
 def _open_factory(name: str, factory: Factory) -> Source:

@@ -16,7 +16,7 @@ from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.evaluation import Evaluation
 from evomerge.campaign.observer import Silent
 from evomerge.campaign.resume import begin
-from evomerge.campaign.runner import Runner
+from evomerge.campaign.runner import Runner, never
 from evomerge.campaign.source_hashes import hash_sources
 from evomerge.config.schema import CampaignPlan
 from evomerge.config.validate import checked_plan
@@ -146,7 +146,7 @@ def example_evaluation() -> Evaluation:
     folder = Path(tempfile.mkdtemp(dir=example_folder()))
     archive = Archive(folder / "archive.db", write=True)
     begin(archive, campaign, folder)
-    return Evaluation(campaign, archive, InlinePool(campaign.worker), Silent())
+    return Evaluation(campaign, archive, InlinePool(campaign.worker), Silent(), never)
 
 
 def example_runner() -> Runner:

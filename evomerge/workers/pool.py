@@ -1,16 +1,23 @@
 """Workers in this process or in processes of their own, as a campaign asks for."""
 
+import contextlib
 import gc
 import time
 from collections import deque
+from collections.abc import Iterator
+
+import torch
 
 from evomerge.config.parts import WorkersSection
+from evomerge.scoring.generators import generators_kept
 from evomerge.workers.protocol import Finished, Job, Lost, Pool, WorkerPlan, WorkerState
 from evomerge.workers.worker import Worker, spare_collector
 
 
 class InlinePool:
     """One worker in this process: for one device, tests and notebooks. Has no time-out.
+
+    What a worker sets for the whole process is put back when it is closed.
 
     >>> from evomerge.testing.campaigns import example_campaign
     >>> pool = InlinePool(example_campaign(hashed=True).worker)
@@ -19,8 +26,11 @@ class InlinePool:
     """
 
     def __init__(self, plan: WorkerPlan):
-        self._worker = Worker(plan)
-        spare_collector()
+        with contextlib.ExitStack() as kept:
+            kept.enter_context(_process_kept())
+            self._worker = Worker(plan)
+            spare_collector()
+            self._kept = kept.pop_all()
         self._jobs: deque[Job] = deque()
         self._began = time.monotonic()
 
@@ -58,7 +68,19 @@ class InlinePool:
     def close(self) -> None:
         """Drop what was not done."""
         self._jobs.clear()
-        gc.unfreeze()  # the worker's memory can be taken back, for the next stage's
+        self._kept.close()
+
+
+@contextlib.contextmanager
+def _process_kept() -> Iterator[None]:
+    """Put back, on leaving, what a worker sets for the whole process."""
+    threads = torch.get_num_threads()
+    with generators_kept():
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            gc.unfreeze()  # the worker's memory can be taken back, for the next stage's
 
 
 def make_pool(plan: WorkerPlan, workers: WorkersSection) -> Pool:

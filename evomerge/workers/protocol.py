@@ -10,6 +10,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.scoring.fitness import FitnessSection
 from evomerge.scoring.items import Split
 from evomerge.scoring.outcome import Outcome
+from evomerge.sources.trust import NOBODY, Trust
 
 Side = Literal["search", "heldout"]
 
@@ -31,7 +32,7 @@ class WorkerPlan:
         first: a recipe of the space, for what its method prepares before the first candidate.
         threads: torch threads in the worker.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
-        trust_remote_code: run code that comes with a source.
+        trust: what code of the sources may run.
 
     >>> from evomerge.recipes.parameters import single
     >>> plan = WorkerPlan({"a": "models/a"}, {"a": "0f"}, "a", "float32", "float32", {}, False, {},
@@ -51,7 +52,7 @@ class WorkerPlan:
     first: Recipe
     threads: int
     device: str = "auto"
-    trust_remote_code: bool = False
+    trust: Trust = NOBODY
 
 
 class Job(NamedTuple):

@@ -1,13 +1,16 @@
 """Workers as Ray actors, on this machine or a cluster."""
 
+import contextlib
 import itertools
 import logging
 import math
 import os
+import signal
 import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from evomerge.errors import EvomergeError, SourceChanged, one_line
@@ -43,7 +46,8 @@ class _RayWorker(NamedTuple):
 class RayPool:
     """One actor for each worker, on this machine or the cluster that RAY_ADDRESS names.
 
-    A worker that dies is replaced; the job it held comes out as `Lost`. A job that outlasts
+    A Ray that the process has begun already is used, and left as it is. A worker that dies is
+    replaced; the job it held comes out as `Lost`. A job that outlasts
     `timeout` is a failure, and its worker is replaced too.
 
     >>> from evomerge.testing.campaigns import example_campaign
@@ -73,7 +77,9 @@ class RayPool:
             cpus_each, gpus_each: what Ray reserves for each.
             timeout: seconds that one job may take.
         """
-        self._ray, self._timeout = _ray(max(math.ceil(count * cpus_each), 1)), timeout
+        self._environment = dict(os.environ)  # in which `ray.init` sets variables
+        self._ray, self._is_ours = _ray(max(math.ceil(count * cpus_each), 1))
+        self._timeout = timeout
         self._head = self._ray.get_runtime_context().gcs_address
         self._head_seen = self._head_looked = time.monotonic()
         self._check_resources(cpus_each, gpus_each)
@@ -170,13 +176,18 @@ class RayPool:
             ending = threading.Thread(target=self._end, daemon=True)
             ending.start()
             ending.join(self._HEAD_PATIENCE)
+        if self._is_ours:
+            for variable in os.environ.keys() - self._environment.keys():
+                del os.environ[variable]
+            os.environ.update(self._environment)
 
     def _end(self) -> None:
         for worker in (*self._free, *self._starting.values()):
             self._ray.kill(worker.actor)
         for worker, _, _ in self._running.values():
             self._ray.kill(worker.actor)
-        self._ray.shutdown()
+        if self._is_ours:
+            self._ray.shutdown()
 
     def _start(self) -> None:
         # it takes the least number that no living worker has
@@ -252,8 +263,10 @@ class RayPool:
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
 
-def _ray(cpus: int) -> Any:
-    """Return the module ray, connected to the cluster that RAY_ADDRESS names or to one begun here.
+def _ray(cpus: int) -> tuple[Any, bool]:
+    """Return the module ray, connected, and whether it was connected here.
+
+    It is connected to the cluster that RAY_ADDRESS names, or to one that is begun here.
 
     Args:
         cpus: that a cluster begun here may use.
@@ -262,25 +275,41 @@ def _ray(cpus: int) -> Any:
         EvomergeError: the cluster cannot be reached.
     """
     address = os.environ.get("RAY_ADDRESS")
-    # Leave CUDA_VISIBLE_DEVICES as it is in workers that reserve no GPU.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     if ray.is_initialized():
-        return ray
+        return ray, False
+    # Leave CUDA_VISIBLE_DEVICES as it is in workers that reserve no GPU; they inherit this.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        if address:
-            ray.init(**quiet)
-        else:  # not one that happens to run here
-            ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+        with _process_kept():
+            if address:
+                ray.init(**quiet)
+            else:  # not one that happens to run here
+                ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if not address:
             raise EvomergeError(f"Ray does not start here: {one_line(error)}") from error
         hint = "a cluster begun with `ray start` may ask for RAY_AUTH_MODE=token"
         reason = f"the Ray cluster at {address} cannot be reached: {one_line(error)}"
         raise EvomergeError(f"{reason} ({hint})") from error
-    return ray
+    return ray, True
+
+
+@contextlib.contextmanager
+def _process_kept() -> Iterator[None]:
+    """Put back what `ray.init` sets in this process: its log's form, and what SIGTERM does."""
+    logger, on_terminate = logging.getLogger("ray"), signal.getsignal(signal.SIGTERM)
+    level, formatters = logger.level, [(h, h.formatter) for h in logger.handlers]
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for handler, formatter in formatters:
+            handler.setFormatter(formatter)
+        if threading.current_thread() is threading.main_thread() and on_terminate is not None:
+            signal.signal(signal.SIGTERM, on_terminate)
 
 
 def _cause(error: BaseException) -> BaseException:

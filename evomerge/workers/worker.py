@@ -7,7 +7,8 @@ import gc
 import os
 import platform
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +23,10 @@ from evomerge.recipes.parameters import single
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
 from evomerge.scoring.fitness import Fitness
+from evomerge.scoring.generators import seed_torch
 from evomerge.scoring.open_fitness import open_fitness
 from evomerge.scoring.outcome import Outcome
+from evomerge.sources.alignment import all_aligned
 from evomerge.sources.digest import digest, files_of, touched
 from evomerge.sources.source import Source, open_source
 from evomerge.workers.protocol import Job, WorkerPlan
@@ -69,7 +72,7 @@ class Worker:
         self._merger = Merger(self._sources, plan.hashes, device, keep=not is_routed)
         self._merger.prepare(plan.first)
         frame = self._sources[plan.frame]
-        self._live = open_live_model(frame, plan.compute_dtype, device, plan.trust_remote_code)
+        self._live = open_live_model(frame, plan.compute_dtype, device, plan.trust.remote_code)
         self._flat: FlatWeights | None = None  # made for the first weights that come with a job
         self._router: Router | None = None
         if isinstance(plan.first, RoutingRecipe):
@@ -104,11 +107,12 @@ class Worker:
         except (Exception, SystemExit) as error:
             is_known = isinstance(error, CandidateFailure)
             reason = str(error) if is_known else one_line(error)
-            error.__traceback__ = None  # its frames hold tensors
+            told = "" if is_known and error.__cause__ is None else _told(error)
+            _drop_frames(error)
             _free_memory()
             ends = [*clock[1:], time.perf_counter()]
             merging, scoring = ends[0] - clock[0], ends[-1] - ends[0]
-            return Outcome("failed", reason, {}, merging, scoring, worker=self.name)
+            return Outcome("failed", reason, {}, merging, scoring, worker=self.name, traceback=told)
         merging, scoring = clock[1] - clock[0], time.perf_counter() - clock[1]
         return Outcome("ok", "", scores, merging, scoring, checksum, self.name, answers)
 
@@ -124,7 +128,7 @@ class Worker:
     def _loaded(self, source: Source) -> "PreTrainedModel":
         """Return a source as a live model of its own."""
         plan = self._plan
-        live = open_live_model(source, plan.compute_dtype, self._device, plan.trust_remote_code)
+        live = open_live_model(source, plan.compute_dtype, self._device, plan.trust.remote_code)
         name = next(n for n, s in self._sources.items() if s is source)
         live.load(self._merger.stream(single(name, plan.dtype)))
         assert isinstance(live, LiveModel)
@@ -150,20 +154,27 @@ class Worker:
                 yield name, tensor
 
         self._live.load(digested())
-        return _checksum(tensors, getattr(torch, recipe.dtype), digests)
+        return self._checksum(recipe, digests)
 
     def _take(self, recipe: Recipe, weights: np.ndarray) -> str:
         """Put flattened weights in place; return their checksum."""
         if self._flat is None:
             self._flat = FlatWeights(self._live, self._sources[recipe.sources[0]])
         digests = self._flat.load(weights)
-        return _checksum(self._merger.shapes(recipe), torch.float32, digests)
+        return self._checksum(recipe, digests)
+
+    def _checksum(self, recipe: Recipe, digests: Mapping[str, np.ndarray]) -> str:
+        checksum = Checksum()
+        for name, shape in self._merger.shapes(recipe).items():
+            dtype: torch.dtype = getattr(torch, self._merger.dtype_of(recipe, name))
+            checksum.add(name, dtype, shape, digests[name])
+        return checksum.hexdigest()
 
     def _score(self, side: str) -> dict[str, np.ndarray]:
         """Return objective -> (items,) float32 scores of the live model."""
         scores = {}
         for objective, ordinals in self._ordinals(side).items():
-            _seed()  # a task that samples draws the same for every candidate
+            seed_torch(0)  # a task that samples draws the same for every candidate
             with torch.inference_mode():
                 items = self._fitness[objective].score(ordinals)
             if not np.isfinite(items).all():
@@ -190,29 +201,26 @@ def _open_sources(plan: WorkerPlan) -> dict[str, Source]:
     """Open the sources, and check that they are those that were hashed."""
     sources = {}
     for name, place in plan.sources.items():
-        source = open_source(place, trust_remote_code=plan.trust_remote_code)
+        source = open_source(place, plan.trust)
         found = digest(source).sha256
         if found != plan.hashes[name]:
             hashes = f"sha256 {found[:12]} on {platform.node()}, and {plan.hashes[name][:12]}"
             raise SourceChanged(f"{source.place} has changed: {hashes} when it was hashed")
         sources[name] = source
-    return sources
+    return all_aligned(sources)
 
 
-def _checksum(
-    shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, digests: dict[str, np.ndarray]
-) -> str:
-    checksum = Checksum()
-    for name, shape in shapes.items():
-        checksum.add(name, dtype, shape, digests[name])
-    return checksum.hexdigest()
+def _told(error: BaseException) -> str:
+    """Return an error's traceback as it is printed."""
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
-def _seed() -> None:
-    """Seed torch's generators; `torch.manual_seed` takes a millisecond where CUDA is not begun."""
-    torch.default_generator.manual_seed(0)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(0)
+def _drop_frames(error: BaseException) -> None:
+    """Forget where an error and its causes came from: the frames hold tensors."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
 
 
 def spare_collector() -> None:

@@ -129,7 +129,7 @@ class CmaEs(Controller):
         if self._least.any():
             options["minstd"] = self._least
         # One BLAS thread: with several, sums come in another order, and replay differs in a bit.
-        with self._blas.limit(limits=1):
+        with self._blas.limit(limits=1), warnings.catch_warnings():  # to which pycma adds one
             self._es = cma.CMAEvolutionStrategy(mean, self._sigma, options)
         self._queue: list[np.ndarray] = []
         self._told: list[tuple[np.ndarray, tuple[float, float]]] = []  # point, (violation, loss)

@@ -8,7 +8,11 @@ being loaded again, the same conversions are asked of
 - `transformers.core_model_loading`: `WeightRenaming` and `WeightConverter` (which has
   `source_patterns`, `target_patterns`, `add_tensor` and `convert`), `rename_source_key`, and
   `dot_natural_key`, by which stacked tensors are ordered;
-- a model's `base_model_prefix` and `_keys_to_ignore_on_load_unexpected`.
+- `transformers.core_model_loading.revert_weight_conversion(model, state_dict)`: the same backwards,
+  as `save_pretrained` does it;
+- a model's `base_model_prefix`, `all_tied_weights_keys`, `_keys_to_ignore_on_load_unexpected` and
+  `_keys_to_ignore_on_load_missing`, and `_get_dtype_plan(dtype)` with `build_glob_alternation`:
+  which of its tensors stay in float32.
 
 None of these is promised to stay. They are there from transformers 5.0 on; what holds of them is
 tested by tests/test_contracts_transformers.py.
@@ -18,9 +22,8 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
     from transformers.core_model_loading import WeightConverter
 
@@ -85,8 +88,8 @@ def conversions(model: "PreTrainedModel", names: Iterable[str]) -> dict[str, Con
 
 
 def converted(
-    model: "PreTrainedModel", parts: Sequence[tuple[str, Conversion, torch.Tensor]]
-) -> dict[str, torch.Tensor]:
+    model: "PreTrainedModel", parts: Sequence["tuple[str, Conversion, torch.Tensor]"]
+) -> "dict[str, torch.Tensor]":
     """Stack or split all the checkpoint's tensors of one target; return the model's, by name.
 
     Args:
@@ -99,6 +102,7 @@ def converted(
     ...     num_attention_heads=1, num_key_value_heads=1, num_local_experts=2)
     >>> model = MixtralForCausalLM(config)
     >>> names = [f"model.layers.0.block_sparse_moe.experts.{i}.w2.weight" for i in (0, 1)]
+    >>> import torch
     >>> parts = [(n, c, torch.zeros(8, 4)) for n, c in conversions(model, names).items()]
     >>> {name: tuple(tensor.shape) for name, tensor in converted(model, parts).items()}
     {'model.layers.0.mlp.experts.down_proj': (2, 8, 4)}
@@ -127,3 +131,60 @@ def ignored_patterns(model: "PreTrainedModel") -> list[str]:
     []
     """
     return list(model._keys_to_ignore_on_load_unexpected or [])
+
+
+def optional_patterns(model: "PreTrainedModel") -> list[str]:
+    """Return patterns of a transformers model's names that a checkpoint may leave out.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(
+    ...     vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...     num_attention_heads=1)
+    >>> optional_patterns(LlamaForCausalLM(config))
+    []
+    """
+    return list(model._keys_to_ignore_on_load_missing or [])
+
+
+def tied_names(model: "PreTrainedModel") -> dict[str, str]:
+    """Return the names of a transformers model's tensors that are others: name -> the other's.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> tied_names(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=8)))
+    {'lm_head.weight': 'transformer.wte.weight'}
+    """
+    return dict(model.all_tied_weights_keys)
+
+
+def saved_names(model: "PreTrainedModel") -> list[str]:
+    """Return the names of the tensors that `save_pretrained` writes of a transformers model.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> names = saved_names(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1)))
+    >>> "transformer.h.0.attn.c_attn.weight" in names
+    True
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return list(revert_weight_conversion(model, model.state_dict()))
+
+
+def kept_in_float32(model: "PreTrainedModel") -> "list[torch.Tensor]":
+    """Return the tensors that a transformers model of a narrower dtype keeps in float32.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(
+    ...     vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...     num_attention_heads=1)
+    >>> kept_in_float32(LlamaForCausalLM(config))
+    []
+    """
+    from transformers.core_model_loading import build_glob_alternation
+
+    plan = model._get_dtype_plan(model.dtype)
+    if not plan:
+        return []
+    pattern, _, _ = build_glob_alternation(list(plan))
+    return [
+        tensor for name, tensor in model.state_dict(keep_vars=True).items() if pattern.search(name)
+    ]

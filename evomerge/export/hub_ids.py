@@ -1,0 +1,54 @@
+"""The hub's ids of models, by how they are named here or where they lie."""
+
+import os
+import re
+
+_CACHED = re.compile(r"(?:^|/)models--([^/]+)/snapshots/[^/]+/*$")
+
+# What the hub takes as an id, in `huggingface_hub`'s words of its rules.
+_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9](?:[\w.-]*\w)?", re.ASCII)
+_LONGEST = 96
+
+
+def hub_ids(name: str, place: str | None = None) -> list[str]:
+    """Return the hub's ids of a model, and of its adapter if it has one; those of no hub are none.
+
+    Args:
+        name: a directory or an id[@revision], either with `+adapter`.
+        place: the directory or directories that were read, where that is known.
+
+    >>> hub_ids("org/model@main"), hub_ids("/models/mine")
+    (['org/model'], [])
+    >>> hub_ids("here", "/home/me/hub/models--org--model/snapshots/9c1f+/home/me/lora")
+    ['org/model']
+    """
+    found = []
+    if place is None:
+        for part in _parts(name):
+            if os.path.isdir(part):
+                found.append(_cached_id(os.path.realpath(part)))
+            else:
+                repository = part.partition("@")[0]
+                found.append(repository if "/" in repository and _is_id(repository) else "")
+    else:
+        found += [_cached_id(part) for part in _parts(place)]
+    return [repository for repository in found if repository]
+
+
+def _parts(name: str) -> list[str]:
+    """Return a model and its adapter; a directory whose own name has a plus is a model."""
+    model, plus, adapter = name.rpartition("+")
+    return [model, adapter] if plus and not os.path.isdir(name) else [name]
+
+
+def _cached_id(directory: str) -> str:
+    """Return the id of a snapshot in the hub's cache; "" of another directory."""
+    match = _CACHED.search(directory)
+    repository = match[1].replace("--", "/") if match else ""
+    return repository if _is_id(repository) else ""
+
+
+def _is_id(text: str) -> bool:
+    if not _ID.fullmatch(text) or len(text) > _LONGEST:
+        return False
+    return "--" not in text and ".." not in text and not text.endswith(".git")

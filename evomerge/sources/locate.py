@@ -1,0 +1,82 @@
+"""Where a source lies: a directory, or a repository of the hub."""
+
+import os
+from pathlib import Path
+
+from evomerge.errors import BadInput, Fault
+from evomerge.sources.safetensors_file import read_json
+
+# What of a hub's repository is fetched: code, settings, tokenizers of all kinds; and the weights.
+_SETTINGS = [
+    "*.py",
+    "*.json",
+    "*.model",
+    "*.jinja",
+    "*.txt",
+    "*.tiktoken",
+    "tokenizer*",
+    "LICENSE*",
+]
+_WEIGHTS = ["*.safetensors"]
+
+
+def locate(name: str, *, weights: bool = True) -> Path:
+    """Return the local directory of a source, fetching a hub id[@revision] if it is none.
+
+    Args:
+        name: a directory (`~` is the user's home) or a hub id.
+        weights: fetch a repository's weights too.
+
+    Raises:
+        BadInput: it is neither a directory nor to be had from the hub.
+
+    >>> locate("./nowhere")
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: there is no directory './nowhere'; write a model directory ...
+    """
+    try:
+        if Path(name).is_dir():
+            return Path(name)
+        at_home = Path(os.path.expanduser(name))  # unlike Path.expanduser it never raises
+        if at_home.is_dir():
+            return at_home
+    except (OSError, ValueError) as error:  # a null byte is a ValueError
+        wrong = f"'{name[:80]}' cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise BadInput(Fault("", wrong)) from None
+    repository, _, revision = name.partition("@")
+    looks_local = name.startswith((".", "/", "~")) or repository.count("/") != 1 or " " in name
+    if looks_local:
+        mend = "write a model directory (relative to where evomerge is started) or a hub id"
+        raise BadInput(Fault("", f"there is no directory '{name}'", mend))
+    from huggingface_hub import snapshot_download
+
+    patterns = _SETTINGS + (_WEIGHTS if weights else [])
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
+        )
+    except Exception as error:  # the hub's client raises many kinds; each means: not to be had
+        wrong = f"'{name}' is no directory, and the hub does not have it or is out of reach"
+        wrong += f" ({type(error).__name__})"
+        raise BadInput(Fault("", wrong, "check the path or the id[@revision]")) from error
+
+
+def what_it_is_instead(path: Path) -> Fault | None:
+    """Return what a directory without config.json is, where it is something that people name.
+
+    >>> what_it_is_instead(Path("nowhere")) is None
+    True
+    """
+    adapter = read_json(path / "adapter_config.json")
+    if isinstance(adapter, dict):
+        base = adapter.get("base_model_name_or_path") or "BASE"
+        mend = f"write {{model: {base}, adapter: {path}}} (in a recipe {base}+{path})"
+        return Fault("", f"{path}: is an adapter, not a model", mend)
+    try:
+        snapshots = [p for p in (path / "snapshots").iterdir() if p.is_dir()]
+    except OSError:
+        return None
+    if not snapshots:
+        return None
+    newest = max(snapshots, key=lambda p: p.stat().st_mtime)
+    return Fault("", f"{path}: is a repository in the hub's cache", f"write {newest}")
