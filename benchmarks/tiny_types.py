@@ -142,7 +142,8 @@ def _small(class_: type[PreTrainedConfig], more: dict[str, Any]) -> PreTrainedCo
             settings[key] = small
     if settings.get("kv_lora_rank") and "num_key_value_heads" in settings:
         settings["num_key_value_heads"] = settings.get("num_attention_heads", HEADS)
-    settings |= {key: value for key, value in more.items() if not isinstance(value, dict)}
+    parts = {key for key, value in vars(default).items() if isinstance(value, PreTrainedConfig)}
+    settings |= {key: value for key, value in more.items() if key not in parts}
     return class_(**settings)
 
 
@@ -183,7 +184,7 @@ def tiny_model(kind: str, name: str, seed: int) -> PreTrainedModel:
     config = small_config(kind)
     if type(config) is not class_.config_class:  # the speaking part of a model that also sees
         inner = [getattr(config, key) for key in config.sub_configs]
-        config = next(c for c in inner if type(c) is class_.config_class)
+        config = next((c for c in inner if type(c) is class_.config_class), config)
     with torch.device("meta"):
         size = sum(p.numel() for p in class_(config).parameters())
     if size > MOST_PARAMETERS:

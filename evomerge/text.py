@@ -34,3 +34,16 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def byte_size(count: float) -> str:
+    """Return a number of bytes as people write it.
+
+    >>> byte_size(12), byte_size(14_500_000_000)
+    ('12 bytes', '14.5 GB')
+    """
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

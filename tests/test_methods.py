@@ -13,7 +13,8 @@ from evomerge.kernels.chances import keep_by_rank, rank_levels
 from evomerge.kernels.masked import Masked
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import Group, ParametersRecipe
-from evomerge.sources.source import open_source
+from evomerge.sources.safetensors_file import read_header
+from evomerge.sources.source import Source
 from evomerge.testing import merge_arrays
 
 SHAPES = st.sampled_from([(1,), (17,), (6, 5), (2, 3, 4)])
@@ -235,12 +236,12 @@ def test_ties_over_the_whole_task_vector(tmp_path, dtype, density):
         }
     for name in ("x", "y"):
         files[name] = {k: t + files["base"][k] for k, t in files[name].items()}
+    opened = {}
     for name, tensors in files.items():
-        (tmp_path / name).mkdir()
         files[name] = {k: t.to(dtype) for k, t in tensors.items()}
-        save_file(files[name], tmp_path / name / "model.safetensors")
-        (tmp_path / name / "config.json").write_text("{}")
-    opened = {n: open_source(str(tmp_path / n)) for n in files}
+        file = tmp_path / f"{name}.safetensors"
+        save_file(files[name], file)
+        opened[name] = Source(name, tmp_path, {}, read_header(file), {})
     group = Group(None, None, {"weight": (1.0, 0.5), "density": (density, 1.0)})
     recipe = ParametersRecipe(
         "ties", ("x", "y"), (group,), "base", "float32", options={"whole": True}

@@ -199,6 +199,8 @@ def open_campaign(
     stage: int = 0,
     moved: Mapping[str, str] | None = None,
     found: Sequence[str] = (),
+    *,
+    weights: bool = False,
 ) -> Campaign:
     """Open what a search of a plan names and check that it fits together.
 
@@ -208,6 +210,7 @@ def open_campaign(
         moved: label -> directory of sources that lie elsewhere than the plan says.
         found: names of the candidates that the stages before found; without them, the first model
             stands in.
+        weights: fetch those of sources that are on the hub; else their headers are read there.
 
     Returns:
         The campaign, its sources' hashes not yet filled in.
@@ -222,7 +225,7 @@ def open_campaign(
     search, listed = plan.searches[stage], plan.model_names(stage, found)
     faults = Faults()
     stages = {before.name for before in plan.stages}
-    opened = open_sources(listed, moved or {}, faults, stages)
+    opened = open_sources(listed, moved or {}, faults, stages, weights=weights)
     check_sources(opened, listed, search.space, faults)
     if any(map(parse_factory, listed.labels)):
         refuse_language_model_fitness(plan.fitness, faults)

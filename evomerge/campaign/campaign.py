@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,6 +93,14 @@ class Campaign:
     def soups(self) -> tuple[str, ...]:
         """The soups that are baselines of this search; those of a campaign are of its first."""
         return tuple(self.plan.soups) if self.stage == 0 else ()
+
+    @property
+    def to_fetch(self) -> dict[Path, int]:
+        """Files of the sources' weights that are on the hub still, with their bytes."""
+        files: dict[Path, int] = {}
+        for source in self.sources.values():
+            files |= source.to_fetch
+        return files
 
     @property
     def has_average(self) -> bool:

@@ -10,7 +10,7 @@ from evomerge.dtypes import CODES, DTYPES, SIZE
 from evomerge.merging.methods import METHODS
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.search.spaces.routing import RoutingSection
-from evomerge.text import duration
+from evomerge.text import byte_size, duration
 
 _BYTES = {dtype: SIZE[code] for dtype, code in CODES.items()}
 _CHARACTERS_PER_TOKEN = 4.0  # of English under common tokenizers
@@ -27,6 +27,7 @@ class Estimate(TypedDict):
         genes: of the search.
         memory_bytes: the weights of all workers, and the sources once.
         disk_bytes: the archive, and prepared sources.
+        download_bytes: the weights that are on the hub still.
         seconds_at_least: for the prompts' forward passes alone; None if it is unknown.
     """
 
@@ -36,6 +37,7 @@ class Estimate(TypedDict):
     genes: int
     memory_bytes: int
     disk_bytes: int
+    download_bytes: int
     seconds_at_least: float | None
 
 
@@ -77,9 +79,13 @@ def estimate(campaign: Campaign) -> Estimate:
         prepared = parameters * _BYTES[worker.dtype] * len(recipe.models)
     exported = parameters * _BYTES[worker.dtype]
     seconds = _forward_seconds(campaign, parameters, candidates)
-    disk = f"about {_size(candidates * row)} of archive; {_size(exported)} for an exported model"
+    disk = f"about {byte_size(candidates * row)} of archive"
+    disk += f"; {byte_size(exported)} for an exported model"
     if prepared:
-        disk += f"; {_size(prepared)} of prepared sources"
+        disk += f"; {byte_size(prepared)} of prepared sources"
+    download = sum(campaign.to_fetch.values())
+    if download:
+        disk += f"; {byte_size(download)} of weights to be fetched from the hub"
     time_needed = "unknown"
     if seconds is not None:
         time_needed = f"about {duration(seconds)} for the prompts' forward passes alone, at this"
@@ -94,8 +100,8 @@ def estimate(campaign: Campaign) -> Estimate:
             "controller": campaign.search.controller.kind,
             "items": ", ".join(items),
             "candidates": f"{evaluations} and {baselines} baselines",
-            "memory": f"{workers.count} worker(s) x {_size(model)} of weights, and"
-            f" {_size(sources)} of page cache for the sources",
+            "memory": f"{workers.count} worker(s) x {byte_size(model)} of weights, and"
+            f" {byte_size(sources)} of page cache for the sources",
             "disk": disk,
             "time": time_needed,
         },
@@ -104,6 +110,7 @@ def estimate(campaign: Campaign) -> Estimate:
         "genes": campaign.space.dimension,
         "memory_bytes": workers.count * model + sources,
         "disk_bytes": candidates * row + prepared,
+        "download_bytes": download,
         "seconds_at_least": seconds,
     }
 
@@ -114,14 +121,6 @@ def _shared_gpu(device: str, workers: WorkersSection) -> list[str]:
     if not is_shared or not on_gpu(device, workers):
         return []
     return [f"all {workers.count} workers share one GPU; write workers.gpus_each: 1"]
-
-
-def _size(number: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000 or unit == "GB":
-            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1000
-    return ""
 
 
 def _forward_seconds(campaign: Campaign, parameters: int, candidates: int) -> float | None:

@@ -19,7 +19,12 @@ from evomerge.sources.trust import Trust
 
 
 def open_sources(
-    listed: SourcesSection, moved: Mapping[str, str], faults: Faults, stages: Container[str] = ()
+    listed: SourcesSection,
+    moved: Mapping[str, str],
+    faults: Faults,
+    stages: Container[str] = (),
+    *,
+    weights: bool = False,
 ) -> dict[str, Source]:
     """Open the sources by their headers, gathering what is wrong with them.
 
@@ -28,6 +33,7 @@ def open_sources(
         moved: label -> directory of sources that lie elsewhere.
         faults: gets what is wrong.
         stages: labels of those that stages of this very campaign found.
+        weights: fetch those that are on the hub, see `open_source`.
 
     >>> from evomerge.testing.campaigns import example_plan
     >>> sources, faults = example_plan().sources, Faults()
@@ -44,7 +50,7 @@ def open_sources(
                 of_run = trust if label in stages else trust.of_others
                 opened[name] = open_candidate(place, moved, of_run)
             else:
-                opened[name] = open_source(place, trust)
+                opened[name] = open_source(place, trust, weights=weights)
     return opened
 
 

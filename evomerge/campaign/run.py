@@ -19,6 +19,7 @@ from evomerge.campaign.source_hashes import hash_sources
 from evomerge.campaign.warm_start import warm_starts
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import EvomergeError, one_line, placed
+from evomerge.text import byte_size
 
 log = logging.getLogger("evomerge")
 
@@ -66,6 +67,10 @@ def run_campaign(
             observer.finished(directory)
             return True
         campaign = checked_campaigns(plan, moved, earlier.is_fresh)[0]
+        if campaign.to_fetch:  # now that nothing is wrong
+            size = byte_size(sum(campaign.to_fetch.values()))
+            observer.say(f"fetching {size} of weights from the hub")
+            campaign = open_campaign(plan, 0, moved, weights=True)
         campaign = hash_sources(campaign, moved)
         if earlier.is_fresh:
             campaign = replace(campaign, warm_starts=warm_starts(campaign))
@@ -140,7 +145,8 @@ def _next_stage(
             places[before.name] = candidate
             names.append(known[before.name].name if before.name in known else candidate)
         with placed(file=str(file)):
-            campaign = hash_sources(open_campaign(plan, stage, places, names), moved)
+            campaign = open_campaign(plan, stage, places, names, weights=True)
+            campaign = hash_sources(campaign, moved)
         sources = campaign.provenance()["sources"]
         for label, source in sources.items():
             if label in known and known[label].sha256 != source["sha256"]:

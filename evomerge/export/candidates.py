@@ -85,7 +85,7 @@ def _by_headers(
             if own := _of_this_run(archive, source):
                 return open_candidate(own, moved, trust)
             return open_candidate(source, moved, trust.of_others)
-        return open_source(_place(archive, source, moved, trust), trust)
+        return open_source(_place(archive, source, moved, trust), trust, weights=False)
 
     if isinstance(recipe, RoutingRecipe):
         sources = {source: opened(source) for source in recipe.sources}

@@ -156,6 +156,8 @@ def same_numbers(one: Tensor, other: Tensor) -> bool:
     """
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
+    if not (one.file.exists() and other.file.exists()):  # on the hub still: told once it is here
+        return True
     with open(one.file, "rb") as first, open(other.file, "rb") as second:
         first.seek(one.begin)
         second.seek(other.begin)

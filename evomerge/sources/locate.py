@@ -1,12 +1,14 @@
 """Where a source lies: a directory, or a repository of the hub."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from evomerge.errors import BadInput, Fault
+from evomerge.sources.hub import fetch
 from evomerge.sources.safetensors_file import read_json
 
-# What of a hub's repository is fetched: code, settings, tokenizers of all kinds; and the weights.
+# What of a hub's repository is fetched at once: code, settings, tokenizers of all kinds.
 _SETTINGS = [
     "*.py",
     "*.json",
@@ -17,15 +19,14 @@ _SETTINGS = [
     "tokenizer*",
     "LICENSE*",
 ]
-_WEIGHTS = ["*.safetensors"]
 
 
-def locate(name: str, *, weights: bool = True) -> Path:
-    """Return the local directory of a source, fetching a hub id[@revision] if it is none.
+def locate(name: str, *, also: Sequence[str] = ()) -> Path:
+    """Return the local directory of a source; of a hub id[@revision] the settings are fetched.
 
     Args:
         name: a directory (`~` is the user's home) or a hub id.
-        weights: fetch a repository's weights too.
+        also: names of files that are fetched of a hub id beside its settings.
 
     Raises:
         BadInput: it is neither a directory nor to be had from the hub.
@@ -33,6 +34,25 @@ def locate(name: str, *, weights: bool = True) -> Path:
     >>> locate("./nowhere")
     Traceback (most recent call last):
     evomerge.errors.BadInput: there is no directory './nowhere'; write a model directory ...
+    """
+    if (directory := local_directory(name)) is not None:
+        return directory
+    repository = name.partition("@")[0]
+    looks_local = name.startswith((".", "/", "~")) or repository.count("/") != 1 or " " in name
+    if looks_local:
+        mend = "write a model directory (relative to where evomerge is started) or a hub id"
+        raise BadInput(Fault("", f"there is no directory '{name}'", mend))
+    return fetch(name, [*_SETTINGS, *also])
+
+
+def local_directory(name: str) -> Path | None:
+    """Return the directory that a source's name is, None of one that is none.
+
+    Raises:
+        BadInput: the file system does not take such a name.
+
+    >>> local_directory("org/model") is None
+    True
     """
     try:
         if Path(name).is_dir():
@@ -43,22 +63,7 @@ def locate(name: str, *, weights: bool = True) -> Path:
     except (OSError, ValueError) as error:  # a null byte is a ValueError
         wrong = f"'{name[:80]}' cannot be read ({getattr(error, 'strerror', None) or error})"
         raise BadInput(Fault("", wrong)) from None
-    repository, _, revision = name.partition("@")
-    looks_local = name.startswith((".", "/", "~")) or repository.count("/") != 1 or " " in name
-    if looks_local:
-        mend = "write a model directory (relative to where evomerge is started) or a hub id"
-        raise BadInput(Fault("", f"there is no directory '{name}'", mend))
-    from huggingface_hub import snapshot_download
-
-    patterns = _SETTINGS + (_WEIGHTS if weights else [])
-    try:
-        return Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
-        )
-    except Exception as error:  # the hub's client raises many kinds; each means: not to be had
-        wrong = f"'{name}' is no directory, and the hub does not have it or is out of reach"
-        wrong += f" ({type(error).__name__})"
-        raise BadInput(Fault("", wrong, "check the path or the id[@revision]")) from error
+    return None
 
 
 def what_it_is_instead(path: Path) -> Fault | None:

@@ -3,17 +3,21 @@
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from evomerge.dtypes import SIZE
 from evomerge.yaml_file import MOST_JSON, parse_json, read_text
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
+LENGTH = 8  # bytes at a file's begin that say how long its header is
+
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _ENTRY = {"dtype", "shape", "data_offsets"}  # what a header says of a tensor
 
@@ -70,11 +74,69 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def shards(path: Path) -> list[Path]:
+class WeightFiles(Protocol):
+    """The files beside a config.json, here or on the hub."""
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Their names, of plain files alone."""
+        ...
+
+    def headers(self, names: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Return what some files hold, as `read_header` does."""
+        ...
+
+
+class Folder:
+    """The files of a local directory.
+
+    >>> list(Folder(Path("nowhere")).names)
+    []
+    """
+
+    def __init__(self, path: Path):
+        """
+        Args:
+            path: the directory.
+        """
+        self._path = path
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its plain files; none of a directory that is not there."""
+        if not self._path.is_dir():
+            return []
+        return [file.name for file in self._path.iterdir() if file.is_file()]
+
+    def headers(self, names: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Return what some of its files hold, as `read_header` does."""
+        return [read_header(self._path / name) for name in names]
+
+
+def lacks_weights(path: Path) -> bool:
+    """Tell whether a directory has not all the files that hold its model's weights.
+
+    >>> lacks_weights(Path("nowhere"))
+    True
+    """
+    names = Folder(path).names
+    try:
+        return not set(_chosen(path, names)) <= set(names)
+    except FileNotFoundError:
+        return True
+    except ValueError:  # of an index that makes no sense, whatever lies beside it
+        return False
+
+
+def shards(path: Path, files: WeightFiles | None = None) -> list[Path]:
     """Return the files that hold a model directory's weights, as transformers chooses them.
 
     It takes model.safetensors if it is there, whatever an index beside it says, and of an index
     all that its shards hold, the later shard's where two hold a tensor of one name.
+
+    Args:
+        path: the directory, where an index of shards lies.
+        files: that lie beside it, or will; those of the directory if None.
 
     Raises:
         ValueError: the index of shards makes no sense, a shard is missing, or the two do not agree.
@@ -85,18 +147,31 @@ def shards(path: Path) -> list[Path]:
     Traceback (most recent call last):
     FileNotFoundError: nowhere
     """
-    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.exists():
-        return _listed(index)
-    if single.exists():
-        raise ValueError(f"{single.name} is no plain file")
+    files = files or Folder(path)
+    there = set(files.names)
+    names = _chosen(path, there)
+    if names == [_SINGLE]:
+        return [path / _SINGLE]
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(names)} shards are missing: {missing[0]}")
+    _check_index(path / _INDEX, names, files)
+    return [path / name for name in names]
+
+
+def _chosen(path: Path, there: Container[str]) -> list[str]:
+    """Return the names of the files that should hold the weights; see `shards`."""
+    if _SINGLE in there:
+        return [_SINGLE]
+    if (path / _INDEX).exists():
+        return sorted(set(_places(path / _INDEX).values()))
+    if (path / _SINGLE).exists():
+        raise ValueError(f"{_SINGLE} is no plain file")
     raise FileNotFoundError(path)
 
 
-def _listed(index: Path) -> list[Path]:
-    """Return the shards that an index lists; see `shards`."""
+def _places(index: Path) -> dict[str, str]:
+    """Return tensor -> shard as an index lists them."""
     listed = read_json(index)
     places = listed.get("weight_map") if isinstance(listed, dict) else None
     if not isinstance(places, dict):
@@ -104,19 +179,19 @@ def _listed(index: Path) -> list[Path]:
     for name in places.values():
         if not _is_file_name(name):
             raise ValueError(f"{index.name} names {name!r:.80}, which is no file beside it")
-    names = sorted(set(places.values()))
-    missing = [name for name in names if not index.with_name(name).is_file()]
-    if missing:
-        raise ValueError(f"{len(missing)} of {len(names)} shards are missing: {missing[0]}")
-    held = {name: read_header(index.with_name(name)) for name in names}
-    for tensor, name in places.items():
+    return places
+
+
+def _check_index(index: Path, names: Sequence[str], files: WeightFiles) -> None:
+    """Raise `ValueError` where an index and its shards do not agree."""
+    held = dict(zip(names, files.headers(names), strict=True))
+    for tensor, name in _places(index).items():
         if tensor not in held[name]:
             raise ValueError(f"{index.name} lists {tensor} in {name}, which does not hold it")
         # transformers takes the last shard that has it, mergekit the one listed
         last = max(shard for shard in names if tensor in held[shard])
         if last != name:
             raise ValueError(f"{name} and {last} both hold {tensor}")
-    return [index.with_name(name) for name in names]
 
 
 def _is_file_name(name: Any) -> bool:
@@ -147,13 +222,51 @@ def read_header(file: Path) -> dict[str, Tensor]:
     """
     if file.exists() and not file.is_file():
         raise ValueError(f"{file.name} is no plain file")
-    # 8 bytes of length, JSON of that length, then the data, to which the JSON's offsets refer
     size = file.stat().st_size
     with open(file, "rb") as stream:
-        length = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))[0]
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise ValueError(f"{file.name} is not a whole safetensors file")
+        length = header_length(stream.read(LENGTH), file, size)
         text = stream.read(length)
+    return parse_header(text, file, size)
+
+
+def header_length(begin: bytes, file: Path, size: int) -> int:
+    """Return how many bytes of JSON follow the first eight of a safetensors file.
+
+    The data come after them; the JSON's offsets begin there.
+
+    Args:
+        begin: the first eight bytes.
+        file: whose they are.
+        size: of the file.
+
+    Raises:
+        ValueError: it cannot hold so many.
+
+    >>> header_length((96).to_bytes(8, "little"), Path("model.safetensors"), 200)
+    96
+    """
+    length: int = struct.unpack("<Q", begin.ljust(LENGTH, b"\0"))[0]
+    if size < LENGTH or length > min(size - LENGTH, _MAX_HEADER):
+        raise ValueError(f"{file.name} is not a whole safetensors file")
+    return length
+
+
+def parse_header(text: bytes, file: Path, size: int) -> dict[str, Tensor]:
+    """Return what a header says, checked as `read_header` does.
+
+    Args:
+        text: its JSON.
+        file: whose it is, or will be once it is here.
+        size: of the file.
+
+    Raises:
+        ValueError: it makes no sense, or not of a file of that size.
+
+    >>> text = header_bytes({"head.weight": ("F32", (2, 3))})[LENGTH:]
+    >>> size = LENGTH + len(text) + 24
+    >>> parse_header(text, Path("model.safetensors"), size)["head.weight"].shape
+    (2, 3)
+    """
     try:
         header = json.loads(
             text.decode(),
@@ -168,7 +281,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file.name} is not a safetensors file") from None
     if not isinstance(header, dict) or not _is_metadata(header.pop("__metadata__", None)):
         raise ValueError(f"{file.name} has a header that makes no sense")
-    return _tensors(header, file, 8 + length, size)
+    return _tensors(header, file, LENGTH + len(text), size)
 
 
 class _Twice(ValueError):

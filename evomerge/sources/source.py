@@ -7,7 +7,8 @@ an adapter is written `model+adapter`, as mergekit does.
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,13 +17,25 @@ from evomerge.errors import BadInput, Fault, Faults, nearest, one_line
 from evomerge.sources.checkpoint import Checkpoint, read_checkpoint
 from evomerge.sources.companions import link_faults
 from evomerge.sources.factory import Factory, build, parse_factory, state_of, weights_file
-from evomerge.sources.locate import locate, what_it_is_instead
+from evomerge.sources.hub import Repository, fetch_weights
+from evomerge.sources.locate import local_directory, locate, what_it_is_instead
 from evomerge.sources.lora import Adapter, open_adapter
 from evomerge.sources.model_class import is_known
-from evomerge.sources.safetensors_file import PICKLES, Tensor, read_header, read_json, shards
+from evomerge.sources.safetensors_file import (
+    PICKLES,
+    Folder,
+    Tensor,
+    WeightFiles,
+    lacks_weights,
+    read_header,
+    read_json,
+    shards,
+)
 from evomerge.sources.tokenizer import vocabulary
 from evomerge.sources.trust import NOBODY, Trust
 from evomerge.tensor_names import canonical_order, count_layers
+
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # What a config says of its own history, not of the model.
 CONFIG_NOISE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "factory"}
@@ -49,6 +62,7 @@ class Source:
         carried: tensors of integers that the model keeps, which are taken as they are.
         notes: what a user should know of it, one line each.
         unaligned: the source as its files have it, where `tensors` follow another's vocabulary.
+        to_fetch: files of its weights that are on the hub still, with their bytes.
 
     >>> tensor = Tensor("BF16", (4, 2), Path("model.safetensors"), "wte.weight", 80, 96)
     >>> source = Source("a", Path("a"), {}, {"wte.weight": tensor}, {})
@@ -67,6 +81,7 @@ class Source:
     carried: dict[str, Tensor] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     unaligned: Self | None = field(default=None, repr=False)
+    to_fetch: dict[Path, int] = field(default_factory=dict, repr=False)
 
     @property
     def place(self) -> str:
@@ -121,14 +136,19 @@ class Source:
         return sum(tensor.bytes for _, tensor in self.stored)
 
 
-def open_source(name: str, trust: Trust = NOBODY) -> Source:
+def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> Source:
     """Open a model directory by its headers; loads no weight.
+
+    Of a hub id the settings and the headers are read first, and the weights fetched only where
+    nothing is wrong with those.
 
     Args:
         name: a directory, a hub id[@revision], either with `+adapter`, or a factory (see
             `sources.factory`).
         trust: what code of others may run. A factory asks for it, and a model whose config names
             code of its own, unless transformers knows such models itself.
+        weights: fetch those of a hub id that are not in its cache. Without them `to_fetch` of what
+            is returned says what remains.
 
     Raises:
         BadInput: with every fault of this directory.
@@ -144,11 +164,25 @@ def open_source(name: str, trust: Trust = NOBODY) -> Source:
         if not trust.functions:
             raise BadInput(Fault("", f"'{name}' would run a Python function", _TRUST))
         return _open_factory(name, factory)
+    source = _by_headers(name, trust)
+    if not weights or not source.to_fetch:
+        return source
+    fetch_weights(_split_adapter(name)[0], list(source.to_fetch))
+    return replace(_by_headers(source.place, trust), name=name)
+
+
+def _by_headers(name: str, trust: Trust) -> Source:
+    """See `open_source`."""
     model, adapter_name = _split_adapter(name)
     path = locate(model)
     faults = Faults()
     config = _read_config(path, trust, faults)
-    stored = _read_tensors(path, faults)
+    files: WeightFiles = Folder(path)
+    stored: dict[str, Tensor] = {}
+    with faults.gather():
+        if local_directory(model) is None and lacks_weights(path):
+            files = Repository(model, path)
+        stored = _read_tensors(path, files, faults)
     known: dict[str, int] = {}
     try:
         known = vocabulary(path)
@@ -162,7 +196,8 @@ def open_source(name: str, trust: Trust = NOBODY) -> Source:
     adapter, notes = None, checkpoint.notes
     if adapter_name and not faults:  # it is compared with the model's tensors
         with faults.gather():
-            adapter = open_adapter(locate(adapter_name), checkpoint, model)
+            adapter_path = locate(adapter_name, also=[_ADAPTER_WEIGHTS])
+            adapter = open_adapter(adapter_path, checkpoint, model)
             notes += adapter.notes
     faults.check()
     ordered = {n: checkpoint.tensors[n] for n in canonical_order(checkpoint.tensors)}
@@ -176,6 +211,7 @@ def open_source(name: str, trust: Trust = NOBODY) -> Source:
         class_name=checkpoint.class_name,
         carried=checkpoint.carried,
         notes=notes,
+        to_fetch=files.missing(stored) if isinstance(files, Repository) else {},
     )
 
 
@@ -208,18 +244,18 @@ def _read_config(path: Path, trust: Trust, faults: Faults) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(path: Path, faults: Faults) -> dict[str, Tensor]:
-    """Return the tensors of all shards by name, those before a fault if there is one."""
+def _read_tensors(path: Path, files: WeightFiles, faults: Faults) -> dict[str, Tensor]:
+    """Return the tensors of all shards by name, none if there is a fault."""
     tensors: dict[str, Tensor] = {}
     try:
-        for shard in shards(path):
-            tensors.update(read_header(shard))
+        for held in files.headers([shard.name for shard in shards(path, files)]):
+            tensors.update(held)
     except ValueError as error:
         faults.add("", f"{path}: {error}", "download or save the model again")
     except FileNotFoundError:
         if what_it_is_instead(path) is not None:  # which is told where config.json is missing
             return {}
-        pickled = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
+        pickled = sorted(n for n in files.names if any(fnmatch(n, kind) for kind in PICKLES))
         wrong = f"holds pickled weights only ({pickled[0]})" if pickled else "holds no weights"
         mend = "save it with save_pretrained, which writes safetensors"
         faults.add("", f"{path}: {wrong}", mend)

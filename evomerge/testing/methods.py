@@ -82,19 +82,19 @@ def merge_arrays(
     from safetensors.torch import save_file
 
     from evomerge.merging.merger import Merger
-    from evomerge.sources.source import open_source
+    from evomerge.sources.safetensors_file import read_header
+    from evomerge.sources.source import Source
 
     with tempfile.TemporaryDirectory() as folder:
-        names, hashes = [], {}
+        names, hashes, opened = [], {}, {}
         for i, array in enumerate([base, *models]):
-            path = Path(folder) / str(i)
-            path.mkdir()
+            file = Path(folder) / f"{i}.safetensors"
             tensor = torch.from_numpy(np.array(array, np.float32, order="C"))
-            save_file({"model.layers.0.w.weight": tensor}, path / "model.safetensors")
-            (path / "config.json").write_text('{"model_type": "test"}')
-            names.append(str(path))
-            hashes[str(path)] = f"{i} {hashlib.sha256(tensor.numpy().tobytes()).hexdigest()}"
-        opened = {name: open_source(name) for name in names}
+            save_file({"model.layers.0.w.weight": tensor}, file)
+            names.append(str(file))
+            hashes[str(file)] = f"{i} {hashlib.sha256(tensor.numpy().tobytes()).hexdigest()}"
+            # a tensor alone, of no architecture
+            opened[str(file)] = Source(str(file), file.parent, {}, read_header(file), {})
         recipe = recipe_of(
             name, names[1:], names[0], based=based, seed=seed, options=options, **values
         )
