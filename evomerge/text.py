@@ -1,10 +1,31 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and texts as a terminal may have them."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 Z95 = 1.96  # half-width of a 95 % interval in standard errors (the normal's 97.5 % quantile)
+
+
+# A terminal obeys these: it moves, deletes, changes its title.
+_COMMANDS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))}
+for _harmless in "\n\t":
+    del _COMMANDS[ord(_harmless)]
+
+
+def printable(data: Any) -> Any:
+    """Return JSON-able data whose texts, which strangers may have written, command no terminal.
+
+    >>> printable({"label": "a\\x1b[2J"})
+    {'label': 'a\ufffd[2J'}
+    """
+    if isinstance(data, str):
+        return data.translate(_COMMANDS)
+    if isinstance(data, Mapping):
+        return {printable(key): printable(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [printable(value) for value in data]
+    return data
 
 
 def interval(score: Mapping[str, Any] | None) -> str:

@@ -592,3 +592,11 @@ def test_models_of_other_classes_are_searched_by_functions(tmp_path, monkeypatch
         assert (checked.exit_code, began.exit_code) == (2, 2)
         said = f"a task needs a model that gives text, and 'base' is a {type(model).__name__}"
         assert said in checked.output and said in began.output
+
+
+def test_what_strangers_write_commands_no_terminal(three, tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(mixed(["no\x1b[2Jsuch/folder/\x07"])))
+    result = ran("merge", recipe, tmp_path / "out")
+    assert result.exit_code == 2 and "no\ufffd[2Jsuch" in result.output
+    assert "\x1b" not in result.output and "\x07" not in result.output

@@ -380,3 +380,15 @@ def test_a_public_test_split_is_recognized(here):
     assert fitness.is_public_test_split()
     fitness._task.config.test_split = None
     assert not fitness.is_public_test_split()
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_more_groups_of_layers_than_layers_are_told(campaign_file, inner):
+    space = {"kind": "parameters", "method": "linear", "layer_groups": 999}
+    space |= {"axes": {"weight": {"low": 0.0, "high": 1.0}}}
+    if inner:
+        space = {"kind": "choice", "spaces": [space, space | {"module_groups": ["mlp"]}]}
+    with pytest.raises(BadInput) as caught:
+        checked(campaign_file(space=space))
+    key = "space.spaces.0.layer_groups" if inner else "space.layer_groups"
+    assert f"{key}: 999 are more than the 2 layers of the models; write 1 to 2" in str(caught.value)

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from evomerge.errors import BadInput
-from evomerge.sources.safetensors_file import read_header, read_json, shards
+from evomerge.sources.safetensors_file import read_header, read_json
 from evomerge.sources.source import open_source
+from evomerge.sources.weight_files import Folder, shards
 from evomerge.testing import tiny_llama
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -224,14 +225,14 @@ def refused(folder):
 def test_the_single_file_counts_whatever_an_index_says(model):
     stale = {name: tensor + 1 for name, tensor in load_file(model / MODEL).items()}
     sharded(model, stale)
-    assert shards(model) == [model / MODEL]
+    assert shards(model, Folder(model)) == [model / MODEL]
     assert_read_as_loaded(model)
     (model / INDEX).write_text("{")
     assert_read_as_loaded(model)
 
 
 def test_shards_are_read_as_transformers_reads_them(model, parts):
-    assert shards(model) == [model / name for name in sorted(parts)]
+    assert shards(model, Folder(model)) == [model / name for name in sorted(parts)]
     assert_read_as_loaded(model)
 
 

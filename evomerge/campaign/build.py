@@ -18,8 +18,8 @@ from evomerge.campaign.named_fitnesses import (
 )
 from evomerge.campaign.named_sources import (
     check_averages,
+    check_parts,
     check_sources,
-    check_substrings,
     open_sources,
     scoring_faults,
 )
@@ -234,7 +234,7 @@ def open_campaign(
     check_averages(plan, listed, search.space, opened, faults)
     under = f"stages.{stage}.space" if plan.stages else "space"
     if opened:
-        check_substrings(search.space, opened, under, faults)
+        check_parts(search.space, opened, under, faults)
     faults.check()
     for source in opened.values():
         warnings += source.notes

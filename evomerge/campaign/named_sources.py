@@ -118,19 +118,22 @@ def check_averages(
             faults.add(f"fitness.{index}.constraint", wrong, mend)
 
 
-def check_substrings(
+def check_parts(
     space: SpaceSection, opened: Mapping[str, Source], under: str, faults: Faults
 ) -> None:
-    """Refuse parts of tensor names that no tensor has.
+    """Refuse parts of tensor names that no tensor has, and groups of layers that no layer has.
 
     >>> from evomerge.search.spaces.mixture import MixtureSection
     >>> from evomerge.testing.campaigns import example_plan
     >>> faults = Faults()
     >>> opened = open_sources(example_plan().sources, {}, faults)
-    >>> check_substrings(MixtureSection(chromosomes=["atn"]), opened, "space", faults)
+    >>> check_parts(MixtureSection(chromosomes=["atn"]), opened, "space", faults)
     >>> [fault.key for fault in faults.found]
     ['space.chromosomes']
     """
+    layers = min(source.layers for source in opened.values())
+    if layers:  # else that is what is told
+        faults.extend(space.depth_faults(layers), under)
     names = {name for source in opened.values() for name in source.tensors}
     for key, part in space.substrings():
         if not any(part in name for name in names):

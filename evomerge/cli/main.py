@@ -17,6 +17,7 @@ import click
 
 from evomerge import __version__
 from evomerge.errors import BadInput, EvomergeError, Fault, placed
+from evomerge.text import printable
 
 FILE = click.Path(path_type=Path)
 
@@ -62,10 +63,10 @@ def _errors_are_lines(command: Command) -> Command:
             command(*arguments, **options)
         except BadInput as error:
             for fault in error.faults:
-                click.echo(str(fault), err=True)
+                click.echo(printable(str(fault)), err=True)
             sys.exit(2)
         except EvomergeError as error:
-            click.echo(f"evomerge: {error}", err=True)
+            click.echo(printable(f"evomerge: {error}"), err=True)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -191,7 +192,7 @@ def status(directory: Path, as_json: bool) -> None:
     if as_json:
         _print_json(found)
     else:
-        click.echo(tables.status(found, terminal()))
+        click.echo(tables.status(printable(found), terminal()))
 
 
 @main.command()
@@ -213,7 +214,7 @@ def front(directory: Path, as_json: bool) -> None:
     if as_json:
         _print_json(rows)
     else:
-        click.echo(tables.front(rows, summary.standing(directory), terminal()))
+        click.echo(tables.front(printable(rows), summary.standing(directory), terminal()))
 
 
 @main.command()
@@ -238,7 +239,7 @@ def show(directory: Path, candidate: str, as_json: bool) -> None:
     if as_json:
         _print_json(found)
     else:
-        click.echo(tables.show(found, terminal()))
+        click.echo(tables.show(printable(found), terminal()))
 
 
 @main.command()

@@ -16,7 +16,7 @@ from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.records import Candidate
 from evomerge.archive.references import read_candidate
 from evomerge.archive.selection import pick
-from evomerge.archive.summary import open_run
+from evomerge.archive.summary import as_written, open_run
 from evomerge.dtypes import CODES, SIZE
 from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, EvomergeError, Faults, placed
@@ -283,21 +283,37 @@ def _exported(
     candidate = archive.candidate(pick(archive, which))
     recipe = _stands_alone(archive, candidate)
     places = _unchanged(archive, recipe, moved, trust)
-    outcome = archive.outcome(candidate.id)
-    scored = outcome["weights_checksum"] if outcome is not None else ""
+    with as_written():
+        outcome = archive.outcome(candidate.id)
+        scored = outcome["weights_checksum"] if outcome is not None else ""
+        card = model_card(archive, candidate.id, recipe)
     checksum = merge_to(
         recipe,
         out,
         places=places,
-        card=model_card(archive, candidate.id, recipe),
+        card=card,
         checksum=scored if verify else None,
         trust=trust,
-        first=_place(archive, archive.sources[0].name, moved, trust),
+        first=_first(archive, places, moved, trust),
         device=_device_like(_worker_of(archive, candidate.id)),
         written=self_contained(recipe, archive),
     )
     compared = "as scored" if verify else "not compared"
     return Exported(candidate.id, checksum, compared if scored else "scales folded in")
+
+
+def _first(
+    archive: ArchiveReader, places: Mapping[str, str], moved: Mapping[str, str], trust: Trust
+) -> str | None:
+    """Return where the run's first source lies, whose vocabulary all follow; None if it is gone.
+
+    Then the weights are compared with those that were scored, as ever.
+    """
+    name = archive.sources[0].name
+    if name in places:
+        return places[name]
+    place = _place(archive, name, moved, trust)
+    return place if os.path.isdir(place.partition("+")[0]) else None
 
 
 def _unchanged(

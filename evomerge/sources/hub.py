@@ -174,10 +174,11 @@ def _fault(name: str, error: Exception) -> Fault:
         wrong = f"the hub does not give '{name}' without a login that may read it"
         mend = "log in (`hf auth login`, or HF_TOKEN) if it is private, or check the id"
         return Fault("", wrong, mend)
-    wrong = f"'{name}' is no directory, and the hub "
     if status == 404:
-        return Fault("", f"{wrong}has no such model", "check the path or the id")
-    wrong += f"does not have it or is out of reach ({type(error).__name__})"
+        wrong = f"'{name}' is no directory, and the hub has no such model"
+        return Fault("", wrong, "check the path or the id")
+    wrong = f"'{name}' is no directory, and the hub does not have it or is out of reach"
+    wrong += f" ({type(error).__name__})"
     return Fault("", wrong, "check the path or the id[@revision]")
 
 

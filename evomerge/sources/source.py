@@ -21,18 +21,10 @@ from evomerge.sources.hub import Repository, fetch_weights
 from evomerge.sources.locate import local_directory, locate, what_it_is_instead
 from evomerge.sources.lora import Adapter, open_adapter
 from evomerge.sources.model_class import is_known
-from evomerge.sources.safetensors_file import (
-    PICKLES,
-    Folder,
-    Tensor,
-    WeightFiles,
-    lacks_weights,
-    read_header,
-    read_json,
-    shards,
-)
+from evomerge.sources.safetensors_file import Tensor, read_header, read_json
 from evomerge.sources.tokenizer import vocabulary
 from evomerge.sources.trust import NOBODY, Trust
+from evomerge.sources.weight_files import PICKLES, Folder, WeightFiles, lacks_weights, shards
 from evomerge.tensor_names import canonical_order, count_layers
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -50,6 +50,10 @@ class SpaceSection(Section):
         """Return the parts of tensor names that the options hold, each with its key."""
         return ()
 
+    def depth_faults(self, layers: int) -> Iterable[Fault]:
+        """Return what asks for more layers than the models have."""
+        return ()
+
     def warnings(self) -> Iterable[str]:
         """Return what a user should hear of these options though they are right."""
         return ()

@@ -47,6 +47,11 @@ class ChoiceSection(SpaceSection):
         for index, inner in enumerate(self.spaces):
             yield from ((f"spaces.{index}.{key}", part) for key, part in inner.substrings())
 
+    def depth_faults(self, layers: int) -> Iterable[Fault]:
+        for index, inner in enumerate(self.spaces):
+            for fault in inner.depth_faults(layers):
+                yield fault.under(f"spaces.{index}")
+
     def warnings(self) -> Iterable[str]:
         for inner in self.spaces:
             yield from inner.warnings()

@@ -51,7 +51,7 @@ class ParametersSection(SpaceSection):
     )
     layer_groups: Whole = option(
         "runs of consecutive layers with values of their own; what is outside the layers is one"
-        " more group; more than there are layers count as one a layer",
+        " more group",
         1,
         ge=1,
     )
@@ -112,6 +112,11 @@ class ParametersSection(SpaceSection):
 
     def substrings(self) -> Iterable[tuple[str, str]]:
         return [("module_groups", part) for part in self.module_groups]
+
+    def depth_faults(self, layers: int) -> Iterable[Fault]:
+        if self.layer_groups > layers:
+            wrong = f"{self.layer_groups} are more than the {layers} layers of the models"
+            yield Fault("layer_groups", wrong, f"write 1 to {layers}")
 
     def warnings(self) -> Iterable[str]:
         for name, axis in self.axes.items():
