@@ -20,6 +20,7 @@ A type that evomerge refuses is refused in a line with exit code 2, by `evomerge
 import collections
 import contextlib
 import csv
+import functools
 import json
 import os
 import pickle
@@ -40,7 +41,7 @@ from click.testing import CliRunner
 from models import merger_of
 from safetensors.torch import load_file
 from tiny_types import model_classes, tiny_model
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 from evomerge.cli.main import main as evomerge
@@ -68,6 +69,8 @@ MOST_BYTES = 6 << 30
 
 WEIGHTS, DENSITY = (0.3, 0.8), 0.4
 LINEAR_WEIGHTS = (0.5, 0.2, 0.3)
+
+AXIS = {"low": 0.0, "high": 1.0}
 
 FITNESS = """
 import torch
@@ -116,9 +119,10 @@ class Row(NamedTuple):
 
 def save_models(kind: str, name: str, folder: Path) -> list[Path]:
     """Save a tiny base and two fine-tunes of it, as transformers saves them in bfloat16."""
-    class_ = getattr(transformers, name)
     tiny_model(kind, name, 0).save_pretrained(folder / "wide")
-    model = class_.from_pretrained(folder / "wide", dtype=torch.bfloat16)
+    model, said = loaded(name, folder / "wide", "bfloat16")
+    if missing := said["missing_keys"]:
+        raise ValueError(f"transformers misses {missing[0]} in what it saved itself")
     saved = []
     for number, part in enumerate(("base", "a", "b")):
         torch.manual_seed(number)
@@ -134,7 +138,7 @@ def save_models(kind: str, name: str, folder: Path) -> list[Path]:
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a saved model."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
     return tensors
@@ -176,17 +180,27 @@ def is_one_rounding_off(merged: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((apart <= 1.001 * step * expected.double().abs() + 1e-7).all())
 
 
+def own_dtypes(base: dict[str, torch.Tensor]) -> dict[str, torch.dtype]:
+    """Return the dtypes of a merge in bfloat16: the base's, unless most of that is in float32."""
+    sizes: dict[torch.dtype, int] = collections.Counter()
+    for tensor in base.values():
+        sizes[tensor.dtype] += tensor.nbytes
+    usual = max(sizes, key=lambda dtype: sizes[dtype])
+    return {n: torch.bfloat16 if t.dtype == usual else t.dtype for n, t in base.items()}
+
+
 def differing(
     out: Path, folders: Sequence[Path], merge: Callable[[list[torch.Tensor]], torch.Tensor]
 ) -> str:
     """Return how an exported directory differs from a merge in plain torch; "" if it does not."""
     merged, models = stored(out), [stored(folder) for folder in folders]
+    dtypes = own_dtypes(models[0])
     if merged.keys() != models[0].keys():
         odd = sorted(merged.keys() ^ models[0].keys())
         return f"{len(odd)} names are not in both, first {odd[0]}"
     for name, tensor in merged.items():
-        if tensor.dtype != models[0][name].dtype:
-            return f"{name} is {tensor.dtype}, and {models[0][name].dtype} in the base"
+        if tensor.dtype != dtypes[name]:
+            return f"{name} is {tensor.dtype}, and is to be {dtypes[name]}"
         if not tensor.is_floating_point():
             if not tensor.equal(models[0][name]):
                 return f"{name} is not the base's"
@@ -209,9 +223,12 @@ def filled(merger: Merger, recipe: Recipe, dtype: str) -> LiveModel:
 
 def loaded(name: str, folder: Path, dtype: str) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return what transformers makes of a directory, and what it says of the loading."""
-    class_ = getattr(transformers, name)
-    made = class_.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
-    return made[0].eval(), {key: sorted(map(str, value)) for key, value in made[1].items()}
+    class_, config = getattr(transformers, name), AutoConfig.from_pretrained(folder)
+    made = class_.from_pretrained(
+        folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+    )
+    model = made[0].eval().requires_grad_(False)  # with gradients, mambas take another kernel
+    return model, {key: sorted(map(str, value)) for key, value in made[1].items()}
 
 
 def unlike(live: torch.nn.Module, other: torch.nn.Module) -> str:
@@ -232,13 +249,19 @@ def unlike(live: torch.nn.Module, other: torch.nn.Module) -> str:
 
 
 @torch.no_grad()
-def logits(model: torch.nn.Module) -> torch.Tensor:
+def logits(model: PreTrainedModel) -> torch.Tensor:
     """Return what a model says of eight tokens."""
     ids = torch.tensor([[5, 6, 7, 9, 8, 4, 11, 3]])
     more = {"decoder_input_ids": ids[:, :4]} if model.config.is_encoder_decoder else {}
     torch.manual_seed(0)
     said: torch.Tensor = model(input_ids=ids, **more).logits
     return said
+
+
+@functools.cache
+def task() -> TaskFitness:
+    """Return a small task of lm-eval."""
+    return TaskFitness(example_section(), own_test=False)
 
 
 # --- one type ------------------------------------------------------------------------------------
@@ -250,7 +273,7 @@ class Sweep:
     def __init__(self, name: str, folder: Path, folders: list[Path]):
         self.name, self.folder, self.folders = name, folder, folders
         self.names = tuple(map(str, folders))
-        self.columns: dict[str, str] = {}
+        self.columns: dict[str, Any] = {}
         self.reasons: list[str] = []
         self.merger = merger_of(self.names)
         self.source = self.merger.sources[self.names[0]]
@@ -285,12 +308,14 @@ class Sweep:
     def merged(
         self, recipe: ParametersRecipe, merge: Callable[[list[torch.Tensor]], torch.Tensor]
     ) -> tuple[str, str]:
+        """Merge into a directory, and compare its tensors with a merge in plain torch."""
         out = self.folder / recipe.method
         merge_to(recipe, out)
         wrong = differing(out, self.folders, merge)
         return ("FAILED" if wrong else "ok"), wrong
 
     def reloaded(self) -> tuple[str, str]:
+        """Load the directories in transformers, and compare what it misses."""
         for folder in (self.folder / "ties", self.folder / "linear"):
             _, said = loaded(self.name, folder, "bfloat16")
             _, before = loaded(self.name, self.folders[0], "bfloat16")
@@ -301,6 +326,7 @@ class Sweep:
         return "ok", f"transformers says of the base too: {faults}" if faults else ""
 
     def lives(self) -> tuple[str, str]:
+        """Compare the live model with transformers' of the directory."""
         for dtype in ("bfloat16", "float32"):
             live = filled(self.merger, self.ties, dtype).model
             other, _ = loaded(self.name, self.folder / "ties", dtype)
@@ -318,14 +344,16 @@ class Sweep:
 
     @torch.inference_mode()
     def scored(self) -> tuple[str, str]:
+        """Score the live model and transformers' of the directory."""
         live = filled(self.merger, self.ties, "float32")
         other, _ = loaded(self.name, self.folder / "ties", "float32")
+        tokenizer = tiny_tokenizer()  # of which transformers would make another for some types
         fitness: TaskFitness | FunctionFitness
         result, why = "function", "" if speaks(self.source.class_name) else "it does not speak"
         if speaks(self.source.class_name):
             try:
-                fitness = TaskFitness(example_section(), own_test=False)
-                fitness.prepare(other, live.tokenizer, [0, 1, 2, 3])
+                fitness = task()
+                fitness.prepare(other, tokenizer, [0, 1, 2, 3])
                 expected = fitness.score([0, 1, 2, 3])
                 result = "task"
             except Exception as error:
@@ -338,20 +366,21 @@ class Sweep:
                 logits(other)
             except Exception:
                 return "-", "it runs on no text alone"
-            fitness.prepare(other, live.tokenizer, [0, 1])
+            fitness.prepare(other, tokenizer, [0, 1])
             expected = fitness.score([0, 1])
         ordinals = [*range(len(expected))]
-        fitness.prepare(live.model, live.tokenizer, ordinals)
+        fitness.prepare(live.model, tokenizer, ordinals)
         found = fitness.score(ordinals)
         if found.tolist() != expected.tolist():
             return "FAILED", f"scores are {found}, and {expected} of the directory"
         return result, why
 
     def routed(self) -> tuple[str, str]:
+        """Compare a live routed model with transformers' of its directory."""
         try:
             family_of(self.source.config)
         except ValueError as error:
-            return "-", str(error)
+            return "-", str(error).partition(";")[0]
         path = (Hop(0, 0), Hop(0, 1, 0.8), Hop(1, 1), Hop(0, 1), Hop(1, 2, 1.2), Hop(0, 3))
         recipe = RoutingRecipe(self.names[:2], path, 0, "bfloat16")
         out = self.folder / "routed"
@@ -376,7 +405,6 @@ def row_of(kind: str, name: str, folder: Path) -> Row:
     """Return the row of one type."""
     try:
         folders = save_models(kind, name, folder)
-        loaded(name, folders[0], "bfloat16")
     except Exception as error:
         return Row(kind, name, "not made", reason=one_line(error))
     row = Row(kind, name, "refused", len(stored(folders[0])))
@@ -402,14 +430,15 @@ def badly_refused(folders: Sequence[Path]) -> str:
     plan = {
         "name": "types",
         "sources": {"base": str(folders[0]), "models": {f.name: str(f) for f in folders[1:]}},
-        "space": {"kind": "parameters", "method": "linear"},
+        "space": {"kind": "parameters", "method": "linear", "axes": {"weight": AXIS}},
         "fitness": [{"name": "mine", "function": str(fitness), "items": 2}],
         "budget": {"evaluations": 2},
     }
     file.write_text(json.dumps(plan))
     done = CliRunner().invoke(evomerge, ["check", str(file)])
     if done.exit_code != 2 or "Traceback" in done.output:
-        return f"check ends with {done.exit_code}: {done.output.strip()[:200]!r}"
+        said = done.output.strip() or repr(done.exception)
+        return f"check ends with {done.exit_code}: {said[:200]}"
     return ""
 
 
@@ -437,7 +466,8 @@ def isolated(kind: str, name: str, pipe: int) -> None:
 
 def swept(pairs: Sequence[tuple[str, str]], processes: int) -> Iterator[Row]:
     """Yield the row of each (type, class), as they end."""
-    waiting, running = list(pairs), {}
+    waiting = list(pairs)
+    running: dict[int, tuple[str, str, int]] = {}
     while waiting or running:
         while waiting and len(running) < processes:
             kind, name = waiting.pop(0)
@@ -471,27 +501,28 @@ def main() -> None:
     parser.add_argument("types", nargs="*", metavar="TYPE", help="model types; all by default")
     parser.add_argument("--out", type=Path, help=f"CSV of the rows; {KEPT} where all are swept")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    options = parser.parse_args()
+    options = common.parsed(parser, types=["llama", "gpt2", "t5"])
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     pairs = [pair for pair in model_classes() if not options.types or pair[0] in options.types]
     if unknown := set(options.types) - {kind for kind, _ in pairs}:
         raise SystemExit(f"no such types: {', '.join(sorted(unknown))}")
+    task()  # loaded once for all processes
     rows = []
     for row in swept(pairs, options.processes):
         rows.append(row)
         if not options.types:
-            print(f"{len(rows):3} {row.result:8} {row.type} {row.reason[:160]}", file=sys.stderr)
+            print(f"{len(rows)} of {len(pairs)}: {row.type} {row.result}", file=sys.stderr)
     rows.sort()
     out = options.out or (None if options.types else KEPT)
     if out is not None:
-        with open(out, "w", newline="") as stream:
+        with open(out / KEPT.name if out.is_dir() else out, "w", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(Row._fields)
             writer.writerows(rows)
-    if options.types:
-        print(common.table(Row._fields, rows))
+    told = rows if options.types else [row for row in rows if row.result != "ok"]
+    print(common.table(Row._fields, told))
     print(f"transformers {transformers.__version__}, torch {torch.__version__}")
     print(summary(rows))
 

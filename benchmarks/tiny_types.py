@@ -63,26 +63,58 @@ SIZES: tuple[tuple[str, int], ...] = (
 )
 
 # Sizes that no rule has right, by model type.
-_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+_MROPE = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+}
 _WIDE = {"head_dim": HEAD}
 MORE: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("glm46v_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text", "paddleocr_vl_text"), _MROPE
-    ),
+    **dict.fromkeys(("glm46v_text", "glm4v_text", "glm_ocr_text", "paddleocr_vl_text"), _MROPE),
     **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"), _MROPE),
-    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral", "nemotron"), _WIDE),
-    "hunyuan_vl_text": _WIDE,
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), _WIDE),
+    "nemotron": {"num_key_value_heads": 2},
     "bamba": {"attn_layer_indices": [1]},
     "bailing_hybrid": {"layer_group_size": 2},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "dots1": {"n_shared_experts": 1},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "chameleon": {"vocabulary_map": {"<image>": 60, "IMGIMGA": 61}},
+    "cohere_compass_text": {
+        "layer_types": ["full_attention"] * 4,
+        "rope_parameters": {"full_attention": _MROPE["rope_parameters"]},
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "emu3": {"vocabulary_map": {"<image>": 60}},
+    "ernie4_5_vl_moe_text": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    },
+    "glm4v_moe_text": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [1, 1, 0],
+        }
+    },
+    "hunyuan_vl_text": {"head_dim": HEAD, **_MROPE},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "longcat_flash": {"num_layers": 2, "head_dim": HEAD},
+    "mistral4": {"head_dim": 2 * HEAD},
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "indexed_attention"] * 2,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "reformer": {
         "is_decoder": True,
         "axial_pos_embds": False,
-        "attn_layers": ["local", "lsh"],
+        "attn_layers": ["local", "lsh"] * 2,
         "hash_seed": 1,
         "num_buckets": 4,
         "local_attn_chunk_length": 4,
@@ -90,21 +122,33 @@ MORE: dict[str, dict[str, Any]] = {
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "xlm": {"n_words": VOCABULARY, "emb_dim": HIDDEN, "n_heads": HEADS},
-    "zamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "layer_types": None},
+    "zamba": {
+        "num_hidden_layers": 6,
+        "layers_block_type": ["mamba", "hybrid"] * 3,
+        "attention_hidden_size": 2 * HIDDEN,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+    },
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 1]]},
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+        "num_hidden_layers": 4,
+        "attention_hidden_size": 2 * HIDDEN,
+    },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm3": {"layer_types": ["conv", "full_attention"] * 2},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "xmod": {"default_language": "en_XX"},
     "dory": {"max_position_embeddings": 128},
     "dots3_note_text": {"num_key_value_heads": HEADS},
-    "glm5_next_text": {"num_key_value_heads": HEADS},
+    "glm5_next_text": {"num_key_value_heads": HEADS, "index_topk": 16},
 }
 
 
 def model_classes() -> list[tuple[str, str]]:
     """Return (model type, class) of everything that gives text, and of a few that do not."""
-    pairs = {}
+    pairs: dict[tuple[str, str], None] = {}
     for names in (
         modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -136,7 +180,7 @@ def _small(class_: type[PreTrainedConfig], more: dict[str, Any]) -> PreTrainedCo
     settings: dict[str, Any] = {}
     for key, value in vars(default).items():
         if isinstance(value, PreTrainedConfig):
-            inner = more.get(key, {}) | MORE.get(value.model_type, {})
+            inner = MORE.get(value.model_type, {}) | more.get(key, {})
             settings[key] = _small(type(value), inner)
         elif (small := _small_value(key, value)) is not None:
             settings[key] = small
@@ -144,27 +188,34 @@ def _small(class_: type[PreTrainedConfig], more: dict[str, Any]) -> PreTrainedCo
         settings["num_key_value_heads"] = settings.get("num_attention_heads", HEADS)
     parts = {key for key, value in vars(default).items() if isinstance(value, PreTrainedConfig)}
     settings |= {key: value for key, value in more.items() if key not in parts}
-    return class_(**settings)
+    config = class_(**settings)
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 0
+    return config
 
 
 def _small_value(key: str, value: Any) -> Any:
     """Return what a small config has under a key, None where it has the default."""
-    if isinstance(value, bool) or not isinstance(value, int | list | tuple | type(None)):
-        return None
     if re.fullmatch(r"\w*token_(id|index)", key):
-        if isinstance(value, list):
-            return [2]
-        known = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-        if key in known:
-            return known[key] if value is not None else None
-        if value is None or value < VOCABULARY:
-            return None
-        return VOCABULARY - 1 - sum(map(ord, key)) % 20
-    if isinstance(value, int) or value is None:
+        return _small_token(key, value)
+    if isinstance(value, int) and not isinstance(value, bool):
         for pattern, size in SIZES:
-            if re.fullmatch(pattern, key) and (value is None or value > size):
-                return None if value is None else size
+            if re.fullmatch(pattern, key) and value > size:
+                return size
     return None
+
+
+def _small_token(key: str, value: Any) -> Any:
+    """Return a token of a small vocabulary, None where the default is one or there is none."""
+    if isinstance(value, list):
+        return [2]
+    if not isinstance(value, int):
+        return None
+    known = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if key in known:
+        return known[key]
+    # others get numbers of their own, the last of the vocabulary's
+    return None if value < VOCABULARY else VOCABULARY - 1 - sum(map(ord, key)) % 20
 
 
 def tiny_model(kind: str, name: str, seed: int) -> PreTrainedModel:

@@ -181,6 +181,29 @@ def test_routing(desk: Path) -> None:
     assert float(speed[0]["ratio"]) > 0
 
 
+def test_decoder_types(desk: Path) -> None:
+    rows = table(run(desk, "benchmarks/decoder_types.py --short"))
+    assert {row["type"] for row in rows} == {"llama", "gpt2", "t5"}
+    for row in rows:
+        assert [row[name] for name in ("result", "linear", "ties", "reload", "live")] == ["ok"] * 5
+    scored = {row["class_name"]: (row["scored"], row["routed"]) for row in rows}
+    assert scored["LlamaForCausalLM"] == scored["GPT2LMHeadModel"] == ("task", "ok")
+    assert scored["T5ForConditionalGeneration"] == ("task", "-")
+    assert scored["LlamaForSequenceClassification"] == ("function", "ok")
+
+
+def test_decoder_types_rows() -> None:
+    """The rows that git keeps are those that the page sums up."""
+    folder = ROOT / "benchmarks"
+    with open(folder / "decoder_types.csv", newline="") as stream:
+        results = [row["result"] for row in csv.DictReader(stream)]
+    page = " ".join((folder / "README.md").read_text(encoding="utf-8").split())
+    told = re.findall(r"(\d+) models of \d+ types: (\d+) ok, (\d+) not made", page)
+    counts = (len(results), results.count("ok"), results.count("not made"))
+    assert [tuple(map(int, numbers)) for numbers in told] == [counts]
+    assert set(results) == {"ok", "not made"}
+
+
 @pytest.mark.parametrize(
     "words", ["scratch niches", "pretrained niches no-attraction no-split genetic", "halves niches"]
 )

@@ -23,6 +23,7 @@ from evomerge.recipes.parameters import single
 from evomerge.recipes.parse import parse_recipe
 from evomerge.sources.digest import digest
 from evomerge.sources.source import open_source
+from evomerge.sources.trust import Trust
 
 NET = """
 import torch
@@ -57,6 +58,8 @@ def score(model, tokenizer, items):
     data = torch.tensor(items)
     return (model(data[:, :3]).argmax(dim=1) == data[:, 3]).float()
 """
+OWN = Trust(functions=True)
+
 PLAN = {
     "name": "evolved",
     "seed": 3,
@@ -132,7 +135,7 @@ def test_a_lineage_alone_or_in_an_archive_gives_the_same_weights(births, keep):
 
 
 def test_a_seed_always_gives_the_same_module(net):
-    first, again, other = (open_source(f"net.py:network@{n}") for n in (1, 1, 2))
+    first, again, other = (open_source(f"net.py:network@{n}", OWN) for n in (1, 1, 2))
     assert digest(first) == digest(again) != digest(other)
     torch.manual_seed(1)
     import importlib.util
@@ -143,7 +146,7 @@ def test_a_seed_always_gives_the_same_module(net):
     for name, tensor in module.network().state_dict().items():
         stored = load_file(first.path / "model.safetensors")[name]
         assert torch.equal(stored, tensor)
-    assert digest(open_source(first.place)) == digest(first)  # wherever it is opened from
+    assert digest(open_source(first.place, OWN)) == digest(first)  # wherever it is opened from
 
 
 def test_evolution_exports_what_it_scored_and_resumes(net, silent):
@@ -155,7 +158,9 @@ def test_evolution_exports_what_it_scored_and_resumes(net, silent):
     assert best > max(seeds)
     last = archive.candidates(origin="search")[-1].id
     for which in ("best", str(last)):
-        done = CliRunner().invoke(main, ["export", "runs/evolved", which, "--pick", which])
+        done = CliRunner().invoke(
+            main, ["export", "runs/evolved", which, "--pick", which, "--trust-code"]
+        )
         assert done.exit_code == 0 and "as scored" in done.output, done.output
     done = CliRunner().invoke(main, ["merge", f"{last}/recipe.json", "again"])
     assert done.exit_code == 0, done.output
@@ -180,7 +185,7 @@ def test_modules_that_are_merged_are_scored_as_modules(net, silent):
 
 
 def open_like(folder, seed):
-    source = open_source(f"{folder / 'net.py'}:network@{seed}")
+    source = open_source(f"{folder / 'net.py'}:network@{seed}", OWN)
     return load_file(source.path / "model.safetensors")
 
 
@@ -239,14 +244,16 @@ def test_weights_in_any_order_of_memory_are_filled(net, silent, kind):
     assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=8"], observer=silent)
     archive = Archive(net / "runs" / kind / "archive.db")
     assert archive.counts()["ok"] == 11
-    done = CliRunner().invoke(main, ["export", f"runs/{kind}", "out", "--pick", "11"])
+    done = CliRunner().invoke(
+        main, ["export", f"runs/{kind}", "out", "--pick", "11", "--trust-code"]
+    )
     assert done.exit_code == 0 and "as scored" in done.output, done.output
 
 
 def test_a_candidate_of_modules_is_a_source(net, silent):
     assert run_campaign(net / "evolved.yaml", settings=["budget.evaluations=6"], observer=silent)
     models = {"old": "runs/evolved#best", "b": {"factory": "net.py:network", "seed": 9}}
-    plan = PLAN | {"sources": {"models": models}, "name": "again"}
+    plan = PLAN | {"sources": {"models": models, "trust_remote_code": True}, "name": "again"}
     (net / "again.yaml").write_text(yaml.safe_dump(plan))
     assert run_campaign(net / "again.yaml", settings=["budget.evaluations=4"], observer=silent)
     before, after = (Archive(net / f"runs/{n}/archive.db") for n in ("evolved", "again"))

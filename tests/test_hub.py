@@ -7,6 +7,7 @@ environment when it is imported, so evomerge runs in a process of its own, comma
 import hashlib
 import http.server
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ from conftest import FITNESS
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from evomerge.errors import BadInput
+from evomerge.sources.source import open_source
 from evomerge.testing import tiny_llama
 
 pytestmark = pytest.mark.xdist_group("hub")  # one server, whose log is read between commands
@@ -332,3 +335,10 @@ def test_each_repository_that_cannot_be_had_has_its_reason(evomerge):
     assert "holds pickled weights only (pytorch_model.bin)" in told["d"][0]
     assert told["e"][0].startswith("the hub's 'org/narrow' has no revision 'v3'")
     assert "org/unparted" in told["f"][0] and "is served as a whole only" in told["f"][0]
+
+
+def test_the_logger_of_the_hub_s_client_is_left_as_it_was(caplog):
+    with caplog.at_level(logging.INFO, "huggingface_hub"):
+        with pytest.raises(BadInput, match="no directory"):
+            open_source("nobody/no--thing")
+        assert logging.getLogger("huggingface_hub").level == logging.INFO

@@ -81,7 +81,11 @@ class SourcesSection(Section):
         least=1,
         example={"ja": "MODEL", "maths": "MODEL"},
     )
-    trust_remote_code: Flag = option("run code that comes with the models", False)
+    trust_remote_code: Flag = option(
+        "run code that comes with the models, where transformers does not know their type, and"
+        " Python functions that made the models of earlier runs",
+        False,
+    )
 
     @property
     def labels(self) -> dict[str, str]:

@@ -6,7 +6,6 @@ client raises becomes one line for the user.
 
 import contextlib
 import functools
-import glob
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,23 +43,6 @@ def fetch(name: str, patterns: Sequence[str]) -> Path:
             repository, revision=revision or None, allow_patterns=list(patterns)
         )
     return Path(found)
-
-
-def fetch_weights(name: str, files: Sequence[Path]) -> None:
-    """Fetch files of a repository into the directory that it has in the cache.
-
-    Args:
-        name: org/name[@revision]. The revision is the directory's.
-        files: as they will lie there.
-
-    Raises:
-        BadInput: they are not to be had.
-
-    >>> fetch_weights("nobody/nothing", [])
-    """
-    for directory in {file.parent for file in files}:
-        names = [glob.escape(file.name) for file in files if file.parent == directory]
-        fetch(f"{name.partition('@')[0]}@{directory.name}", names)
 
 
 class Repository:

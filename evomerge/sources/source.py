@@ -5,6 +5,7 @@ model of the class what it takes of them; `digest` is the one pass over its weig
 an adapter is written `model+adapter`, as mergekit does.
 """
 
+import glob
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from evomerge.errors import BadInput, Fault, Faults, nearest, one_line
 from evomerge.sources.checkpoint import Checkpoint, read_checkpoint
 from evomerge.sources.companions import link_faults
 from evomerge.sources.factory import Factory, build, parse_factory, state_of, weights_file
-from evomerge.sources.hub import Repository, fetch_weights
+from evomerge.sources.hub import Repository, fetch
 from evomerge.sources.locate import local_directory, locate, what_it_is_instead
 from evomerge.sources.lora import Adapter, open_adapter
 from evomerge.sources.model_class import is_known
@@ -159,7 +160,9 @@ def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> So
     source = _by_headers(name, trust)
     if not weights or not source.to_fetch:
         return source
-    fetch_weights(_split_adapter(name)[0], list(source.to_fetch))
+    repository = _split_adapter(name)[0].partition("@")[0]  # at the commit that was looked at
+    weights_of_it = [glob.escape(file.name) for file in source.to_fetch]
+    fetch(f"{repository}@{source.path.name}", weights_of_it)
     return replace(_by_headers(source.place, trust), name=name)
 
 
