@@ -70,6 +70,7 @@ _WIDE = {"head_dim": HEAD}
 MORE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("glm46v_text", "glm4v_text", "glm_ocr_text", "paddleocr_vl_text"), _MROPE),
     **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"), _MROPE),
+    **dict.fromkeys(("cosmos3_edge_text", "hy_v4_vl_text"), _MROPE),
     **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), _WIDE),
     "nemotron": {"num_key_value_heads": 2},
     "bamba": {"attn_layer_indices": [1]},
@@ -129,8 +130,6 @@ MORE: dict[str, dict[str, Any]] = {
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
     },
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
-    "granite4_vision": {"deepstack_layer_map": [[-1, 1]]},
     "zamba2": {
         "layers_block_type": ["mamba", "hybrid"] * 2,
         "num_hidden_layers": 4,

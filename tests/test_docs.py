@@ -255,9 +255,11 @@ def run_here(program, *arguments, env=None, **options):
 
 
 def models_here(folder, *labels):
-    tiny_llama(folder / "models/base", 0)
+    tiny_llama(folder / "models/base", 0, layers=4)
     for seed, label in enumerate(labels, start=1):
-        tiny_llama(folder / "models" / label, seed, near=folder / "models/base", spread=0.1)
+        tiny_llama(
+            folder / "models" / label, seed, layers=4, near=folder / "models/base", spread=0.1
+        )
 
 
 def test_the_readme_leads_from_own_models_to_an_exported_merge(tmp_path):

@@ -162,7 +162,7 @@ def test_evolution_exports_what_it_scored_and_resumes(net, silent):
             main, ["export", "runs/evolved", which, "--pick", which, "--trust-code"]
         )
         assert done.exit_code == 0 and "as scored" in done.output, done.output
-    done = CliRunner().invoke(main, ["merge", f"{last}/recipe.json", "again"])
+    done = CliRunner().invoke(main, ["merge", f"{last}/recipe.json", "again", "--trust-code"])
     assert done.exit_code == 0, done.output
     again = Path("again/model.safetensors").read_bytes()
     assert again == Path(f"{last}/model.safetensors").read_bytes()

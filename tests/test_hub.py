@@ -244,6 +244,7 @@ class Evomerge:
             "controller": {"kind": "random"},
             "fitness": [{"name": "likely", "function": str(fitness)}],
             "budget": {"evaluations": 2},
+            "workers": {"threads": 1},
         }
         file.write_text(yaml.safe_dump(plan))
         self.process.stdin.write(json.dumps([command, str(file), *options]) + "\n")
