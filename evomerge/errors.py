@@ -50,7 +50,8 @@ class Fault:
     def __str__(self) -> str:
         place = ": ".join(part for part in (self.file, self.key) if part)
         said = f"{self.wrong}; {self.mend}" if self.mend else self.wrong
-        return f"{place}: {said}" if place else said
+        text = f"{place}: {said}" if place else said
+        return " ".join(text.splitlines())  # a name of a stranger's may have several
 
 
 class EvomergeError(Exception):

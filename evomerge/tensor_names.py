@@ -10,9 +10,10 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 
 _EMBED = re.compile(
     r"embed_tokens|embed_positions|wte|wpe|word_embeddings|embed_in\b|tok_embeddings"
+    r"|(?:^|\.)(?:shared|embeddings)\.weight"  # T5 and BART, Mamba
 )
 
-_HEAD = re.compile(r"lm_head|embed_out|(?:^|\.)output\.weight|score\.weight")
+_HEAD = re.compile(r"lm_head|embed_out|(?:^|\.)output\.weight|score\.weight|cls\.predictions\.")
 
 PARTS = ("embed", "norm", "head")  # the tensors outside the layers; "norm" takes the rest
 

@@ -18,6 +18,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlamaForSequenceClassification,
     T5Config,
@@ -600,3 +602,137 @@ def test_what_strangers_write_commands_no_terminal(three, tmp_path):
     result = ran("merge", recipe, tmp_path / "out")
     assert result.exit_code == 2 and "no\ufffd[2Jsuch" in result.output
     assert "\x1b" not in result.output and "\x07" not in result.output
+
+
+def trained(model, folder, **options):
+    """Write a LoRA adapter with random factors; return what PEFT makes of it on loading."""
+    torch.manual_seed(0)
+    peft = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, **options))
+    peft.save_pretrained(folder)
+    return peft.merge_and_unload()
+
+
+def same_state(out, wanted):
+    """Compare a directory, loaded by the class of a model, with the model."""
+    ours = type(wanted).from_pretrained(out, dtype=torch.float32).state_dict()
+    for name, tensor in wanted.state_dict().items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_patterns_of_adapters_are_of_names_in_memory(tmp_path):
+    """As PEFT matches them; a Gemma 3 is saved under other names than it has."""
+    text = sized(vocab_size=40, num_key_value_heads=1, head_dim=8, sliding_window=8)
+    see = sized(image_size=28, patch_size=14, model_type="siglip_vision_model")
+    config = Gemma3Config(
+        text_config=text, vision_config=see, mm_tokens_per_image=4, image_token_index=35,
+        boi_token_index=36, eoi_token_index=37,
+    )  # fmt: skip
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    model = Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "base")
+    key = r"^model\.language_model\.layers\.0\.self_attn\.q_proj"
+    where = r".*language_model.*q_proj"
+    wanted = trained(model, tmp_path / "lora", target_modules=where, alpha_pattern={key: 64})
+    same_state(merged(tmp_path, [f"{tmp_path / 'base'}+{tmp_path / 'lora'}"], "float32"), wanted)
+
+
+def test_layers_that_are_stored_the_other_way_round_are_known_by_their_class(tmp_path):
+    """PEFT writes fan_in_fan_out: false where an adapter has layers of both kinds."""
+    base = tiny("gpt2", tmp_path / "base", tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    wanted = trained(model, tmp_path / "lora", target_modules=["attn.c_proj", "lm_head"])
+    settings = json.loads((tmp_path / "lora/adapter_config.json").read_text())
+    assert settings["fan_in_fan_out"] is False
+    same_state(merged(tmp_path, [f"{base}+{tmp_path / 'lora'}"], "float32"), wanted)
+
+
+def test_a_class_without_a_head_over_files_with_one_is_refused(three):
+    _, a, _ = three
+    edit(a, architectures=["LlamaModel"], tie_word_embeddings=False)
+    store(a, stored(a) | {HEAD: stored(a)[EMBEDDINGS] * 2})
+    with pytest.raises(BadInput, match=r"a LlamaModel.* has no use for lm_head\.weight"):
+        open_source(str(a))
+
+
+def test_an_exported_baseline_is_made_again_from_its_recipe(three, tmp_path, monkeypatch):
+    """It followed the vocabulary of the run's base, which its own recipe does not read."""
+    monkeypatch.chdir(tmp_path)
+    padded(three[0], 40, 0.5)
+    (tmp_path / "fit.py").write_text(FIT)
+    axes = {"weight": {"low": 0.0, "high": 1.0}}
+    plan = {
+        "name": "c",
+        "sources": {"base": "base", "models": {"a": "a", "b": "b"}},
+        "space": {"kind": "parameters", "method": "task_arithmetic", "axes": axes},
+        "controller": {"kind": "random"},
+        "fitness": [{"name": "f", "function": "fit.py"}],
+        "budget": {"evaluations": 1},
+    }
+    (tmp_path / "c.yaml").write_text(json.dumps(plan))
+    result = ran("run", "c.yaml")
+    assert result.exit_code == 0, result.output
+    for number in ("2", "4"):  # `a`, and the uniform average of `a` and `b`
+        result = ran("export", "runs/c", number, "--pick", number)
+        assert result.exit_code == 0 and "as scored" in result.output, result.output
+        assert json.loads((tmp_path / number / "recipe.json").read_text())["first"] == "base"
+        again = ran("merge", f"{number}/recipe.json", f"{number} again")
+        assert again.exit_code == 0, again.output
+        one, two = (stored(tmp_path / name) for name in (number, f"{number} again"))
+        assert len(one[EMBEDDINGS]) == 40 and all(torch.equal(one[n], two[n]) for n in one)
+
+
+@pytest.mark.parametrize("written", ["[", '{"max_new_tokens": -1}', "[]"])
+def test_settings_of_generation_are_checked(three, tmp_path, monkeypatch, written):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fit.py").write_text(FIT)
+    for folder in three:
+        (folder / "generation_config.json").write_text(written)
+    plan = {
+        "name": "c",
+        "sources": {"models": {"a": "a", "b": "b"}},
+        "space": {
+            "kind": "parameters",
+            "method": "linear",
+            "axes": {"weight": {"low": 0, "high": 1}},
+        },
+        "controller": {"kind": "random"},
+        "fitness": [{"name": "f", "function": "fit.py"}],
+        "budget": {"evaluations": 1},
+    }
+    (tmp_path / "c.yaml").write_text(json.dumps(plan))
+    results = [ran(command, "c.yaml") for command in ("check", "run")]
+    assert [result.exit_code for result in results] == [2, 2]
+    assert all("generation_config.json of 'a' cannot be read" in r.output for r in results)
+
+
+def test_odd_settings_of_code_and_kernels(three):
+    base, a, _ = three
+    edit(a, auto_map=["evil.Model"])
+    with pytest.raises(BadInput, match=r"auto_map in config\.json is no mapping"):
+        open_source(str(a))
+    edit(base, attn_implementation="someone/kernels", text={"_attn_implementation": "x/y"})
+    source = open_source(str(base))
+    assert "attn_implementation" not in source.config and source.config["text"] == {}
+
+
+def test_embeddings_of_an_encoder_decoder_are_aligned(tmp_path):
+    folders = []
+    for seed, rows in enumerate((32, 40)):
+        torch.manual_seed(seed)
+        config = T5Config(
+            vocab_size=rows, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+            decoder_start_token_id=0,
+        )  # fmt: skip
+        folders.append(tmp_path / str(rows))
+        T5ForConditionalGeneration(config).save_pretrained(folders[-1])
+        tiny_tokenizer().save_pretrained(folders[-1])
+    out = stored(merged(tmp_path, folders, "float32"))
+    one, two = (stored(folder) for folder in folders)
+    wanted = (one["shared.weight"] + two["shared.weight"][:32]) / 2
+    torch.testing.assert_close(out["shared.weight"], wanted)
+
+
+def test_a_name_of_several_lines_is_one_line(three, tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(mixed(["no\nevomerge: done/x"])))
+    result = ran("merge", recipe, tmp_path / "out")
+    assert result.exit_code == 2 and result.output.count("\n") == 1

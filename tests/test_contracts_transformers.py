@@ -5,12 +5,22 @@ A failure here says which of them changed, and in which version; mend that file.
 
 import importlib
 import inspect
+import json
 
 import pytest
 import torch
 import transformers
 
-from evomerge.sources.transformers_loading import conversions, converted, ignored_patterns
+from evomerge.sources.transformers_loading import (
+    conversions,
+    converted,
+    decoded,
+    ignored_patterns,
+    kept_in_float32,
+    optional_patterns,
+    saved_names,
+    tied_names,
+)
 
 WHERE = "evomerge/sources/transformers_loading.py"
 
@@ -35,6 +45,8 @@ def broke(what):
             ],
         ),
         ("core_model_loading", "dot_natural_key", ["s"]),
+        ("core_model_loading", "revert_weight_conversion", ["model", "state_dict"]),
+        ("core_model_loading", "build_glob_alternation", ["globs"]),
     ],
 )
 def test_functions_are_there_and_take_what_they_took(module, name, parameters):
@@ -112,3 +124,28 @@ def test_a_models_prefix_and_ignored_keys_are_its_attributes():
     assert model.base_model_prefix == "model", broke("a model has no base_model_prefix 'model'")
     patterns = ignored_patterns(model)
     assert all(isinstance(p, str) for p in patterns), broke("ignored keys are no patterns")
+
+
+def test_a_model_says_what_is_tied_saved_optional_and_wide():
+    config = transformers.DeepseekV3Config(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, n_routed_experts=2, num_experts_per_tok=1,
+        moe_intermediate_size=4, n_shared_experts=1, first_k_dense_replace=0, kv_lora_rank=4,
+        q_lora_rank=4, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=4, n_group=1,
+        topk_group=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.DeepseekV3ForCausalLM._from_config(config, dtype=torch.bfloat16)
+    tied = tied_names(model)
+    assert tied == {"lm_head.weight": "model.embed_tokens.weight"}, broke(f"ties are {tied}")
+    saved = saved_names(model)
+    assert "model.layers.0.mlp.experts.1.down_proj.weight" in saved, broke(f"saves {saved}")
+    assert optional_patterns(model) == [], broke("optional tensors are others")
+    state = model.state_dict(keep_vars=True)
+    bias = state["model.layers.0.mlp.gate.e_score_correction_bias"]
+    assert any(tensor is bias for tensor in kept_in_float32(model)), broke("float32 is elsewhere")
+
+
+def test_infinities_of_configs_are_those_that_are_saved(tmp_path):
+    transformers.Mamba2Config(time_step_limit=(0.0, float("inf"))).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert decoded(stored)["time_step_limit"][1] == float("inf"), broke(f"infinity is {stored}")

@@ -14,7 +14,7 @@ from evomerge.search.spaces.routing import RoutingSection
 from evomerge.sources.compatibility import mismatches, stream_mismatches
 from evomerge.sources.model_class import speaks
 from evomerge.sources.source import Source, is_candidate, moved_faults, open_source
-from evomerge.sources.tokenizer import has_tokenizer, loading_fault
+from evomerge.sources.tokenizer import generation_fault, has_tokenizer, loading_fault
 from evomerge.sources.trust import Trust
 
 
@@ -157,6 +157,9 @@ def scoring_faults(campaign: Campaign) -> Iterable[Fault]:
         wrong = f"the tokenizer of '{frame.name}' cannot be loaded ({unreadable})"
         yield Fault(f"sources.{_key_of(campaign, frame)}", wrong, "mend its files")
         return
+    if wrong := generation_fault(frame.path):
+        where = f"generation_config.json of '{frame.name}' cannot be read ({wrong})"
+        yield Fault(f"sources.{_key_of(campaign, frame)}", where, "mend or remove the file")
     for index, section in enumerate(sections):
         if not isinstance(section, TaskSection):
             continue

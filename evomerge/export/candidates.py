@@ -210,7 +210,8 @@ def places_of(
 def self_contained(recipe: Recipe, archive: ArchiveReader) -> dict[str, Any]:
     """Return a recipe's JSON with candidates of runs among its models as their own recipes.
 
-    One whose run is gone, of which only the merged model is left, keeps its name.
+    One whose run is gone, of which only the merged model is left, keeps its name. Where the recipe
+    does not read the run's first source, whose vocabulary all models followed, `first` names it.
 
     Args:
         recipe: of a candidate.
@@ -237,6 +238,9 @@ def self_contained(recipe: Recipe, archive: ArchiveReader) -> dict[str, Any]:
     data["models"] = [whole(model) for model in data["models"]]
     if data.get("base") is not None:
         data["base"] = whole(data["base"])
+    first = archive.sources[0].name
+    if first not in recipe.sources and not isinstance(recipe, RoutingRecipe):
+        data["first"] = whole(first)
     return data
 
 
@@ -287,6 +291,7 @@ def _exported(
         outcome = archive.outcome(candidate.id)
         scored = outcome["weights_checksum"] if outcome is not None else ""
         card = model_card(archive, candidate.id, recipe)
+    first = _first(archive, places, moved, trust)
     checksum = merge_to(
         recipe,
         out,
@@ -294,12 +299,29 @@ def _exported(
         card=card,
         checksum=scored if verify else None,
         trust=trust,
-        first=_first(archive, places, moved, trust),
+        first=first,
         device=_device_like(_worker_of(archive, candidate.id)),
-        written=self_contained(recipe, archive),
+        written=_as_merged(recipe, archive, places, first, trust),
     )
     compared = "as scored" if verify else "not compared"
     return Exported(candidate.id, checksum, compared if scored else "scales folded in")
+
+
+def _as_merged(
+    recipe: Recipe,
+    archive: ArchiveReader,
+    places: Mapping[str, str],
+    first: str | None,
+    trust: Trust,
+) -> dict[str, Any]:
+    """Return what recipe.json gets; `first` is left out where it changes nothing."""
+    data = self_contained(recipe, archive)
+    if "first" in data and first is not None:
+        measure = open_source(first, trust)
+        opened = [open_source(places[name], trust) for name in recipe.sources]
+        if all(aligned(measure, source) is source for source in opened):
+            del data["first"]
+    return data
 
 
 def _first(

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,8 @@ from evomerge.sources.safetensors_file import Tensor, header_bytes
 from evomerge.sources.source import Source, is_candidate, open_source
 from evomerge.sources.trust import NOBODY, Trust
 from evomerge.whole_files import written_beside
+
+log = logging.getLogger("evomerge")
 
 SHARD_BYTES = 5_000_000_000  # of one safetensors file at most, as transformers 4 and mergekit do
 
@@ -131,6 +134,9 @@ def _open_all(
     elif len(opened) > 1:
         faults.extend(mismatches(list(opened.values())), under="models")
     faults.check()
+    for source in opened.values():
+        for note in source.notes:
+            log.warning("%s", note)
     if not isinstance(recipe, RoutingRecipe):
         measure = opened[recipe.sources[0]] if first is None else open_source(first, trust)
         opened = {name: aligned(measure, source) for name, source in opened.items()}

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.environment import cache_folder
-from evomerge.errors import EvomergeError, placed
-from evomerge.export.candidates import places_of
+from evomerge.errors import BadInput, EvomergeError, Fault, placed
+from evomerge.export.candidates import materialize, places_of
 from evomerge.export.model_directory import merge_to, source_key
 from evomerge.mergekit.reader import from_mergekit, read_file
 from evomerge.recipes.parse import parse_recipe
+from evomerge.sources.source import is_candidate
 from evomerge.sources.trust import NOBODY, Trust
 
 
@@ -59,18 +60,32 @@ def _merge(data: Any, out: Path, name: str, trust: Trust) -> str:
         trust: what code of the sources may run.
     """
     flat, inner = unnested(data, name)
+    first = flat.pop("first", None) if isinstance(flat, dict) else None
     recipe = parse_recipe(flat)
-    used = [model for model in inner if model in recipe.sources]
+    read = {*recipe.sources, first}
+    used = [model for model in inner if model in read]
     with contextlib.ExitStack() as stack:
         places = {}
         if used:
             folder = stack.enter_context(_scratch(name))
             places = {model: f"{folder}/{index}" for index, model in enumerate(used)}
         for model, place in places.items():
-            with placed(source_key(recipe, model)):
+            with placed("first" if model == first else source_key(recipe, model)):
                 _merge(inner[model], Path(place), model, trust)
-        candidates = places_of(recipe, places, trust)
-        return merge_to(recipe, out, places=places | candidates, trust=trust, written=data)
+        places |= places_of(recipe, places, trust)
+        if first is not None and not isinstance(first, str):
+            raise BadInput(Fault("first", f"{first!r} is no model", "write a directory or hub id"))
+        if first is not None and is_candidate(first) and first not in places:
+            with placed("first"):
+                places[first] = str(materialize(first, trust=trust.of_others))
+        return merge_to(
+            recipe,
+            out,
+            places=places,
+            trust=trust,
+            first=None if first is None else places.get(first, first),
+            written=data,
+        )
 
 
 def _scratch(name: str) -> "tempfile.TemporaryDirectory[str]":
@@ -108,6 +123,7 @@ def unnested(data: Any, name: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:
     flat = dict(data)
     if isinstance(data.get("models"), list):
         flat["models"] = [named(m, f"models.{i}") for i, m in enumerate(data["models"])]
-    if "base" in data:
-        flat["base"] = named(data["base"], "base")
+    for key in ("base", "first"):
+        if key in data:
+            flat[key] = named(data[key], key)
     return flat, inner

@@ -17,6 +17,7 @@ from evomerge.sources.model_class import class_of
 from evomerge.sources.source import Source
 from evomerge.sources.transformers_loading import (
     Conversion,
+    compute_buffers,
     conversions,
     converted,
     kept_in_float32,
@@ -133,10 +134,11 @@ class LiveModel:
 
         class_, config = class_of(source.config, source.path, trust_remote_code)
         self.model: PreTrainedModel = class_._from_config(config, dtype=getattr(torch, dtype))
+        compute_buffers(self.model)
         for tensor in kept_in_float32(self.model):
             tensor.data = tensor.data.float()
         self.model.to(device).eval().requires_grad_(False)
-        if (source.path / "generation_config.json").exists():
+        if (source.path / "generation_config.json").is_file():
             self.model.generation_config = GenerationConfig.from_pretrained(source.path)
         try:
             self.tokenizer: PreTrainedTokenizerBase | None = AutoTokenizer.from_pretrained(

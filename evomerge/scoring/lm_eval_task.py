@@ -227,5 +227,9 @@ def language_model(model: Any, tokenizer: Any, section: TaskSection) -> Any:
     batch_size = section.batch_size or DEFAULT_BATCH
     with quietly():
         return WarmHFLM(
-            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device)
+            pretrained=model,
+            tokenizer=tokenizer,
+            backend="seq2seq" if model.config.is_encoder_decoder else "causal",
+            batch_size=batch_size,
+            device=str(model.device),
         )

@@ -5,13 +5,13 @@ each branch reads the stream through a norm, and so is blind to its scale. Where
 hold, layers cannot be rerouted with scales and then stored as an ordinary model.
 """
 
-import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import nearest
+from evomerge.sources.transformers_loading import decoded
 from evomerge.tensor_names import place, within_layer
 
 
@@ -139,7 +139,7 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
-    rest = copy.deepcopy(dict(config))  # into parts of which transformers writes
+    rest = decoded(config)  # into parts of which transformers writes
     kind = rest.pop("model_type")
     known = AutoConfig.for_model(kind, **rest)
     settings: dict[str, Any] = known.to_dict()

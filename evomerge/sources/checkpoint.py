@@ -15,6 +15,7 @@ from evomerge.errors import BadInput, Fault
 from evomerge.sources.model_class import Layout, empty_model, is_ignored, layout_of
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.transformers_loading import conversions, tied_names
+from evomerge.tensor_names import place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,6 +64,31 @@ class Checkpoint:
             return None
         own = conversions(self.model, [name])[name].target
         return self.layout.in_memory.get(tied_names(self.model).get(own, own))
+
+    def module_of(self, name: str, stored: str) -> str:
+        """Return what PEFT calls the module of a weight: as the model has it in memory.
+
+        Args:
+            name: the known one of the weight.
+            stored: the module's in the adapter's file, which is that of a part of the model if
+                the adapter was trained on the part.
+        """
+        own = self._own(name)
+        if own is None or f".{own}".endswith(f".{stored}.weight"):
+            return stored
+        return own.removesuffix(".weight")
+
+    def is_transposed(self, name: str, said: bool) -> bool:
+        """Tell whether a weight is (in, out), as of GPT-2's layers; `said` where it is unknown."""
+        from transformers.pytorch_utils import Conv1D
+
+        own = self._own(name)
+        if self.model is None or own is None:
+            return said
+        return isinstance(self.model.get_submodule(own.removesuffix(".weight")), Conv1D)
+
+    def _own(self, name: str) -> str | None:
+        return next((own for own, ours in self.layout.in_memory.items() if ours == name), None)
 
     def is_tied(self, name: str) -> bool:
         """Tell whether a tensor, by its known name, is another one of the model's too."""
@@ -121,6 +147,11 @@ def read_checkpoint(
         raise BadInput(Fault("", f"{path}: {wrong}", _mend(was_quantized)))
     name = type(model).__name__
     notes = []
+    heads = [n for n in layout.unused if place(n).part == "head"]
+    if heads and model.base_model is model:
+        wrong = f"{path}: a {name}, by its architectures, has no use for {heads[0]}"
+        mend = "write the class with a head, e.g. of kind ForCausalLM, into config.json"
+        raise BadInput(Fault("", wrong, mend))
     unused = [n for n in layout.unused if not is_ignored(model, n)]
     if unused:
         listed = ", ".join(unused[:_LISTED]) + (", ..." if len(unused) > _LISTED else "")

@@ -80,7 +80,15 @@ def settings_of(source: Source) -> Mapping[str, Any]:
     >>> settings_of(llama)["num_key_value_heads"]
     4
     """
-    return effective(source.config) if is_known(source.config) else source.config
+    settings = effective(source.config) if is_known(source.config) else source.config
+    return {key: _without_noise(value) for key, value in settings.items()}
+
+
+def _without_noise(value: Any) -> Any:
+    """Return a part of a config without what it says of its own history."""
+    if not isinstance(value, Mapping):
+        return value
+    return {k: _without_noise(v) for k, v in value.items() if k not in CONFIG_NOISE}
 
 
 def _shape(source: Source, name: str) -> tuple[int, ...] | None:

@@ -30,6 +30,7 @@ _PLAIN: dict[str, tuple[str | bool | None, ...]] = {
     "layer_replication": (None,),
     "use_bdlora": (False, None),
     "arrow_config": (None,),
+    "trainable_token_indices": (None,),
     "kasa_config": (None,),
     "monteclora_config": (None,),
 }
@@ -133,6 +134,7 @@ def _read_adapter(path: Path, checkpoint: Checkpoint, base: str) -> Adapter:
         raise ValueError("holds pickled weights only" if pickled else "holds no weights")
     model = checkpoint.tensors
     pairs: dict[str, dict[str, Tensor]] = {}
+    modules: dict[str, str] = {}  # as PEFT calls them
     replaced: dict[str, dict[str, Tensor]] = {}  # by the name here, then by the one it has there
     for key, tensor in read_header(weights).items():
         if tensor.dtype not in STORED_DTYPES:
@@ -147,9 +149,14 @@ def _read_adapter(path: Path, checkpoint: Checkpoint, base: str) -> Adapter:
             if known not in model or model[known].shape != tensor.shape:
                 raise ValueError(_misfit(name, tensor.shape, model))
             replaced.setdefault(known, {})[name] = tensor
+        elif name.removesuffix(ending).endswith(".base_layer"):
+            wrong = "target_parameters in adapter_config.json: several of one module"
+            raise ValueError(f"{wrong} are not supported")
         else:
             name = name.removesuffix(ending) + ".weight"
-            pairs.setdefault(checkpoint.name_of(name) or name, {})[ending] = tensor
+            known = checkpoint.name_of(name) or name
+            pairs.setdefault(known, {})[ending] = tensor
+            modules[known] = checkpoint.module_of(known, name.removesuffix(".weight"))
     if not pairs and not replaced:
         raise ValueError("holds no tensors")
     for name in pairs:
@@ -165,7 +172,10 @@ def _read_adapter(path: Path, checkpoint: Checkpoint, base: str) -> Adapter:
         if not agree:
             raise ValueError(_tied(name))
         instead[name] = first
-    factors = {name: _low_rank(name, pair, config, model) for name, pair in pairs.items()}
+    factors = {}
+    for name, pair in pairs.items():
+        transposed = checkpoint.is_transposed(name, bool(config.get("fan_in_fan_out")))
+        factors[name] = _low_rank(name, pair, config, model, modules[name], transposed)
     return Adapter(path, factors, instead, _notes(path, config, base))
 
 
@@ -206,7 +216,12 @@ def _notes(path: Path, config: Mapping[str, Any], base: str) -> tuple[str, ...]:
 
 
 def _low_rank(
-    name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], model: Mapping[str, Tensor]
+    name: str,
+    pair: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    model: Mapping[str, Tensor],
+    module: str,
+    transposed: bool,
 ) -> LowRank:
     embedding = ".lora_embedding_A" in pair or ".lora_embedding_B" in pair
     endings = _FACTORS[2:] if embedding else _FACTORS[:2]
@@ -216,15 +231,14 @@ def _low_rank(
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         raise ValueError(f"the factors of {name} are {a.shape} and {b.shape}: no matrices")
     # embeddings are looked up by row, and some linear layers (GPT-2's) store (in, out)
-    transposed = embedding or bool(config.get("fan_in_fan_out"))
+    transposed = embedding or transposed
     shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
     if name not in model or model[name].shape != shape:
         raise ValueError(_misfit(name, shape, model))
-    return LowRank(a, b, _scale(name, a.shape[0], config), transposed)
+    return LowRank(a, b, _scale(module, a.shape[0], config), transposed)
 
 
-def _scale(name: str, rank: int, config: Mapping[str, Any]) -> float:
-    module = name.removesuffix(".weight")
+def _scale(module: str, rank: int, config: Mapping[str, Any]) -> float:
     alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern") or {}
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):  # regular expressions, as PEFT reads them

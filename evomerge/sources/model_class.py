@@ -6,7 +6,6 @@ older layout of a vision-language model, a tied head under the head's name). Wha
 load is asked of an empty model of the class, on the meta device, where no number takes memory.
 """
 
-import copy
 import functools
 import json
 import re
@@ -22,6 +21,7 @@ from evomerge.sources.transformers_loading import (
     Conversion,
     conversions,
     converted,
+    decoded,
     ignored_patterns,
     optional_patterns,
     saved_names,
@@ -92,7 +92,7 @@ def class_of(config: Mapping[str, Any], path: Path, remote_code: bool) -> ClassO
         return _remote_class(config, path)
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    settings = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
+    settings = CONFIG_MAPPING[config["model_type"]].from_dict(decoded(config))
     named = [n for n in config.get("architectures") or () if isinstance(n, str)]
     for name in named:
         model = getattr(transformers, name, None)

@@ -225,10 +225,14 @@ def _read_config(path: Path, trust: Trust, faults: Faults) -> dict[str, Any]:
         instead = what_it_is_instead(path)
         faults.extend([instead or Fault("", wrong, "write a Hugging Face model directory")])
         return {}
+    config = _without_kernels(config)
     if config.get("transformers_weights"):
         wrong = f"{path}: config.json names another file of weights (transformers_weights)"
         faults.add("", wrong, "save the model again, or leave the key out")
     code = config.get("auto_map")
+    if code and not isinstance(code, Mapping):
+        faults.add("", f"{path}: auto_map in config.json is no mapping", "leave it out")
+        return {}
     if code and is_known(config):
         # transformers takes its own class, and so does whoever loads what is made of this
         kept = {k: v for k, v in code.items() if k in _NOT_OF_MODELS}
@@ -237,6 +241,21 @@ def _read_config(path: Path, trust: Trust, faults: Faults) -> dict[str, Any]:
     if code and not trust.remote_code:
         faults.add("", f"{path}: config.json asks to run code of its own", _TRUST)
     return config
+
+
+def _without_kernels(config: Any) -> Any:
+    """Return a config without the names of kernels on the hub, whose code transformers would run.
+
+    What attention is computed by is no property of a model.
+    """
+    if not isinstance(config, dict):
+        return config
+    kept = {}
+    for key, value in config.items():
+        is_kernel = key.endswith("_implementation") and isinstance(value, str) and "/" in value
+        if not is_kernel:
+            kept[key] = _without_kernels(value)
+    return kept
 
 
 def _read_tensors(path: Path, files: WeightFiles, faults: Faults) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The tokenizer in a model's directory: its vocabulary, and whether it can be loaded."""
+"""The tokenizer in a model's directory, and its settings of generation: can they be loaded?"""
 
 from pathlib import Path
 
@@ -94,5 +94,22 @@ def loading_fault(path: Path, remote_code: bool) -> str:
     try:
         AutoTokenizer.from_pretrained(path, trust_remote_code=remote_code)
     except Exception as error:  # of files that are no tokenizer: any kind
+        return one_line(error, limit=160)
+    return ""
+
+
+def generation_fault(path: Path) -> str:
+    """Return why the settings of generation in a directory cannot be loaded; "" if they can.
+
+    >>> generation_fault(Path("nowhere"))
+    ''
+    """
+    if not (path / "generation_config.json").is_file():
+        return ""
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_pretrained(path)
+    except Exception as error:  # of a file that is none: any kind
         return one_line(error, limit=160)
     return ""

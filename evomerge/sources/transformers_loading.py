@@ -12,15 +12,17 @@ being loaded again, the same conversions are asked of
   as `save_pretrained` does it;
 - a model's `base_model_prefix`, `all_tied_weights_keys`, `_keys_to_ignore_on_load_unexpected` and
   `_keys_to_ignore_on_load_missing`, and `_get_dtype_plan(dtype)` with `build_glob_alternation`:
-  which of its tensors stay in float32.
+  which of its tensors stay in float32;
+- `PreTrainedConfig._decode_special_floats`, and a model's `_init_weights(module)`, which computes a
+  module's `_non_persistent_buffers_set`.
 
 None of these is promised to stay. They are there from transformers 5.0 on; what holds of them is
 tested by tests/test_contracts_transformers.py.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +50,18 @@ class Conversion(NamedTuple):
     def splits(self) -> bool:
         """Whether the tensor becomes several of the model's."""
         return self.converter is not None and len(self.converter.target_patterns) > 1
+
+
+def decoded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of what config.json says, with the infinities that transformers spells out.
+
+    >>> decoded({"time_step_limit": [0.0, {"__float__": "Infinity"}]})
+    {'time_step_limit': [0.0, inf]}
+    """
+    from transformers import PreTrainedConfig
+
+    known: dict[str, Any] = PreTrainedConfig._decode_special_floats(deepcopy(dict(config)))
+    return known
 
 
 def conversions(model: "PreTrainedModel", names: Iterable[str]) -> dict[str, Conversion]:
@@ -188,3 +202,29 @@ def kept_in_float32(model: "PreTrainedModel") -> "list[torch.Tensor]":
     return [
         tensor for name, tensor in model.state_dict(keep_vars=True).items() if pattern.search(name)
     ]
+
+
+def compute_buffers(model: "PreTrainedModel") -> None:
+    """Compute the buffers that no checkpoint holds as `from_pretrained` does: in float32.
+
+    A model that is made in a narrower dtype has computed some of them in it.
+
+    >>> import torch
+    >>> from transformers import GPTJConfig, GPTJForCausalLM
+    >>> config = GPTJConfig(vocab_size=8, n_embd=8, n_layer=1, n_head=1, rotary_dim=8)
+    >>> model = GPTJForCausalLM._from_config(config, dtype=torch.bfloat16)
+    >>> before = model.transformer.rotary_emb.embed_positions.clone()
+    >>> compute_buffers(model)
+    >>> torch.equal(before, model.transformer.rotary_emb.embed_positions)
+    False
+    """
+    from transformers import PreTrainedModel
+
+    def compute(module: "torch.nn.Module", owner: PreTrainedModel) -> None:
+        owner = module if isinstance(module, PreTrainedModel) else owner
+        for child in module.children():
+            compute(child, owner)
+        if module._non_persistent_buffers_set:
+            owner._init_weights(module)
+
+    compute(model, model)
