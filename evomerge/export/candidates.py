@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evomerge.archive.reader import ArchiveReader
-from evomerge.archive.records import Candidate
 from evomerge.archive.references import read_candidate
 from evomerge.archive.selection import pick
 from evomerge.archive.summary import as_written, open_run
 from evomerge.dtypes import CODES, SIZE
 from evomerge.environment import cache_folder
-from evomerge.errors import BadInput, EvomergeError, Faults, placed
+from evomerge.errors import EvomergeError, Faults, placed
 from evomerge.export.model_card import model_card
 from evomerge.export.model_directory import merge_to, source_key
-from evomerge.merging.lineage_weights import ancestry, expanded
+from evomerge.export.whole_recipes import of_this_run, self_contained, stands_alone
 from evomerge.merging.routed_checkpoint import routed_config, routed_tensors
-from evomerge.recipes.lineage import ExplicitRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
 from evomerge.sources.alignment import aligned
@@ -82,7 +80,7 @@ def _by_headers(
 
     def opened(source: str) -> Source:
         if is_candidate(source):
-            if own := _of_this_run(archive, source):
+            if own := of_this_run(archive, source):
                 return open_candidate(own, moved, trust)
             return open_candidate(source, moved, trust.of_others)
         return open_source(_place(archive, source, moved, trust), trust, weights=False)
@@ -145,25 +143,9 @@ def materialize(
     return folder
 
 
-def _stands_alone(archive: ArchiveReader, candidate: Candidate) -> Recipe:
-    """Return a candidate's recipe so that it needs no archive: with its whole lineage."""
-    recipe = candidate.recipe
-    if isinstance(recipe, ExplicitRecipe):
-        return expanded(ancestry(candidate.recipe_id, recipe, archive.recipe))
-    return recipe
-
-
-def _of_this_run(archive: ArchiveReader, name: str) -> str | None:
-    """Return a source that a stage found as a candidate of the run where it lies now, or None."""
-    for source in archive.sources:
-        if source.name == name and source.own:
-            return f"{archive.path.parent}#{name.rpartition('#')[2]}"
-    return None
-
-
 def _place(archive: ArchiveReader, name: str, moved: Mapping[str, str], trust: Trust) -> str:
     """Return the directory where a source of a run lies now."""
-    if own := _of_this_run(archive, name):
+    if own := of_this_run(archive, name):
         return str(materialize(own, moved, trust))
     for source in archive.sources:
         if source.name != name:
@@ -207,43 +189,6 @@ def places_of(
     return places
 
 
-def self_contained(recipe: Recipe, archive: ArchiveReader) -> dict[str, Any]:
-    """Return a recipe's JSON with candidates of runs among its models as their own recipes.
-
-    One whose run is gone, of which only the merged model is left, keeps its name. Where the recipe
-    does not read the run's first source, whose vocabulary all models followed, `first` names it.
-
-    Args:
-        recipe: of a candidate.
-        archive: that holds it.
-
-    >>> from evomerge.testing.archives import example_archive
-    >>> archive = example_archive()
-    >>> recipe = archive.candidate(3).recipe
-    >>> self_contained(recipe, archive) == recipe.to_json()  # none of its models is a candidate
-    True
-    """
-
-    def whole(name: str) -> str | dict[str, Any]:
-        if not is_candidate(name):
-            return name
-        try:
-            inner, candidate = read_candidate(_of_this_run(archive, name) or name)
-        except BadInput:
-            return name
-        with contextlib.closing(inner):
-            return self_contained(_stands_alone(inner, candidate), inner)
-
-    data = recipe.to_json()
-    data["models"] = [whole(model) for model in data["models"]]
-    if data.get("base") is not None:
-        data["base"] = whole(data["base"])
-    first = archive.sources[0].name
-    if first not in recipe.sources and not isinstance(recipe, RoutingRecipe):
-        data["first"] = whole(first)
-    return data
-
-
 def export_candidate(
     directory: Path,
     out: Path,
@@ -285,7 +230,7 @@ def _exported(
 ) -> Exported:
     """See `export_candidate`."""
     candidate = archive.candidate(pick(archive, which))
-    recipe = _stands_alone(archive, candidate)
+    recipe = stands_alone(archive, candidate)
     places = _unchanged(archive, recipe, moved, trust)
     with as_written():
         outcome = archive.outcome(candidate.id)
