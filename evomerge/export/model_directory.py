@@ -186,9 +186,9 @@ def _mergekit_configuration(recipe: Recipe, opened: Mapping[str, Source]) -> str
 
 def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> str:
     """Write each tensor as it comes, so that one is in memory at a time; return the checksum."""
-    entries = {}
+    entries, dtypes = {}, merger.dtypes(recipe)
     for name, shape in merger.shapes(recipe).items():
-        entries[name] = (CODES[merger.dtype_of(recipe, name)], shape)
+        entries[name] = (CODES[dtypes[name]], shape)
     # integers that the model keeps are nobody's average: the frame's own
     carried = merger.sources[recipe.sources[0]].carried
     for name, stored in carried.items():

@@ -111,14 +111,16 @@ class Merger:
         tensors = self.sources[recipe.sources[0]].tensors
         return {name: tensor.shape for name, tensor in tensors.items()}
 
-    def dtype_of(self, recipe: Recipe, name: str) -> str:
-        """Return the dtype of one of a recipe's tensors: see `Source.dtype_of`."""
+    def dtypes(self, recipe: Recipe) -> dict[str, str]:
+        """Return name -> dtype of a recipe's tensors, in canonical order: see `Source.dtype_of`."""
         if isinstance(recipe, RoutingRecipe):
-            origin = routed_tensors(recipe, self.sources)[name]
-            return self.sources[origin.source].dtype_of(origin.name, recipe.dtype)
-        if isinstance(recipe, ExplicitRecipe):
-            return recipe.dtype  # of which all is one vector
-        return self._wider(recipe).get(name, recipe.dtype)
+            dtypes = {}
+            for name, origin in routed_tensors(recipe, self.sources).items():
+                dtypes[name] = self.sources[origin.source].dtype_of(origin.name, recipe.dtype)
+            return dtypes
+        dtypes = dict.fromkeys(self.shapes(recipe), recipe.dtype)
+        # of an explicit recipe all is one vector
+        return dtypes if isinstance(recipe, ExplicitRecipe) else dtypes | self._wider(recipe)
 
     def _wider(self, recipe: Recipe) -> dict[str, str]:
         """Return the dtypes of a recipe's tensors that are not its own, by name."""

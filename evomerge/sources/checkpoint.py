@@ -5,6 +5,7 @@ the same tensors, tied ones that are stored twice or under the head's name alone
 class has no use for, and settings of a quantization that the weights no longer have.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,11 @@ class Checkpoint:
         return isinstance(self.model.get_submodule(own.removesuffix(".weight")), Conv1D)
 
     def _own(self, name: str) -> str | None:
-        return next((own for own, ours in self.layout.in_memory.items() if ours == name), None)
+        return self._own_names.get(name)
+
+    @functools.cached_property
+    def _own_names(self) -> dict[str, str]:
+        return {ours: own for own, ours in self.layout.in_memory.items()}
 
     def is_tied(self, name: str) -> bool:
         """Tell whether a tensor, by its known name, is another one of the model's too."""

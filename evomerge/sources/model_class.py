@@ -253,6 +253,7 @@ def layout_of(model: "PreTrainedModel", stored: Mapping[str, Tensor]) -> Layout:
         if conversion.converter is None and conversion.target not in tied:
             home[conversion.target] = name
     known, unused = set(usual), []
+    taken: set[str] = set()
     names: dict[str, str] = {}
     copies: dict[str, str] = {}
     for name in stored:
@@ -263,10 +264,11 @@ def layout_of(model: "PreTrainedModel", stored: Mapping[str, Tensor]) -> Layout:
             continue
         as_it_is = conversion.converter is None
         ours = home.get(target, name) if as_it_is and name not in known else name
-        if ours in names.values():
+        if ours in taken:
             copies[name] = ours
         else:
             names[name] = ours
+            taken.add(ours)
     # of several stored names for one tensor, that which is saved is the one that is read
     for name, ours in list(copies.items()):
         if name == ours:
@@ -278,8 +280,8 @@ def layout_of(model: "PreTrainedModel", stored: Mapping[str, Tensor]) -> Layout:
         conversion = found[name]
         if conversion.converter is None:
             in_memory[tied.get(conversion.target, conversion.target)] = ours
-    taken = {name: found[name] for name in names}
-    wrong = _what_is_wrong(model, stored, taken, tied, state)
+    read = {name: found[name] for name in names}
+    wrong = _what_is_wrong(model, stored, read, tied, state)
     return Layout(names, copies, tuple(unused), in_memory, wrong)
 
 

@@ -5,6 +5,7 @@ model of the class what it takes of them; `digest` is the one pass over its weig
 an adapter is written `model+adapter`, as mergekit does.
 """
 
+import functools
 import glob
 import os
 from collections.abc import Iterable, Mapping
@@ -95,7 +96,7 @@ class Source:
             labelled += self.adapter.tensors
         return labelled
 
-    @property
+    @functools.cached_property
     def dtype(self) -> str:
         """The dtype that most of its weights have, as recipes write it."""
         sizes: dict[str, int] = {}

@@ -164,10 +164,9 @@ class Worker:
         return self._checksum(recipe, digests)
 
     def _checksum(self, recipe: Recipe, digests: Mapping[str, np.ndarray]) -> str:
-        checksum = Checksum()
+        checksum, dtypes = Checksum(), self._merger.dtypes(recipe)
         for name, shape in self._merger.shapes(recipe).items():
-            dtype: torch.dtype = getattr(torch, self._merger.dtype_of(recipe, name))
-            checksum.add(name, dtype, shape, digests[name])
+            checksum.add(name, getattr(torch, dtypes[name]), shape, digests[name])
         return checksum.hexdigest()
 
     def _score(self, side: str) -> dict[str, np.ndarray]:
