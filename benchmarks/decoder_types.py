@@ -23,7 +23,6 @@ import csv
 import functools
 import json
 import os
-import pickle
 import resource
 import signal
 import sys
@@ -460,8 +459,8 @@ def isolated(kind: str, name: str, pipe: int) -> None:
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{Path(place.filename).name}:{place.lineno}"
                 row = Row(kind, name, "FAILED", reason=f"{one_line(error)} ({where})")
-    with os.fdopen(pipe, "wb") as out:
-        pickle.dump(row, out)
+    with os.fdopen(pipe, "w") as out:
+        json.dump(row, out)
 
 
 def swept(pairs: Sequence[tuple[str, str]], processes: int) -> Iterator[Row]:
@@ -481,10 +480,10 @@ def swept(pairs: Sequence[tuple[str, str]], processes: int) -> Iterator[Row]:
             running[child] = (kind, name, read)
         child, status = os.wait()
         kind, name, read = running.pop(child)
-        with os.fdopen(read, "rb") as pipe:
+        with os.fdopen(read) as pipe:
             written = pipe.read()
         if written:
-            yield pickle.loads(written)
+            yield Row(*json.loads(written))
         else:
             yield Row(kind, name, "FAILED", reason=f"its process ended with {status}")
 

@@ -736,3 +736,12 @@ def test_a_name_of_several_lines_is_one_line(three, tmp_path):
     recipe.write_text(json.dumps(mixed(["no\nevomerge: done/x"])))
     result = ran("merge", recipe, tmp_path / "out")
     assert result.exit_code == 2 and result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("first", [["x"], 3, "nowhere/such"])
+def test_a_first_source_that_is_none_is_told(three, tmp_path, first):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(mixed([str(three[1])]) | {"first": first}))
+    result = ran("merge", recipe, tmp_path / "out")
+    assert result.exit_code == 2 and result.output.count("\n") == 1, result.output
+    assert "first: " in result.output and not (tmp_path / "out").exists()

@@ -163,7 +163,7 @@ def scoring_faults(campaign: Campaign) -> Iterable[Fault]:
     for index, section in enumerate(sections):
         if not isinstance(section, TaskSection):
             continue
-        if speaks(frame.class_name) is None:
+        if not speaks(frame.class_name):
             wrong = f"a task needs a model that gives text, and '{frame.name}' is a"
             wrong += f" {frame.class_name}"
             yield Fault(f"fitness.{index}.task", wrong, "write function: FILE.py, or another model")

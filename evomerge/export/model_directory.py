@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from evomerge.dtypes import CODES, SIZE
-from evomerge.errors import BadInput, EvomergeError, Fault, Faults
+from evomerge.errors import BadInput, EvomergeError, Fault, Faults, placed
 from evomerge.export.model_card import short_card
 from evomerge.kernels.checksum import Checksum
 from evomerge.mergekit.passthrough import to_passthrough
@@ -138,7 +138,10 @@ def _open_all(
         for note in source.notes:
             log.warning("%s", note)
     if not isinstance(recipe, RoutingRecipe):
-        measure = opened[recipe.sources[0]] if first is None else open_source(first, trust)
+        measure = opened[recipe.sources[0]]
+        if first is not None:
+            with placed("first"):
+                measure = open_source(first, trust)
         opened = {name: aligned(measure, source) for name, source in opened.items()}
     faults.extend(position_faults(recipe, opened[recipe.sources[0]]))
     faults.check()

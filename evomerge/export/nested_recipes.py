@@ -62,6 +62,8 @@ def _merge(data: Any, out: Path, name: str, trust: Trust) -> str:
     flat, inner = unnested(data, name)
     first = flat.pop("first", None) if isinstance(flat, dict) else None
     recipe = parse_recipe(flat)
+    if first is not None and not isinstance(first, str):
+        raise BadInput(Fault("first", f"{first!r} is no model", "write a directory or hub id"))
     read = {*recipe.sources, first}
     used = [model for model in inner if model in read]
     with contextlib.ExitStack() as stack:
@@ -73,8 +75,6 @@ def _merge(data: Any, out: Path, name: str, trust: Trust) -> str:
             with placed("first" if model == first else source_key(recipe, model)):
                 _merge(inner[model], Path(place), model, trust)
         places |= places_of(recipe, places, trust)
-        if first is not None and not isinstance(first, str):
-            raise BadInput(Fault("first", f"{first!r} is no model", "write a directory or hub id"))
         if first is not None and is_candidate(first) and first not in places:
             with placed("first"):
                 places[first] = str(materialize(first, trust=trust.of_others))

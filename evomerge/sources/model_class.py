@@ -144,29 +144,23 @@ def _counts_parts(key: str) -> bool:
     return bool(_PARTS.search(key)) and not re.search(r"dim|size|token|width", key)
 
 
-def speaks(class_name: str) -> str | None:
-    """Return how a model gives text, "causal" or "seq2seq"; None if it does not.
+def speaks(class_name: str) -> bool:
+    """Tell whether a model gives text; of a class that came with the model it is believed.
 
     >>> speaks("LlamaForCausalLM"), speaks("T5ForConditionalGeneration"), speaks("BertModel")
-    ('causal', 'seq2seq', None)
+    (True, True, False)
     """
+    import transformers
     from transformers.models.auto import modeling_auto as auto
 
-    if class_name in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
-        return "seq2seq"
-    for names in (
+    mappings = (
         auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    ):
-        if class_name in names.values():
-            return "causal"
-    return None if hasattr(_transformers(), class_name) else "causal"  # code that came with it
-
-
-def _transformers() -> Any:
-    import transformers
-
-    return transformers
+        auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
+    if any(class_name in names.values() for names in mappings):
+        return True
+    return not hasattr(transformers, class_name)
 
 
 def empty_model(config: Mapping[str, Any], path: Path, remote_code: bool) -> "PreTrainedModel":
