@@ -17,7 +17,6 @@ its exported configuration.
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -27,6 +26,7 @@ from typing import Any
 import common
 import torch
 import yaml
+from environments import python_of
 from models import (
     SHAPES,
     live_tensors,
@@ -88,21 +88,6 @@ def configuration(method: str, paths: Sequence[Path], dtype: str) -> dict[str, A
     if shared:
         config["parameters"] = shared
     return config | {"dtype": dtype, "out_dtype": "bfloat16"}
-
-
-def environment(install: bool) -> Path | None:
-    """Return the python that has mergekit, installing it at the first time if so."""
-    python = ENVIRONMENT / "bin" / "python"
-    installed = ENVIRONMENT / "installed"
-    if installed.exists():
-        return python
-    if not install:
-        return None
-    subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
-    for package in PACKAGES:
-        subprocess.run([str(python), "-m", "pip", "install", "-q", package], check=True)
-    installed.touch()
-    return python
 
 
 def make_float32(base: Path, folder: Path, seeds: Sequence[int]) -> Path:
@@ -191,7 +176,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = common.parsed(parser, size="0.2M", times=1, threads=1)
-    python = environment(install=not options.short)
+    python = python_of(ENVIRONMENT, PACKAGES, install=not options.short)
     torch.set_num_threads(options.threads)
     layers = SHAPES[options.size].layers
     rows: list[list[Any]] = []

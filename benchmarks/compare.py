@@ -14,8 +14,9 @@ from typing import NamedTuple
 import common
 import numpy as np
 
+from evomerge.archive.archived_plan import searches
 from evomerge.archive.reader import ArchiveReader
-from evomerge.archive.summary import mean_score, open_run, searches
+from evomerge.archive.summary import mean_score, open_run
 from evomerge.errors import BadInput, Fault
 from evomerge.text import Z95, interval
 

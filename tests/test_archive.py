@@ -183,7 +183,8 @@ def test_events_come_in_their_order_with_asks_whole():
     assert [len(e.proposals) for e in events] == [0, 2, 1, 0, 0]
     assert [e.asked for e in events] == [0, 2, 1, 0, 0]
     assert [e.candidate.ordinal for e in events if e.kind == "tell"] == [None, 1, 0]
-    assert events[3].means is None and events[4].means == {"x": 2.0, "y": 0.0}
+    assert events[3].scores is None
+    assert {name: score.mean for name, score in events[4].scores.items()} == {"x": 2.0, "y": 0.0}
     assert [c.id for c in archive.unfinished()] == [third]
     assert archive.proposed() == 3
     assert archive.counts() == {"ok": 2, "stopped": 0, "failed": 1, "running": 1}

@@ -173,6 +173,12 @@ def test_against_mergekit(desk: Path) -> None:
         assert "mergekit is not in " in output.splitlines()[-1]
 
 
+def test_against_mergekit_evolve(desk: Path) -> None:
+    (row,) = table(run(desk, "benchmarks/against_mergekit_evolve.py --short"))
+    assert (row["candidates"], row["seeds"]) == ("0", "1")
+    assert 0 < float(row["search"]) < 1 and 0 < float(row["mean"]) < 1
+
+
 def test_routing(desk: Path) -> None:
     exact, speed = tables(run(desk, "benchmarks/routing.py exact speed --short"))
     for row in exact:
@@ -364,6 +370,7 @@ def test_every_script_is_run_here() -> None:
     }
     named = set(re.findall(r"benchmarks/[\w/]+\.py", Path(__file__).read_text()))
     named.add("benchmarks/mergekit_side.py")  # the other half of against_mergekit.py
+    named.add("benchmarks/mergekit_evolve_side.py")  # of against_mergekit_evolve.py
     assert scripts <= named
 
 

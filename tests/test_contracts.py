@@ -1,8 +1,8 @@
 """What adapters lean on in libraries without being promised it; a failure says what broke.
 
 One test for each adapter: `search/controllers/nsga.py` and `optuna_samplers.py` (optuna),
-`scoring/lm_eval_task.py` (lm-eval), `search/controllers/cmaes.py` (pycma). For transformers see
-test_contracts_transformers.py.
+`scoring/lm_eval_task.py` and `lm_eval_model.py` (lm-eval), `search/controllers/cmaes.py` (pycma).
+For transformers see test_contracts_transformers.py.
 """
 
 import inspect
@@ -64,10 +64,26 @@ def test_lm_eval_s_tasks_have_what_is_read_of_them(here):
         assert name in options, broke("lm_eval", f"build_all_requests takes no {name}")
     from lm_eval.models.huggingface import HFLM
 
-    for name in ("tok_encode", "tok_batch_encode", "loglikelihood", "generate_until"):
+    names = ("tok_encode", "tok_batch_encode", "tok_decode", "loglikelihood", "generate_until")
+    for name in names:
         assert hasattr(HFLM, name), broke(
             "lm_eval", f"HFLM has no {name}, which WarmHFLM overrides"
         )
+
+
+def test_lm_eval_s_answers_are_what_was_decoded_up_to_the_stop_string(world):
+    from lm_eval.api.instance import Instance
+
+    from evomerge.scoring.lm_eval_model import Answer, answer, language_model
+    from evomerge.testing.lm_eval_tasks import example_live, example_section
+
+    lm = language_model(*example_live(), example_section())
+    prompt = ("w1 w2", {"until": ["</s>"], "max_gen_toks": 4})
+    asked = Instance("generate_until", {}, prompt, 0, metadata=("example", 0, 1))
+    answer(lm, [asked])
+    (said,) = asked.said
+    assert isinstance(said, Answer), broke("lm_eval", "answers are no longer what tok_decode gives")
+    assert asked.resps == [str(said)] and len(said.tokens) == 4
 
 
 def test_pycma_draws_with_our_generator_alone():

@@ -62,7 +62,8 @@ def test_cmaes_widens_and_restarts_on_a_plateau():
     controller = CmaEs(Problem(4, 1, np.full(4, 0.5)), CmaEsSection(population=5, sigma=0.05))
     genomes = []
     for ordinal in range(300):
-        ((genome, _),) = controller.ask(1)
+        (proposal,) = controller.ask(1)
+        genome = proposal.genome
         genomes.append(genome)
         controller.tell(Feedback(ordinal, genome, 1.0, (1.0,)))
     spread = [np.std(genomes[i : i + 10], axis=0).mean() for i in (0, 40)]  # before a restart

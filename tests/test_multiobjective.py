@@ -250,7 +250,7 @@ def test_como_takes_no_mean_that_misses_constraints_into_the_front():
     def proposed(score, violation):
         controller = make("como", kernels=2, population=20)
         for ordinal in range(44):  # two means, 20 points and the mean of one kernel, of the other
-            ((genome, _),) = controller.ask(1)
+            genome = controller.ask(1)[0].genome
             told = Feedback(ordinal, genome, 0.0, two_peaks(genome))
             if ordinal == 22:
                 told = Feedback(ordinal, genome, 0.0, (score, score), violation)
@@ -375,7 +375,7 @@ def test_nsga_proposes_what_optunas_own_loop_does(name):
         trial = study.ask(distributions)
         if ordinal == 0:  # which Optuna leaves out of its generations
             sampler.get_trial_generation(study, study.trials[0])
-        ((genome, _),) = controller.ask(1)
+        genome = controller.ask(1)[0].genome
         assert genome.tolist() == [trial.params[gene] for gene in genes]
         if ordinal % 7 == 3:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)

@@ -286,7 +286,6 @@ def test_killed_and_resumed_breeds_the_same(here, tmp_path):
     ("changes", "message"),
     {
         "box": ({"controller__kind": "cmaes"}, "controller.kind: cmaes does not search a space of"),
-        "init": ({"init": ["runs/x#best"]}, "init: a space of individuals"),
         "soup": ({"start_from_soup": True}, "start_from_soup: a space of individuals"),
         "one": ({"sources__models": {"a": "a"}}, "space.kind: crosses two models or more"),
         "key": ({"space__splits": True}, "space.splits: unknown key 'splits'"),

@@ -93,7 +93,8 @@ def test_a_stage_goes_on_from_the_best_of_the_one_before(staged, here):
         assert means[candidate.id]["depth"] == len(candidate.recipe_json["path"])
     assert archive.campaign["state"] == "finished"
     status = summary.status(staged)
-    assert status["budget"] == {"evaluations": 14, "hours": None, "proposed": 14}
+    limits = {"items": None, "evaluations": 14, "hours": None}
+    assert status["budget"] == limits | {"proposed": 14}
     assert [s["proposed"] for s in status["stages"]] == [6, 8]
     assert "  routed: 8 of 8" in tables.status(status)
     assert "merged" in archive.campaign["provenance"]["sources"]
@@ -201,7 +202,7 @@ def test_a_stage_without_a_model_stops_in_one_line(campaign_file, silent, here):
         ),
         (
             {"stages__1__budget": {"evaluations": 2, "hours": 1}},
-            "stages are counted in evaluations",
+            "stages are counted in items or evaluations",
         ),
         ({"stages__1__space__gains": ["mlp"]}, "stages.1.space.gains"),
         ({"fitness__1__cost": "money"}, "fitness.1.cost"),
@@ -494,7 +495,7 @@ def test_a_plan_of_stages_survives_its_own_yaml(staged):
     file = staged / "campaign.yaml"
     again = read_plan(file)
     assert again.model_dump(mode="json") == yaml.safe_load(file.read_text())
-    assert again.evaluations == 14 and again.hours is None
+    assert [s.budget.evaluations for s in again.searches] == [6, 8] and again.hours is None
 
 
 def test_a_stage_has_what_those_before_found_among_its_models(campaign_file):

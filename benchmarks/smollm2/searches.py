@@ -56,7 +56,13 @@ def main() -> None:
                 numbers = half, options.evaluations - half
                 budget = [f"stages.{i}.budget.evaluations={n}" for i, n in enumerate(numbers)]
             settings = common.fewer_items(campaign, options.items)
-            settings += [f"workers={options.workers}", "finals=1", *budget, *SEARCHES[search]]
+            settings += [
+                f"workers={options.workers}",
+                "finals=1",
+                "scoring=full",
+                *budget,
+                *SEARCHES[search],
+            ]
             table.make(search, seed, options.evaluations, campaign, settings)
     print(table.table())
 

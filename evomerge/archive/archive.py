@@ -9,24 +9,20 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from evomerge.archive.candidate_writer import CandidateWriter
 from evomerge.archive.database import Value
 from evomerge.archive.front import FrontKeeper
-from evomerge.archive.reader import ArchiveReader
-from evomerge.archive.records import Candidate
-from evomerge.archive.stored_recipe import to_columns
-from evomerge.recipes.recipe import Recipe
+from evomerge.archive.records import PartScores, RaceEnd
 from evomerge.scoring.outcome import Outcome, encode_scores, summary
-from evomerge.search.controllers import Proposal
 
 log = logging.getLogger("evomerge")
 
 
-class Archive(ArchiveReader):
+class Archive(CandidateWriter):
     """The archive file of one campaign; see the module's docstring for who may write.
 
     >>> from evomerge.recipes.parameters import single
@@ -99,106 +95,17 @@ class Archive(ArchiveReader):
         """Note how long a start has run, by a clock that never goes back."""
         self._db.execute("UPDATE starts SET seconds = ? WHERE id = ?", (seconds, start))
 
-    # --- candidates --------------------------------------------------------------------
-
-    def add_baseline(self, recipe_id: str, recipe: Recipe, label: str) -> Candidate:
-        """Add a candidate that no controller proposed."""
-        return self._add(
-            Candidate.of(0, recipe_id, recipe, "baseline", label=label, stage=self.stage)
-        )
-
-    def add_warm_starts(
-        self, rows: Sequence[tuple[str, np.ndarray, str, Recipe]]
-    ) -> list[Candidate]:
-        """Add the candidates of other runs with which the campaign begins.
-
-        Args:
-            rows: of each its name there (RUN#NUMBER), and genome, recipe's id and recipe here.
-        """
-        added = []
-        with self._db.transaction():
-            for label, genome, recipe_id, recipe in rows:
-                draft = Candidate.of(
-                    0,
-                    recipe_id,
-                    recipe,
-                    "warm_start",
-                    label=label,
-                    stage=self.stage,
-                    genome=genome,
-                )
-                candidate = self._add(draft)
-                self._add_event("warm_start", candidate.id, note=label)
-                added.append(candidate)
-        return added
-
-    def propose(
-        self, asked: int, proposals: Sequence[Proposal], recipes: Sequence[tuple[str, Recipe]]
-    ) -> list[Candidate]:
-        """Record one ask and its candidates, before anything is done with them.
-
-        Args:
-            asked: how many were asked for.
-            proposals: what was proposed.
-            recipes: each one's recipe, after its id.
-
-        Returns:
-            The candidates, made of what was given: nothing is read back.
-        """
-        added = []
-        with self._db.transaction():
-            batch = (self._db.rows("SELECT MAX(batch) FROM events")[0][0] or 0) + 1
-            ordinal = self.proposed_in(self.stage)
-            for proposal, (recipe_id, recipe) in zip(proposals, recipes, strict=True):
-                draft = Candidate.of(
-                    0,
-                    recipe_id,
-                    recipe,
-                    "search",
-                    ordinal=ordinal,
-                    stage=self.stage,
-                    parents=proposal.parents,
-                    genome=proposal.genome,
-                )
-                candidate = self._add(draft)
-                self._add_event("ask", candidate.id, batch=batch, asked=asked)
-                added.append(candidate)
-                ordinal += 1
-        return added
-
-    def _add(self, draft: Candidate) -> Candidate:
-        """Add a candidate; return it with its number."""
-        genome = draft.genome
-        number = self._db.insert(
-            "candidates",
-            recipe_id=draft.recipe_id,
-            **to_columns(draft.recipe),
-            genome=None if genome is None else np.asarray(genome, "<f8").tobytes(),
-            origin=draft.origin,
-            label=draft.label,
-            stage=draft.stage,
-            ordinal=draft.ordinal,
-            parents=json.dumps(draft.parents),
-        )
-        return replace(draft, id=number)
-
-    def _add_event(
-        self, kind: str, candidate: int | None, *, note: str = "", **columns: int
-    ) -> None:
-        self._db.insert(
-            "events",
-            kind=kind,
-            stage=self.stage,
-            candidate_id=candidate,
-            note=note,
-            at=time.time(),
-            **columns,
-        )
-
     # --- outcomes ----------------------------------------------------------------------
 
     def record(
-        self, candidate: int, outcome: Outcome, value: float | None, violation: float = 0.0
+        self,
+        candidate: int,
+        outcome: Outcome,
+        value: float | None,
+        violation: float = 0.0,
+        *,
+        items: int | None = None,
+        part: PartScores | None = None,
     ) -> None:
         """Record an outcome on the search items; the controller may hear of it afterwards.
 
@@ -206,34 +113,109 @@ class Archive(ArchiveReader):
             candidate: its id.
             outcome: of the search split.
             value: the weighted mean that a controller of one objective gets; None for a
-                failure, or as long as the baselines are not all scored.
+                failure, or as long as the baselines are not all scored. Of a part, an estimate.
             violation: of the constraints.
+            items: that were to be scored, of which a failure has no scores; None: those scored.
+            part: of the items, where not all were scored.
         """
+        if items is None:
+            items = sum(len(scores) for scores in outcome.scores.values())
         with self._db.transaction():
             self._db.insert(
                 "outcomes",
                 candidate_id=candidate,
                 status=outcome.status,
                 reason=outcome.reason,
-                value=value,
+                value=value if part is None else None,
+                estimate=None if part is None else value,
                 violation=violation,
                 seconds_merge=outcome.seconds_merge,
                 seconds_score=outcome.seconds_score,
-                items_scored=sum(len(scores) for scores in outcome.scores.values()),
+                items_scored=items,
                 weights_checksum=outcome.weights_checksum,
                 worker=outcome.worker,
             )
-            self._add_scores(candidate, "search", outcome.scores)
+            self._add_scores(candidate, "search", outcome.scores, part)
             self._add_event("tell", candidate)
-            if outcome.status == "ok":
+            if outcome.status == "ok" and part is None:
                 self._front.place(candidate)
+
+    def record_race_part(
+        self, candidate: int, outcome: Outcome, part: PartScores, items: int
+    ) -> None:
+        """Record what a candidate of a race has scored so far, before it goes on.
+
+        Args:
+            candidate: its id.
+            outcome: of this part alone, for its seconds.
+            part: all its scores so far.
+            items: that were scored for this part.
+        """
+        with self._db.transaction():
+            for table in ("scores", "item_scores"):
+                self._db.execute(f"DELETE FROM {table} WHERE candidate_id = ?", (candidate,))
+            self._add_scores(candidate, "search", part.items, part)
+            note = {
+                "items": items,
+                "seconds_merge": outcome.seconds_merge,
+                "seconds_score": outcome.seconds_score,
+                "weights_checksum": outcome.weights_checksum,
+                "worker": outcome.worker,
+            }
+            self._add_event("part", candidate, note=json.dumps(note))
+
+    def record_race_ends(self, ends: Sequence[RaceEnd]) -> None:
+        """Record who leaves a race after one of its rounds, all at once.
+
+        Those that were scored in full are compared by their values from now on.
+        """
+        with self._db.transaction():
+            for end in ends:
+                sql = "SELECT note FROM events WHERE candidate_id = ? AND kind = 'part'"
+                rows = self._db.rows(f"{sql} ORDER BY seq", (end.candidate,))
+                notes = [json.loads(row["note"]) for row in rows]
+                self._db.insert(
+                    "outcomes",
+                    candidate_id=end.candidate,
+                    status="ok" if end.in_full else "stopped",
+                    reason=end.reason,
+                    value=end.value if end.in_full else None,
+                    violation=end.violation,
+                    seconds_merge=sum(note["seconds_merge"] for note in notes),
+                    seconds_score=sum(note["seconds_score"] for note in notes),
+                    items_scored=end.items,
+                    weights_checksum=notes[-1]["weights_checksum"],
+                    worker=notes[-1]["worker"],
+                )
+                if end.in_full:
+                    self._db.execute(
+                        "UPDATE item_scores SET which = NULL WHERE candidate_id = ?",
+                        (end.candidate,),
+                    )
+                self._add_event("tell", end.candidate)
+                if end.in_full:
+                    self._front.place(end.candidate)
+
+    def record_race_failure(self, candidate: int, outcome: Outcome, items: int) -> None:
+        """Record that a candidate failed in a race; what it scored before that is left out.
+
+        Args:
+            candidate: its number.
+            outcome: the failure.
+            items: on which it was scored, or was to be.
+        """
+        with self._db.transaction():
+            for table in ("scores", "item_scores"):
+                self._db.execute(f"DELETE FROM {table} WHERE candidate_id = ?", (candidate,))
+            self.record(candidate, outcome, None, items=items)
 
     def record_copy(self, candidate: int, earlier: int) -> None:
         """Record that a candidate is the same recipe as `earlier`, with the same outcome."""
         with self._db.transaction():
             self._db.execute(
                 "INSERT INTO outcomes SELECT ?, status, reason, value, violation, 0, 0, 0,"
-                " weights_checksum, worker, candidate_id FROM outcomes WHERE candidate_id = ?",
+                " weights_checksum, worker, candidate_id, estimate FROM outcomes"
+                " WHERE candidate_id = ?",
                 (candidate, earlier),
             )
             self._db.execute(
@@ -318,9 +300,16 @@ class Archive(ArchiveReader):
             if any(violation for _, violation in values.values()) and not self.proposed():
                 self._front.find()
 
-    def _add_scores(self, candidate: int, split: str, scores: Mapping[str, np.ndarray]) -> None:
+    def _add_scores(
+        self,
+        candidate: int,
+        split: str,
+        scores: Mapping[str, np.ndarray],
+        part: PartScores | None = None,
+    ) -> None:
         for objective, items in scores.items():
-            mean, stderr, count = summary(items)
+            mean, stderr, count = part.scores[objective] if part else summary(items)
+            which = part.which[objective].astype("<u4").tobytes() if part else None
             encoding, blob = encode_scores(items)
             key: dict[str, Value] = {
                 "candidate_id": candidate,
@@ -328,4 +317,4 @@ class Archive(ArchiveReader):
                 "split": split,
             }
             self._db.insert("scores", **key, mean=mean, stderr=stderr, items=count)
-            self._db.insert("item_scores", **key, encoding=encoding, scores=blob)
+            self._db.insert("item_scores", **key, encoding=encoding, which=which, scores=blob)

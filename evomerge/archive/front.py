@@ -32,7 +32,7 @@ class FrontKeeper:
         """Compare a candidate, whose outcome was just written, with the front."""
         front, self._front = self._front, None  # it is read again if this fails half-way
         if front is None:
-            front = self._ranked("c.dominated_by IS NULL")
+            front = self._ranked("c.dominated_by IS NULL AND c.part IS NULL")
             front.pop(candidate, None)
         self._front = self._placed(candidate, front)
 

@@ -4,6 +4,7 @@ Any number of processes may read while the campaign writes.
 """
 
 import json
+import math
 from functools import cached_property
 from typing import cast
 
@@ -12,6 +13,7 @@ import numpy as np
 from evomerge.archive.database import Value
 from evomerge.archive.ledger import Ledger
 from evomerge.archive.records import AnswerRow, CampaignRow, FinalRow, OutcomeRow, SourceRecord
+from evomerge.archive.shapes import PartsShape
 from evomerge.errors import EvomergeError
 from evomerge.scoring.outcome import Score, decode_scores
 from evomerge.search.objectives import Objective
@@ -84,6 +86,11 @@ class ArchiveReader(Ledger):
         """Return the candidates that were scored on held-out items, or failed on them."""
         return {r["candidate_id"] for r in self._db.rows("SELECT candidate_id FROM finals")}
 
+    def is_stopped(self, candidate: int) -> bool:
+        """Tell whether a race stopped a candidate, or is still on."""
+        outcome = self.outcome(candidate)
+        return outcome is None or outcome["status"] == "stopped"
+
     def violation(self, candidate: int) -> float:
         """Return by how much a candidate misses the constraints, see `Constraints`."""
         outcome = self.outcome(candidate)
@@ -100,7 +107,10 @@ class ArchiveReader(Ledger):
         return {r["objective"]: Score(r["mean"], r["stderr"], r["items"]) for r in rows}
 
     def item_scores(self, candidate: int, objective: str, split: str) -> np.ndarray | None:
-        """Return a candidate's (items,) float32 scores, or None if it has none there."""
+        """Return a candidate's (items,) float32 scores, or None if it has none there.
+
+        Of a part of the items, those of the part, in the order of `which_items`.
+        """
         # A copy has the search scores of the candidate that it copies.
         sql = (
             "SELECT i.encoding, i.scores, s.items FROM item_scores i"
@@ -110,6 +120,55 @@ class ArchiveReader(Ledger):
         )
         row = self._db.first(sql, {"id": candidate, "objective": objective, "split": split})
         return decode_scores(row["encoding"], row["scores"], row["items"]) if row else None
+
+    def which_items(self, candidate: int, objective: str) -> np.ndarray | None:
+        """Return the (scored,) int64 positions of a candidate's search items; None: all of them."""
+        sql = (
+            "SELECT which FROM item_scores WHERE objective = :objective AND split = 'search'"
+            " AND candidate_id = COALESCE((SELECT copy_of FROM outcomes"
+            " WHERE candidate_id = :id), :id)"
+        )
+        row = self._db.first(sql, {"id": candidate, "objective": objective})
+        if row is None or row["which"] is None:
+            return None
+        return np.frombuffer(row["which"], "<u4").astype(np.int64)
+
+    def items_scored(self, stage: int | None = None) -> int:
+        """Return how many search items were scored so far, in all stages or in one.
+
+        Failures count with the items on which they were to be scored.
+        """
+        outcomes = "SELECT TOTAL(o.items_scored) FROM outcomes o"
+        if stage is not None:
+            outcomes += " JOIN candidates c ON c.id = o.candidate_id WHERE c.stage = :stage"
+        ended = self._db.rows(outcomes, {"stage": stage})[0][0]
+        return int(ended) + self._items_under_way(stage)
+
+    def _items_under_way(self, stage: int | None) -> int:
+        """Return how many items were scored of candidates whose race is not over."""
+        sql = (
+            "SELECT e.note FROM candidates c CROSS JOIN events e"
+            " ON e.candidate_id = c.id AND e.kind = 'part'"
+            " WHERE c.origin = 'recommended' AND (:stage IS NULL OR c.stage = :stage)"
+            " AND c.id NOT IN (SELECT candidate_id FROM outcomes)"
+        )
+        return sum(json.loads(r["note"])["items"] for r in self._db.rows(sql, {"stage": stage}))
+
+    def heldout_items_scored(self) -> int:
+        """Return how many held-out items were scored so far."""
+        sql = (
+            "SELECT TOTAL(s.items) FROM finals f CROSS JOIN scores s"
+            " ON s.candidate_id = f.candidate_id AND s.split = 'heldout'"
+        )
+        return int(self._db.rows(sql)[0][0])
+
+    def items_spent_on_races(self) -> int:
+        """Return how many items were scored so far of candidates that the stage's races had."""
+        sql = (
+            "SELECT TOTAL(o.items_scored) FROM candidates c CROSS JOIN outcomes o"
+            " ON o.candidate_id = c.id WHERE c.origin = 'recommended' AND c.stage = ?"
+        )
+        return int(self._db.rows(sql, (self.stage,))[0][0]) + self._items_under_way(self.stage)
 
     def answers(self, candidate: int, limit: int = -1) -> dict[str, list[AnswerRow]]:
         """Return objective -> ordinal and answer of held-out items, the first `limit` of each."""
@@ -141,8 +200,32 @@ class ArchiveReader(Ledger):
             means[row["objective"]] = row["mean"]
         return front
 
+    def estimates(self) -> dict[int, dict[str, Score]]:
+        """Return the estimated scores of the stage's candidates that were scored on parts alone.
+
+        Those of one recipe are pooled, each with the weight of its items, under the number of the
+        first of them.
+        """
+        sql = (
+            "SELECT MIN(c.id) AS id, s.objective, SUM(s.items) AS items,"
+            " SUM(s.mean * s.items) / SUM(s.items) AS mean,"
+            " SUM(s.stderr * s.stderr * s.items * s.items) AS spread"
+            " FROM candidates c CROSS JOIN outcomes o ON o.candidate_id = c.id AND o.status = 'ok'"
+            " CROSS JOIN scores s ON s.candidate_id = c.id AND s.split = 'search'"
+            " WHERE c.part IS NOT NULL AND c.stage = ? AND o.copy_of IS NULL"
+            " GROUP BY c.recipe_id, s.objective ORDER BY MIN(c.id)"
+        )
+        found: dict[int, dict[str, Score]] = {}
+        for row in self._db.rows(sql, (self.stage,)):
+            score = Score(row["mean"], math.sqrt(row["spread"]) / row["items"], row["items"])
+            found.setdefault(row["id"], {})[row["objective"]] = score
+        return found
+
     def best(self) -> int | None:
-        """Return the candidate of least violation and highest value, the earliest of equals."""
+        """Return the candidate of least violation and highest value, the earliest of equals.
+
+        It was scored in full, as all that are compared by their value.
+        """
         return self._best("1")
 
     def best_found(self, stage: int | None = None) -> int | None:
@@ -168,6 +251,15 @@ class ArchiveReader(Ledger):
             counts[row["status"]] = row["n"]
         total = self._db.rows("SELECT COUNT(*) FROM candidates")[0][0]
         return counts | {"running": total - sum(counts.values())}
+
+    def counts_in_parts(self) -> PartsShape:
+        """Return how many candidates that are ok were scored on parts, and how many in full."""
+        sql = (
+            "SELECT COUNT(c.part) AS parts, COUNT(*) - COUNT(c.part) AS whole FROM outcomes o"
+            " CROSS JOIN candidates c ON c.id = o.candidate_id WHERE o.status = 'ok'"
+        )
+        (row,) = self._db.rows(sql)
+        return {"parts": row["parts"], "full": row["whole"]}
 
     def work_seconds(self) -> dict[str, float]:
         """Return the seconds that workers spent merging and scoring, summed over candidates."""

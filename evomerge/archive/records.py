@@ -1,6 +1,6 @@
 """What reading an archive gives: candidates, events, and rows with their columns' names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from evomerge.recipes.recipe import Recipe
+from evomerge.scoring.outcome import Score
 from evomerge.search.controllers import Proposal
 
 
@@ -18,12 +19,17 @@ class Candidate:
     Attributes:
         id: its number in the archive.
         recipe_id: equal for two candidates that are the same model.
-        origin: "search", "baseline" or "warm_start".
-        label: of a baseline; `RUN#NUMBER` of a warm start; None for a proposal.
+        origin: "search", "baseline", "warm_start", a "seed" that the space would have scored before
+            the search, or "recommended" to be scored in full.
+        label: of a baseline; `RUN#NUMBER` of a warm start; what was recommended, in words; None
+            for a proposal.
         ordinal: the n-th proposal of its stage, from 0; None for one that was not proposed.
         stage: of the campaign.
         parents: numbers of the candidates that were crossed.
         genome: (dimension,) float64; None for a baseline.
+        part: of the items, on which alone it is scored; None: on all, or, if it was recommended,
+            on more and more until a race stops it.
+        again: the number of the candidate that it is, on another part; None if it is new.
         recipe: read from the archive and parsed when it is first asked for.
 
     >>> from evomerge.recipes.parameters import single
@@ -41,6 +47,8 @@ class Candidate:
     parents: tuple[int, ...]
     genome: np.ndarray | None
     read_recipe: Callable[[], Recipe] = field(repr=False)
+    part: int | None = None
+    again: int | None = None
 
     @classmethod
     def of(
@@ -55,9 +63,16 @@ class Candidate:
         stage: int = 0,
         parents: tuple[int, ...] = (),
         genome: np.ndarray | None = None,
+        part: int | None = None,
+        again: int | None = None,
     ) -> "Candidate":
         """Return a candidate whose recipe is at hand, so that nothing is read back."""
-        return cls(id, recipe_id, origin, label, ordinal, stage, parents, genome, lambda: recipe)
+        return cls(
+            *(id, recipe_id, origin, label, ordinal, stage, parents, genome),
+            lambda: recipe,
+            part,
+            again,
+        )
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -77,7 +92,7 @@ class Event(NamedTuple):
         asked: of an ask, how many candidates were asked for.
         proposals: of an ask, what was proposed.
         candidate: of a tell, whose outcome it is.
-        means: of a tell, the mean search score of each objective; None for a failure.
+        scores: of a tell, the search score of each objective; None for a failure.
         proposed: of a rebuild, how many candidates its stage had proposed by then.
 
     >>> Event(7, "rebuild", proposed=12).kind
@@ -89,8 +104,70 @@ class Event(NamedTuple):
     asked: int = 0
     proposals: tuple[Proposal, ...] = ()
     candidate: Candidate | None = None
-    means: dict[str, float] | None = None
+    scores: dict[str, Score] | None = None
     proposed: int = 0
+
+
+class PartScores(NamedTuple):
+    """Item scores of a part of the search items, and what they say of all.
+
+    Attributes:
+        which: objective -> (scored,) int64 positions among the search items.
+        items: objective -> (scored,) float32 scores of these.
+        scores: objective -> estimate of the mean over all search items, with its standard error.
+
+    >>> PartScores({"maths": np.array([3])}, {"maths": np.ones(1)}, {}).which["maths"].tolist()
+    [3]
+    """
+
+    which: Mapping[str, np.ndarray]
+    items: Mapping[str, np.ndarray]
+    scores: Mapping[str, Score]
+
+
+class RaceEnd(NamedTuple):
+    """How a candidate has left a race.
+
+    Attributes:
+        candidate: its number.
+        in_full: whether it was scored on all items.
+        reason: why it was stopped; "" if it was not.
+        value, violation: of all items, or of those that were scored.
+        items: that were scored.
+
+    >>> RaceEnd(7, False, "worse than 3", 0.5, 0.0, 50).in_full
+    False
+    """
+
+    candidate: int
+    in_full: bool
+    reason: str
+    value: float
+    violation: float
+    items: int
+
+
+class Recommended(NamedTuple):
+    """A candidate to be scored in full.
+
+    Attributes:
+        recipe_id, recipe: of its model.
+        label: what it is, in words.
+        genome: (dimension,) float64; None if it has none.
+        parents: numbers of the candidates that it crosses.
+        again: the number of the candidate that it is; None for one that was never scored.
+
+    >>> from evomerge.recipes.parameters import single
+    >>> Recommended("5f0c", single("models/ja", "bfloat16"), "mean").again is None
+    True
+    """
+
+    recipe_id: str
+    recipe: Recipe
+    label: str
+    genome: np.ndarray | None = None
+    parents: tuple[int, ...] = ()
+    again: int | None = None
 
 
 class CampaignRow(TypedDict):
@@ -117,6 +194,7 @@ class OutcomeRow(TypedDict):
     weights_checksum: str
     worker: str
     copy_of: int | None
+    estimate: float | None
 
 
 class FinalRow(TypedDict):

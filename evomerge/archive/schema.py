@@ -15,24 +15,28 @@ MIGRATIONS = (
         recipe TEXT NOT NULL,
         segments BLOB,         -- of a mixture, which its recipe leaves out; NULL for other kinds
         genome BLOB,           -- float64, little-endian; NULL for a baseline
-        origin TEXT NOT NULL,  -- search, baseline or warm_start
-        label TEXT,            -- of a baseline; RUN#NUMBER of a warm start; NULL for the search's
+        origin TEXT NOT NULL,  -- search, baseline, seed, warm_start or recommended
+        label TEXT,            -- of what was not proposed; RUN#NUMBER of a warm start
         stage INTEGER NOT NULL,
         ordinal INTEGER,       -- the n-th proposal of its stage, from 0; NULL if not proposed
         parents TEXT NOT NULL, -- ids, a JSON list
+        part INTEGER,          -- of the items, on which alone it is scored; NULL: on all of them
+        again INTEGER REFERENCES candidates(id),  -- which it is, on another part; NULL if new
         dominated_by INTEGER REFERENCES candidates(id)
     );
     CREATE INDEX candidates_recipe_id ON candidates(recipe_id);
     CREATE INDEX candidates_origin ON candidates(origin);
     CREATE INDEX candidates_stage ON candidates(stage, ordinal);
-    CREATE INDEX candidates_front ON candidates(id) WHERE dominated_by IS NULL;
+    CREATE INDEX candidates_front ON candidates(id) WHERE dominated_by IS NULL AND part IS NULL;
+    CREATE INDEX candidates_part ON candidates(stage, part) WHERE part IS NOT NULL;
     CREATE TABLE events (
         seq INTEGER PRIMARY KEY,
-        kind TEXT NOT NULL,    -- ask, tell, retry, final, warm_start or rebuild
+        -- ask, tell, retry, recommend, part, final, seed, warm_start or rebuild
+        kind TEXT NOT NULL,
         stage INTEGER NOT NULL,
         candidate_id INTEGER REFERENCES candidates(id),  -- NULL for a rebuild
-        batch INTEGER,         -- of an ask: which one; its candidates share it
-        asked INTEGER,         -- of an ask: how many candidates were asked for
+        batch INTEGER,         -- of an ask or a race: which one; its candidates share it
+        asked INTEGER,         -- of an ask: how many were asked for; of a race: how many may end it
         blamed INTEGER,        -- of a retry: 1 if the candidate may have killed its worker, else 0
         proposed INTEGER,      -- of a rebuild: how many its stage had proposed by then
         note TEXT NOT NULL,
@@ -45,13 +49,15 @@ MIGRATIONS = (
         status TEXT NOT NULL,  -- ok, stopped or failed
         reason TEXT NOT NULL, value REAL, violation REAL NOT NULL, seconds_merge REAL NOT NULL,
         seconds_score REAL NOT NULL, items_scored INTEGER NOT NULL, weights_checksum TEXT NOT NULL,
-        worker TEXT NOT NULL, copy_of INTEGER REFERENCES candidates(id)
+        worker TEXT NOT NULL, copy_of INTEGER REFERENCES candidates(id),
+        estimate REAL          -- of the value, where a part of the items was scored; else NULL
     );
     CREATE INDEX outcomes_best ON outcomes(violation, value DESC);
     CREATE INDEX outcomes_status ON outcomes(status);
     CREATE TABLE scores (
         candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT,
-        mean REAL NOT NULL, stderr REAL NOT NULL, items INTEGER NOT NULL,
+        mean REAL NOT NULL,    -- over all items of the split; an estimate, if fewer were scored
+        stderr REAL NOT NULL, items INTEGER NOT NULL,
         PRIMARY KEY (candidate_id, objective, split)
     ) WITHOUT ROWID;
     CREATE TABLE finals (
@@ -66,7 +72,7 @@ MIGRATIONS = (
     CREATE TABLE item_scores (
         candidate_id INTEGER REFERENCES candidates(id), objective TEXT, split TEXT,
         encoding TEXT NOT NULL,  -- bits or f32
-        which BLOB,              -- the items that were scored; NULL for all of the split
+        which BLOB,              -- uint32: positions of what was scored; NULL for all of the split
         scores BLOB NOT NULL, PRIMARY KEY (candidate_id, objective, split)
     );
     CREATE TABLE answers (
@@ -79,6 +85,6 @@ MIGRATIONS = (
         FROM candidates c
         CROSS JOIN outcomes o ON o.candidate_id = c.id AND o.status = 'ok'
         CROSS JOIN scores s ON s.candidate_id = c.id AND s.split = 'search'
-        WHERE c.dominated_by IS NULL;
+        WHERE c.dominated_by IS NULL AND c.part IS NULL;
     """,
 )

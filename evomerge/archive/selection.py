@@ -116,6 +116,12 @@ def pick(archive: ArchiveReader, which: str) -> int:
         if not archive.means(number):
             wrong = f"candidate {which} is not there or has no scores"
             raise BadInput(Fault("", wrong, "see `evomerge front`"))
+        if archive.candidate(number).part is not None or archive.is_stopped(number):
+            scored = sum(score.items for score in archive.scores(number, "search").values())
+            whole = sum(len(archive.item_hashes(o.name, "search")) for o in archive.objectives)
+            wrong = f"candidate {which} was scored on {scored} of {whole} items only"
+            mend = "write best, or a number that `evomerge front` lists: these are scored in full"
+            raise BadInput(Fault("", wrong, mend))
         return number
     best = archive.best()
     if best is None:

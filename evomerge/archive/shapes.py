@@ -25,7 +25,7 @@ class CandidateShape(TypedDict):
     """A candidate with its scores; a row of `front`.
 
     Attributes:
-        origin: search, baseline or warm_start.
+        origin: search, baseline, warm_start or recommended.
         scores: by objective.
         violation: of the constraints, where the campaign has some.
         heldout_failure: why it could not be scored on held-out items, where that is so.
@@ -56,12 +56,32 @@ class DetailsShape(CandidateShape):
     answers: dict[str, list[AnswerRow]]
 
 
-class BudgetShape(TypedDict):
-    """How long a campaign may go on, and how far it is."""
+class LimitsShape(TypedDict):
+    """How long a campaign may go on; null where it has no such limit."""
 
-    evaluations: int
+    items: int | None
+    evaluations: int | None
     hours: float | None
+
+
+class BudgetShape(LimitsShape):
+    """How long a campaign may go on, and how many candidates were proposed."""
+
     proposed: int
+
+
+class ItemsShape(TypedDict):
+    """How many items were scored so far."""
+
+    search: int
+    heldout: int
+
+
+class PartsShape(TypedDict):
+    """How candidates were scored: on a part of the items alone, and on all of them."""
+
+    parts: int
+    full: int
 
 
 class StageShape(BudgetShape):
@@ -84,6 +104,7 @@ class ProgressShape(TypedDict):
 
     Attributes:
         candidates: how many are ok, stopped, failed and running.
+        in_parts: how many of those that are ok were scored on parts of the items, and in full.
         best: None before the first score.
     """
 
@@ -92,6 +113,8 @@ class ProgressShape(TypedDict):
     stages: list[StageShape]
     candidates: dict[str, int]
     budget: BudgetShape
+    items: ItemsShape
+    in_parts: PartsShape
     best: ValuedShape | None
     seconds: SecondsShape
     per_hour: float

@@ -2,10 +2,11 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from evomerge.archive.archived_plan import whole_budget
 from evomerge.archive.database import DatabaseError
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.run_lock import RunLock
@@ -125,22 +126,31 @@ def snapshot(archive: ArchiveReader) -> ProgressShape:
 
     >>> from evomerge.testing.archives import example_archive
     >>> snapshot(example_archive())["budget"]
-    {'evaluations': 8, 'hours': None, 'proposed': 3}
+    {'items': None, 'evaluations': 8, 'hours': None, 'proposed': 3}
     """
     campaign, counts, seconds = archive.campaign, archive.counts(), archive.seconds
-    evaluations, hours = whole_budget(campaign["plan"])
+    budget = whole_budget(campaign["plan"])
+    items = archive.items_scored()
     best, baselines = archive.best(), archive.baselines()
 
     # The rate so far says how long the rest will take.
     scored = counts["ok"] + counts["stopped"] + counts["failed"]
     per_hour = 3600.0 * scored / seconds if seconds else 0.0
-    left = max(0, evaluations - scored + len(baselines))
+    proposed = archive.proposed()
+    waits = []  # seconds until each limit is reached at this pace
+    if budget["evaluations"] is not None and per_hour:
+        waits.append(3600.0 * max(0, budget["evaluations"] - scored + len(baselines)) / per_hour)
+    if budget["items"] is not None and items:
+        waits.append(seconds * max(0, budget["items"] - items) / items)
+    if budget["hours"] is not None:
+        waits.append(max(0.0, 3600.0 * budget["hours"] - seconds))
     work = archive.work_seconds()
     stages: list[StageShape] = []
     for number, stage in enumerate(campaign["plan"]["stages"]):
         stages.append(
             {
                 "name": stage["name"],
+                "items": stage["budget"].get("items"),
                 "evaluations": stage["budget"]["evaluations"],
                 "hours": stage["budget"]["hours"],
                 "proposed": archive.proposed_in(number),
@@ -151,11 +161,13 @@ def snapshot(archive: ArchiveReader) -> ProgressShape:
         "state": campaign["state"],
         "stages": stages,
         "candidates": counts,
-        "budget": {"evaluations": evaluations, "hours": hours, "proposed": archive.proposed()},
+        "budget": {**budget, "proposed": proposed},
+        "items": {"search": items, "heldout": archive.heldout_items_scored()},
+        "in_parts": archive.counts_in_parts(),
         "best": None if best is None else _valued_row(archive, best),
         "seconds": {
             "total": seconds,
-            "left": 3600.0 * left / per_hour if per_hour else None,
+            "left": min(waits, default=None),
             "merge": work["merge"],
             "score": work["score"],
         },
@@ -186,6 +198,38 @@ def front(directory: Path | str) -> list[CandidateShape]:
         return -first.sign * score["mean"] if score else math.inf
 
     return sorted(_fitting(rows, list[CandidateShape]), key=badness)
+
+
+@as_written()
+def gap(directory: Path | str) -> dict[str, ScoreShape]:
+    """Return by how much the best scored higher on the search's items than on those held out.
+
+    The search chose it by the former: what it owes to luck is in this gap. By objective, with the
+    standard error of the difference; none of one that was not scored on held-out items.
+
+    >>> import tempfile
+    >>> from evomerge.testing.archives import example_archive
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     example_archive(f"{run}/archive.db").close()
+    ...     gap(run)["accuracy"]["mean"]
+    0.125
+    """
+    found: dict[str, ScoreShape] = {}
+    with contextlib.closing(open_run(directory)) as archive:
+        best = archive.best()
+        if best is None:
+            return {}
+        search, heldout = archive.scores(best, "search"), archive.scores(best, "heldout")
+        for objective in archive.objectives:
+            if objective.cost or objective.name not in heldout or objective.name not in search:
+                continue
+            a, b = search[objective.name], heldout[objective.name]
+            found[objective.name] = {
+                "mean": a.mean - b.mean,
+                "stderr": math.hypot(a.stderr, b.stderr),
+                "items": min(a.items, b.items),
+            }
+    return found
 
 
 @as_written()
@@ -299,26 +343,6 @@ def mean_score(archive: ArchiveReader, candidate: int, split: str) -> Score | No
     variance = sum((o.weight * scores[o.name].stderr) ** 2 for o in counted)
     items = sum(s.items for s in scores.values())
     return Score(mean, math.sqrt(variance) / total, items)
-
-
-def searches(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the parts of an archived plan that have space, controller and budget.
-
-    >>> searches({"stages": [], "budget": {"evaluations": 8}})
-    [{'stages': [], 'budget': {'evaluations': 8}}]
-    """
-    return plan["stages"] or [plan]
-
-
-def whole_budget(plan: Mapping[str, Any]) -> tuple[int, float | None]:
-    """Return the evaluations and the hours of an archived plan, of all its stages together.
-
-    >>> whole_budget({"stages": [], "budget": {"evaluations": 8, "hours": 1.5}})
-    (8, 1.5)
-    """
-    budgets = [part["budget"] for part in searches(plan)]
-    evaluations = sum(budget["evaluations"] for budget in budgets)
-    return evaluations, budgets[0]["hours"]  # which no stage has
 
 
 def _valued_row(archive: ArchiveReader, candidate: int) -> ValuedShape:

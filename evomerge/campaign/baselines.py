@@ -15,6 +15,9 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.search.objectives import Scale
 from evomerge.search.spaces import PointSpace, quantize
 
+# Of the items, on which seeds are scored; far from those of the search, whose numbers begin at 0.
+SEED_PART = 2**31
+
 
 class Baselines:
     """Scores the baselines of a campaign; they fix the scale on which candidates are judged.
@@ -66,14 +69,24 @@ class Baselines:
         assert isinstance(space, PointSpace) and isinstance(first, ParametersRecipe)
         return quantize(space.encode(soups.seasoned(first, best)))
 
+    def score_seeds(self) -> None:
+        """Score what the space would have scored before its search: where it may well begin."""
+        space, archive, campaign = self._campaign.space, self._archive, self._campaign
+        known = archive.candidates("seed", campaign.stage)
+        if not known and not archive.proposed_in(campaign.stage) and campaign.begins_with_seeds:
+            rows = []
+            for label, recipe in space.seeds():
+                genome = quantize(space.encode(recipe)) if isinstance(space, PointSpace) else None
+                rows.append((label, genome, recipe.id(campaign.worker.hashes), recipe))
+            archive.add_seeds(rows, SEED_PART if campaign.parts else None)
+        self._score_waiting("seed")
+
     def score_warm_starts(self) -> None:
         """Score what the campaign begins with; the controller hears of it before its first ask."""
-        space, archive = self._campaign.space, self._archive
+        archive = self._archive
         if self._campaign.warm_starts and not archive.proposed():
-            assert isinstance(space, PointSpace)
             rows = []
-            for label, genome in self._campaign.warm_starts:
-                recipe = space.decode(genome)
+            for label, recipe, genome in self._campaign.warm_starts:
                 rows.append((label, genome, recipe.id(self._campaign.worker.hashes), recipe))
             archive.add_warm_starts(rows)
         self._score_waiting("warm_start")

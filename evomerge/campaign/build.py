@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.archive.references import pinned
+from evomerge.campaign.amounts import amount_faults
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.named_fitnesses import (
     chat_faults,
@@ -36,6 +37,7 @@ from evomerge.scoring.fitness import (
 from evomerge.scoring.items import Split
 from evomerge.search.objectives import Objective
 from evomerge.search.spaces import (
+    PointSpace,
     SourceShapes,
     SpaceSection,
     make_space,
@@ -135,7 +137,9 @@ def checked_campaigns(
     for stage in range(len(plan.searches)):
         with faults.gather():
             campaigns.append(open_campaign(plan, stage, moved))
-            kind = campaigns[0].space.first.kind if stage == 0 else kind
+            space = campaigns[0].space
+            if isinstance(space, PointSpace):
+                kind = space.first.kind
     if is_fresh:
         with faults.gather():
             candidates_of(plan.init, kind)
@@ -245,6 +249,7 @@ def open_campaign(
     campaign = _campaign(plan, stage, listed, _Named(opened, fitness), splits, warnings)
     faults.extend(chat_faults(campaign))
     faults.extend(scoring_faults(campaign))
+    faults.extend(amount_faults(campaign), f"stages.{stage}" if plan.stages else "")
     if not campaign.space.dimension:
         wrong, mend = "has no genes: there is nothing to search", "leave an axis or a choice free"
         faults.add(under, wrong, mend)

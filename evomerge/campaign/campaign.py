@@ -15,23 +15,30 @@ from evomerge.recipes.parameters import uniform
 from evomerge.recipes.recipe import Recipe
 from evomerge.scoring.fitness import Fitness
 from evomerge.scoring.items import Split
-from evomerge.search.controllers import Controller, Problem, make_controller
+from evomerge.scoring.parts import Parts, make_parts
+from evomerge.search.controllers import CONTROLLERS, Controller, Problem, make_controller
 from evomerge.search.objectives import Objective
-from evomerge.search.spaces import SearchSpace
+from evomerge.search.spaces import BreedingSpace, SearchSpace
 from evomerge.sources.compatibility import mismatches
 from evomerge.sources.source import Source
 from evomerge.workers.protocol import WorkerPlan
 
 
 class WarmStart(NamedTuple):
-    """A candidate of another run, as a genome of this campaign's space: `label` is RUN#NUMBER.
+    """A candidate of another run, as one of this campaign's space: `label` is RUN#NUMBER.
 
-    >>> WarmStart("runs/first#7", np.array([0.5])).label
+    Attributes:
+        label: RUN#NUMBER.
+        recipe: in this space.
+        genome: None in a space of individuals.
+
+    >>> WarmStart("runs/first#7", uniform(("a", "b"), "float32"), np.array([0.5])).label
     'runs/first#7'
     """
 
     label: str
-    genome: np.ndarray
+    recipe: Recipe
+    genome: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,35 @@ class Campaign:
         return tuple(self.plan.soups) if self.stage == 0 else ()
 
     @property
+    def parts(self) -> Parts | None:
+        """The parts of the items on which candidates are scored; None: each is scored in full."""
+        costs = [objective.name for objective in self.objectives if objective.cost]
+        items = {name: len(self.splits[name].search) for name in self.scored}
+        return make_parts(self.plan.scoring, items, costs, self.plan.seed, self.stage)
+
+    @property
+    def search_items(self) -> int:
+        """How many items a candidate is scored on in full, all objectives together."""
+        return sum(len(self.splits[name].search) for name in self.scored)
+
+    @property
+    def begins_with_seeds(self) -> bool:
+        """Whether the space's seeds are scored before the search.
+
+        Individuals are all that it can begin with. Points are tried where that costs few items,
+        and where nobody says where the search is to begin.
+        """
+        if isinstance(self.space, BreedingSpace):
+            return True
+        is_said = self.stage == 0 and (self.plan.init or self.plan.start_from_soup)
+        return self.parts is not None and not is_said
+
+    @property
+    def scored(self) -> list[str]:
+        """The objectives that have items of their own, and do not measure answers to others."""
+        return [name for name in self.splits if not self.fitness[name].follows]
+
+    @property
     def to_fetch(self) -> dict[Path, int]:
         """Files of the sources' weights that are on the hub still, with their bytes."""
         files: dict[Path, int] = {}
@@ -109,12 +145,15 @@ class Campaign:
 
     def controller(self, start: np.ndarray) -> Controller:
         """Make the search's controller, fresh, to begin at a genome."""
+        kind = CONTROLLERS.get(self.search.controller.kind)
         problem = Problem(
             self.space.dimension,
             self.plan.seed,
             start,
             len(self.objectives),
             self.space.levels,
+            steps=self.space.steps() if kind.minds_steps else None,
+            parts=self.parts.count if self.parts else 1,
         )
         return make_controller(problem, self.search.controller)
 

@@ -4,6 +4,7 @@ import json
 import time
 from typing import TypedDict
 
+from evomerge.campaign.amounts import amounts, baseline_count, limits_text, scoring_text
 from evomerge.campaign.campaign import Campaign
 from evomerge.config.parts import WorkersSection
 from evomerge.dtypes import CODES, DTYPES, SIZE
@@ -65,20 +66,18 @@ def estimate(campaign: Campaign) -> Estimate:
         model += sources  # each worker has them there; a path's are among the live models
     searched = {name: len(split.search) for name, split in campaign.splits.items()}
     heldout = {name: len(split.heldout) for name, split in campaign.splits.items()}
-    baselines = len(campaign.baselines()) + ("metrics" in campaign.soups)
-    if "greedy" in campaign.soups:
-        baselines += len(campaign.models) - 1
-    evaluations = campaign.search.budget.evaluations
-    candidates = evaluations + baselines
+    baselines = baseline_count(campaign)
+    proposals, items = amounts(campaign)
+    candidates = proposals + baselines
     recipe = campaign.space.first
-    row = _ROW_BYTES + len(json.dumps(recipe.to_json())) + sum(searched.values())
+    row = _ROW_BYTES + len(json.dumps(recipe.to_json())) + items // max(1, candidates)
     prepared = 0
     if isinstance(recipe, ParametersRecipe) and any(
         METHODS.get(method).prepare for method in recipe.methods
     ):
         prepared = parameters * _BYTES[worker.dtype] * len(recipe.models)
     exported = parameters * _BYTES[worker.dtype]
-    seconds = _forward_seconds(campaign, parameters, candidates)
+    seconds = _forward_seconds(campaign, parameters, items)
     disk = f"about {byte_size(candidates * row)} of archive"
     disk += f"; {byte_size(exported)} for an exported model"
     if prepared:
@@ -90,7 +89,7 @@ def estimate(campaign: Campaign) -> Estimate:
     if seconds is not None:
         time_needed = f"about {duration(seconds)} for the prompts' forward passes alone, at this"
         time_needed += " machine's speed now"
-    items = [f"{n}: {searched[n]} search + {heldout[n]} held-out" for n in searched]
+    sides = [f"{n}: {searched[n]} search + {heldout[n]} held-out" for n in searched]
     return {
         "summary": {
             "campaign": campaign.plan.name,
@@ -98,8 +97,9 @@ def estimate(campaign: Campaign) -> Estimate:
             f" {frame.layers} layers, {worker.dtype}",
             "space": f"{campaign.search.space.kind}, {campaign.space.dimension} genes",
             "controller": campaign.search.controller.kind,
-            "items": ", ".join(items),
-            "candidates": f"{evaluations} and {baselines} baselines",
+            "items": ", ".join(sides),
+            "scoring": scoring_text(campaign),
+            "candidates": limits_text(campaign),
             "memory": f"{workers.count} worker(s) x {byte_size(model)} of weights, and"
             f" {byte_size(sources)} of page cache for the sources",
             "disk": disk,
@@ -123,8 +123,14 @@ def _shared_gpu(device: str, workers: WorkersSection) -> list[str]:
     return [f"all {workers.count} workers share one GPU; write workers.gpus_each: 1"]
 
 
-def _forward_seconds(campaign: Campaign, parameters: int, candidates: int) -> float | None:
-    """Return seconds for the prompts' forward passes, 2 operations a parameter and token."""
+def _forward_seconds(campaign: Campaign, parameters: int, items: int) -> float | None:
+    """Return seconds for the prompts' forward passes, 2 operations a parameter and token.
+
+    Args:
+        campaign: whose fitnesses read the prompts.
+        parameters: of one model.
+        items: that are scored in all, spread over the fitnesses as a whole candidate's are.
+    """
     tokens = 0.0
     for name, fitness in campaign.fitness.items():
         characters = fitness.characters()
@@ -136,6 +142,7 @@ def _forward_seconds(campaign: Campaign, parameters: int, candidates: int) -> fl
     rate = _multiply_rate(worker.compute_dtype, is_on_gpu)
     if is_on_gpu:  # one for each worker, or one that they share
         rate *= max(1.0, workers.count * min(1.0, workers.gpus_each))
+    candidates = items / max(1, campaign.search_items)
     return 2.0 * parameters * tokens * candidates / rate
 
 

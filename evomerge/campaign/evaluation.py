@@ -2,17 +2,19 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from evomerge.archive.archive import Archive
-from evomerge.archive.records import Candidate
+from evomerge.archive.records import Candidate, PartScores
 from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.confirmation import Confirmation, Positions
 from evomerge.campaign.feedback import FeedbackScale
 from evomerge.campaign.observer import Observer
 from evomerge.errors import EvomergeError
 from evomerge.merging.lineage_weights import Pedigree
 from evomerge.recipes.lineage import ExplicitRecipe
-from evomerge.scoring.outcome import Outcome
+from evomerge.scoring.followers import with_followers
+from evomerge.scoring.outcome import Outcome, Score, summary
 from evomerge.search.controllers import Controller
 from evomerge.workers.protocol import Finished, Job, Lost, Pool, Side
 
@@ -33,6 +35,8 @@ class Evaluation:
     Attributes:
         feedback: puts scores on the baselines' scale, once these are scored.
         controller: hears of outcomes, once it is there.
+        confirmation: hears of the outcomes of races, where candidates are scored in parts.
+        items: search items of this stage that were scored, or are to be.
 
     >>> from evomerge.testing.campaigns import example_evaluation
     >>> evaluation = example_evaluation()
@@ -61,9 +65,16 @@ class Evaluation:
         self._asked, self._is_stopped = stop, False
         self.feedback: FeedbackScale | None = None
         self.controller: Controller | None = None
+        self.confirmation: Confirmation | None = None
+        self.parts = campaign.parts
+        self._splits, self._fitness = campaign.splits, campaign.fitness
+        self._scored = campaign.scored
+        self.items = archive.items_scored(campaign.stage)
         self._observer = observer
-        self._flying: dict[int, Candidate] = {}  # by number
-        self._twins: dict[str, list[Candidate]] = {}  # recipe in flight -> the same, waiting
+        # by number, with the search items that it is scored on, if not all
+        self._flying: dict[int, tuple[Candidate, Positions | None]] = {}
+        # recipe in flight, and the part of the items -> the same, waiting
+        self._twins: dict[tuple[str, int | None], list[Candidate]] = {}
         self._last_failure = ("", 0)  # reason, how often in a row
         shapes = campaign.space.shapes
         self._pedigree = Pedigree(shapes.weights, archive.recipe) if shapes.weights else None
@@ -91,28 +102,51 @@ class Evaluation:
 
     def submit(self, candidate: Candidate) -> None:
         """Score a candidate on search items, unless the same recipe was scored or is in flight."""
-        earlier = self.archive.scored_before(candidate.recipe_id)
+        model = (candidate.recipe_id, candidate.part)
+        earlier = self.archive.scored_before(*model)
         if earlier is not None:
             self._record_copy(candidate, earlier)
-        elif candidate.recipe_id in self._twins:
-            self._twins[candidate.recipe_id].append(candidate)
+        elif model in self._twins:
+            self._twins[model].append(candidate)
         else:
-            self._twins[candidate.recipe_id] = []
-            self._send(candidate, "search")
+            self._twins[model] = []
+            which = None
+            if self.parts is not None and candidate.part is not None:
+                which = self.parts.of(candidate.part)
+            self._send(candidate, "search", which)
+
+    def submit_race(self, candidate: Candidate, which: Positions) -> None:
+        """Score a candidate of a race on the next of the search items."""
+        self._send(candidate, "search", which)
 
     def submit_final(self, candidate: Candidate) -> None:
         """Score a candidate on held-out items."""
         self._send(candidate, "heldout")
 
-    def _send(self, candidate: Candidate, side: Side) -> None:
+    def _send(self, candidate: Candidate, side: Side, which: Positions | None = None) -> None:
         weights = None
         if isinstance(candidate.recipe, ExplicitRecipe):
             # an archived child tells its last birth alone; its weights are grown here
             if self._pedigree is None:
                 raise RuntimeError("the sources' weights are read once their hashes are known")
             weights = self._pedigree.weights(candidate.recipe_id, candidate.recipe)
-        self._flying[candidate.id] = candidate
-        self.pool.submit(Job(candidate.id, candidate.recipe, side, weights))
+        ordinals = None
+        if which is not None:
+            which = with_followers(which, self._fitness, self._splits)
+            ordinals = {}
+            for name, positions in which.items():
+                search = self._splits[name].search
+                ordinals[name] = tuple(search[position] for position in positions)
+        self._flying[candidate.id] = (candidate, which)
+        if side == "search":
+            self.items += self._count(which)
+        self.pool.submit(Job(candidate.id, candidate.recipe, side, weights, ordinals))
+
+    def _count(self, which: Positions | None) -> int:
+        """Return how many search items positions are, those of followers left out; None: all."""
+        if which is None:
+            return sum(len(self._splits[name].search) for name in self._scored)
+        return sum(len(which[name]) for name in self._scored if name in which)
 
     def wait(self) -> None:
         """Take the next event of the pool, if there is one within a heartbeat."""
@@ -162,27 +196,49 @@ class Evaluation:
             )
 
     def _record(self, job: Job, outcome: Outcome) -> None:
-        candidate = self._flying.pop(job.candidate)
+        candidate, which = self._flying.pop(job.candidate)
         if job.side == "heldout":
             self.archive.record_final(candidate.id, outcome)
             return
-        means = outcome.means
+        if candidate.origin == "recommended":
+            if self.confirmation is None or which is None:
+                raise RuntimeError("a race was run before there was one")
+            self.confirmation.hear(candidate.id, outcome, which, self._count(which))
+            return
+        part, scores = None, {name: summary(items) for name, items in outcome.scores.items()}
+        if which is not None and scores:
+            part = self._part(candidate, outcome, which)
+            scores = dict(part.scores)
         value, violation = None, 0.0
-        if self.feedback and means:
-            value, violation = self.feedback.worth(means)
-        self.archive.record(candidate.id, outcome, value, violation)  # disk first,
-        self._tell(candidate, means)  # then memory
-        for twin in self._twins.pop(candidate.recipe_id, []):
+        if self.feedback and scores:
+            value, violation = self.feedback.worth({n: score.mean for n, score in scores.items()})
+        items = self._count(which)
+        self.archive.record(  # disk first,
+            candidate.id, outcome, value, violation, items=items, part=part
+        )
+        self._tell(candidate, scores or None)  # then memory
+        for twin in self._twins.pop((candidate.recipe_id, candidate.part), []):
             self._record_copy(twin, candidate.id)
+
+    def _part(self, candidate: Candidate, outcome: Outcome, which: Positions) -> PartScores:
+        """Return what a candidate's part says of its means over all search items."""
+        if self.feedback is None or candidate.part is None:
+            raise RuntimeError("a part was scored before there was a scale")
+        predictions = self.feedback.predictions(candidate.part)
+        scores = {
+            name: predictions[name].estimate(which[name], items)
+            for name, items in outcome.scores.items()
+        }
+        return PartScores(which, outcome.scores, scores)
 
     def _record_copy(self, candidate: Candidate, earlier: int) -> None:
         self.archive.record_copy(candidate.id, earlier)
-        self._tell(candidate, self.archive.means(candidate.id) or None)
+        self._tell(candidate, self.archive.scores(candidate.id, "search") or None)
 
-    def _tell(self, candidate: Candidate, means: dict[str, float] | None) -> None:
+    def _tell(self, candidate: Candidate, scores: Mapping[str, Score] | None) -> None:
         """Let the controller hear of an outcome; baselines are told when it is built."""
         if candidate.origin == "baseline":
             return
         if self.controller is None or self.feedback is None:
             raise RuntimeError("a candidate was scored before there was a controller")
-        self.controller.tell(self.feedback.feedback(candidate, means))
+        self.controller.tell(self.feedback.feedback(candidate, scores))

@@ -1,15 +1,23 @@
 """What a controller hears of a candidate: the archive's scores in the controller's terms."""
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 
 from evomerge.archive.archive import Archive
 from evomerge.archive.records import Candidate
 from evomerge.campaign.campaign import Campaign
+from evomerge.scoring.estimates import ItemPredictions
+from evomerge.scoring.followers import followed_positions
+from evomerge.scoring.outcome import Score
 from evomerge.search.controllers import CONTROLLERS, Feedback
 from evomerge.search.objectives import Constraints, ItemScale, Scale
+from evomerge.search.race import Course, Standing
 from evomerge.search.spaces import BreedingSpace
+
+_PREDICT_BY = 64  # candidates that were scored in full, the latest, whose mean predicts items
+_PARTS_KEPT = 16  # parts in flight at once, and some more
 
 
 class FeedbackScale:
@@ -40,6 +48,8 @@ class FeedbackScale:
             ValueError: a constraint depends on a baseline that could not be scored.
         """
         self._archive, self._space = archive, campaign.space
+        self._campaign = campaign
+        self._predicted: dict[int, dict[str, ItemPredictions]] = {}  # of the latest parts
         self.scale = Scale(campaign.objectives, list(means.values()))
         self._constraints = Constraints(self.scale, means, list(campaign.labels.values()))
         self.offset = 0
@@ -52,13 +62,62 @@ class FeedbackScale:
         """Return a candidate's value and its violation of the constraints."""
         return self.scale.value(means), self._constraints.violation(means)
 
-    def feedback(self, candidate: Candidate, means: Mapping[str, float] | None) -> Feedback:
-        """Return what a controller hears; `means` are None for a failure."""
+    def standing(
+        self, scores: Mapping[str, np.ndarray], estimates: Mapping[str, Score]
+    ) -> Standing:
+        """Return how a candidate of a race is doing.
+
+        Args:
+            scores: objective -> (search items,) float32, NaN where not scored yet.
+            estimates: of its means.
+        """
+        means = {name: score.mean for name, score in estimates.items()}
+        value, violation = self.worth(means)
+        return Standing(violation, value, self.scale.vector(means), scores)
+
+    def course(self, race: int) -> Course:
+        """Return the items in the order in which the stage's n-th race has them."""
+        items = {name: len(split.search) for name, split in self._campaign.splits.items()}
+        ranges = dict(zip(items, self.scale.range, strict=True))
+        seed = [self._campaign.plan.seed, self._campaign.stage, race]
+        followed = followed_positions(self._campaign.fitness, self._campaign.splits)
+        return Course(self.scale.objectives, items, self._item_spans, ranges, seed, followed)
+
+    @cached_property
+    def _item_spans(self) -> dict[str, float]:
+        """Return how far apart two scores of an item can be: as far as the baselines' are."""
+        spans = {}
+        for objective in self.scale.objectives:
+            name = objective.name
+            found = [self._item_scores(c).get(name) for c in self._archive.baselines(stage=0)]
+            every = np.concatenate([scores for scores in found if scores is not None])
+            low, high = float(every.min()), float(every.max())
+            within = low >= 0.0 and high <= 1.0  # then what is between: a share, or right or wrong
+            spans[name] = 1.0 if within else (high - low) or 1.0
+        return spans
+
+    def predictions(self, part: int) -> dict[str, ItemPredictions]:
+        """Return objective -> what was predicted when a part's first candidate was asked for."""
+        if part not in self._predicted:
+            known = self._archive.scored_in_full_before(part)[-_PREDICT_BY:]
+            rows = [self._item_scores(self._archive.candidate(number)) for number in known]
+            found = {}
+            for name, split in self._campaign.splits.items():
+                scored = [row[name] for row in rows if name in row]
+                found[name] = ItemPredictions(scored, len(split.search))
+            if len(self._predicted) >= _PARTS_KEPT:
+                del self._predicted[next(iter(self._predicted))]
+            self._predicted[part] = found
+        return self._predicted[part]
+
+    def feedback(self, candidate: Candidate, scores: Mapping[str, Score] | None) -> Feedback:
+        """Return what a controller hears; `scores` are None for a failure."""
         ordinal = candidate.ordinal
         if ordinal is not None:
             ordinal = None if ordinal < self.offset else ordinal - self.offset
-        if means is None:
+        if scores is None:
             return Feedback(ordinal, candidate.genome, None, None, candidate=candidate.id)
+        means = {name: score.mean for name, score in scores.items()}
         value, violation = self.worth(means)
         items = None
         if self._items is not None:
@@ -66,9 +125,22 @@ class FeedbackScale:
         breeds = isinstance(self._space, BreedingSpace) and self._space.takes(
             candidate.origin, candidate.label
         )
-        vector = self.scale.vector(means)
+        errors = (0.0,) * len(self.scale.objectives)
+        if candidate.part is not None:
+            errors = tuple(
+                scores[objective.name].stderr / span
+                for objective, span in zip(self.scale.objectives, self.scale.range, strict=True)
+            )
         return Feedback(
-            ordinal, candidate.genome, value, vector, violation, candidate.id, items, breeds
+            ordinal,
+            candidate.genome,
+            value,
+            self.scale.vector(means),
+            violation,
+            candidate.id,
+            items,
+            breeds,
+            errors,
         )
 
     def _item_scores(self, candidate: Candidate) -> dict[str, np.ndarray]:

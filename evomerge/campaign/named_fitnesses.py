@@ -6,6 +6,7 @@ from evomerge.campaign.campaign import Campaign
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import Fault, Faults
 from evomerge.scoring.fitness import CostSection, Fitness, FitnessSection, TaskSection
+from evomerge.scoring.followers import followed_split
 from evomerge.scoring.items import LastSection, Split, TestSplitSection, split_items
 from evomerge.scoring.open_fitness import open_fitness
 from evomerge.sources.tokenizer import has_chat_template
@@ -43,6 +44,10 @@ def open_fitnesses(
         if section is not None:
             with faults.gather(f"fitness.{index}"):
                 opened[section.name] = open_fitness(section.resolved(), own_test)
+    if len(opened) == len(entries):  # else what is missing is told already
+        for index, fitness in enumerate(opened.values()):
+            with faults.gather(f"fitness.{index}"):
+                fitness.follow(opened)
     return opened
 
 
@@ -62,7 +67,7 @@ def split_fitnesses(
     warnings: list[str] = []
     for index, section in enumerate(plan.fitness):
         opened = fitness.get(section.name)
-        if opened is None or opened.is_cost:
+        if opened is None or isinstance(section, CostSection):  # it has no items to split
             continue
         before = len(faults.found)
         faults.extend(_item_faults(plan, section, opened, f"fitness.{index}"))
@@ -84,6 +89,8 @@ def split_fitnesses(
         opened = fitness.get(section.name)
         if opened is not None and opened.is_cost:
             ordered[section.name] = Split((0,), (0,) if is_held_out else ())
+        elif opened is not None and opened.follows:
+            ordered[section.name] = followed_split(opened, splits)
         elif section.name in splits:
             ordered[section.name] = splits[section.name]
     return ordered, warnings

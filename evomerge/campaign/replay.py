@@ -60,10 +60,12 @@ def replayed(
         _tell_all(controller, events[: last + 1], feedback)
     for event in events[last + 1 :]:
         if event.candidate is not None:
-            controller.tell(feedback.feedback(event.candidate, event.means))
+            controller.tell(feedback.feedback(event.candidate, event.scores))
             continue
         asked = quantized(controller.ask(event.asked), campaign.space)
-        if [_exactly(p) for p in asked] == [_exactly(p) for p in event.proposals]:
+        in_parts = campaign.parts is not None
+        ledger = [_exactly(proposal, in_parts) for proposal in event.proposals]
+        if [_exactly(proposal, in_parts) for proposal in asked] == ledger:
             continue
         if rebuild:
             archive.record_rebuild()
@@ -83,7 +85,7 @@ def _tell_all(controller: Controller, events: Sequence[Event], feedback: Feedbac
     feedback.offset = events[-1].proposed
     for event in events:
         if event.candidate is not None:
-            controller.tell(feedback.feedback(event.candidate, event.means))
+            controller.tell(feedback.feedback(event.candidate, event.scores))
 
 
 def quantized(proposals: Sequence[Proposal], space: SearchSpace) -> list[Proposal]:
@@ -95,13 +97,17 @@ def quantized(proposals: Sequence[Proposal], space: SearchSpace) -> list[Proposa
     ()
     """
     found = []
-    for genome, parents in proposals:
-        rounded = quantize(genome)
+    for proposal in proposals:
+        rounded = quantize(proposal.genome)
         if isinstance(space, PointSpace):
             rounded = space.settled(rounded)
-        found.append(Proposal(rounded, tuple(parents)))
+        found.append(proposal._replace(genome=rounded, parents=tuple(proposal.parents)))
     return found
 
 
-def _exactly(proposal: Proposal) -> tuple[bytes, tuple[int, ...]]:
-    return proposal.genome.tobytes(), proposal.parents
+def _exactly(proposal: Proposal, in_parts: bool) -> tuple[object, ...]:
+    """Return what has to be equal for a proposal to be the one of the ledger."""
+    part = proposal.part if in_parts else 0
+    if proposal.again is not None:  # its genome and parents are those of the other
+        return part, proposal.again
+    return part, proposal.genome.tobytes(), proposal.parents

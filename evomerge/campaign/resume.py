@@ -9,6 +9,7 @@ import yaml
 
 from evomerge.archive.archive import Archive
 from evomerge.campaign.campaign import Campaign
+from evomerge.config.parts import BudgetSection
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import BadInput, Fault, Faults, placed
 from evomerge.scoring.fitness import FunctionSection
@@ -83,9 +84,21 @@ def is_spent(earlier: Earlier, plan: CampaignPlan) -> bool:
         mend = "restore it, or give the new campaign a name or a --run of its own"
         mend += f" ({earlier.directory})"
         raise BadInput(*(Fault(key, "differs from the campaign begun", mend) for key in keys))
-    is_timed_out = plan.hours is not None and earlier.seconds >= plan.hours * 3600
-    is_spent = earlier.proposed >= plan.evaluations or is_timed_out
-    return earlier.state == "finished" and is_spent and plan.finals == earlier.plan.finals
+    if earlier.state != "finished" or plan.finals != earlier.plan.finals:
+        return False
+    if plan.hours is not None and earlier.seconds >= plan.hours * 3600:
+        return True
+    pairs = zip(plan.searches, earlier.plan.searches, strict=True)
+    return not any(_is_longer(new.budget, old.budget) for new, old in pairs)
+
+
+def _is_longer(new: BudgetSection, old: BudgetSection) -> bool:
+    """Tell whether one budget lets a search go on for longer than another."""
+    for name in BudgetSection.model_fields:
+        limit, before = getattr(new, name), getattr(old, name)
+        if before is not None and (limit is None or limit > before):
+            return True
+    return False
 
 
 def differences(old: CampaignPlan, new: CampaignPlan) -> list[str]:

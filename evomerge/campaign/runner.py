@@ -11,6 +11,7 @@ from evomerge.archive.archive import Archive
 from evomerge.archive.selection import finalists
 from evomerge.campaign.baselines import Baselines
 from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.confirmation import Confirmation
 from evomerge.campaign.evaluation import Evaluation
 from evomerge.campaign.observer import Observer
 from evomerge.campaign.replay import quantized, replayed
@@ -89,29 +90,86 @@ class Runner:
         controller = evaluation.controller = replayed(
             self._campaign, self._archive, feedback, start=start, rebuild=self._rebuild
         )
+        baselines.score_seeds()
         baselines.score_warm_starts()
         if self.stop:
             return False
+        if self._campaign.parts is not None:
+            evaluation.confirmation = Confirmation(
+                self._campaign, self._archive, feedback, controller
+            )
         for candidate in self._archive.unfinished(self._campaign.stage):
-            evaluation.submit(candidate)
+            if candidate.origin != "recommended":
+                evaluation.submit(candidate)
         while not self.stop and (wanted := self._wanted()) is not None:
-            if wanted:
+            wanted -= self._run_race()
+            if wanted > 0:
                 self._ask(controller, wanted)
             evaluation.wait()
         while self._pool.busy:
             evaluation.wait()
+        if not self.stop:
+            self._confirm()
         if not self.stop:
             self._score_finals()
         return not self.stop
 
     def _wanted(self) -> int | None:
         """Return how many candidates to ask for now; None when the budget is spent."""
+        budget, evaluation = self._campaign.search.budget, self._evaluation
+        idle = self._pool.idle
         proposed = self._archive.proposed_in(self._campaign.stage)
-        left = self._campaign.search.budget.evaluations - proposed
-        hours = self._campaign.plan.hours
-        if left <= 0 or (hours is not None and self._evaluation.seconds >= hours * 3600):
+        left = [idle]
+        if budget.evaluations is not None:
+            left.append(budget.evaluations - proposed)
+        if budget.items is not None:
+            kept = evaluation.confirmation.reserve if evaluation.confirmation else 0.0
+            parts = self._campaign.parts
+            each = parts.size if parts else self._campaign.search_items
+            left.append(int((budget.items - kept - evaluation.items) // each))
+            # copies cost no items, and a space of few points has nothing else after a while
+            left.append(budget.items - proposed)
+        if min(left[1:], default=1) <= 0 or self._is_too_late():
             return None
-        return min(left, self._pool.idle)
+        return min(left)
+
+    def _is_too_late(self) -> bool:
+        """Tell whether the hours are over, or the patience with a best that stays the same."""
+        hours = self._campaign.plan.hours
+        if hours is not None and self._evaluation.seconds >= hours * 3600:
+            return True
+        patience = self._campaign.search.budget.patience
+        return patience is not None and self._archive.proposed_since_best() >= patience
+
+    def _run_race(self) -> int:
+        """Submit what a race can go on with, or begin one if it is due; return how many jobs."""
+        confirmation = self._evaluation.confirmation
+        if confirmation is None:
+            return 0
+        confirmation.begin_if_due(self._archive.proposed_in(self._campaign.stage))
+        submitted = 0
+        while self._pool.idle and (job := confirmation.next_job()) is not None:
+            self._evaluation.submit_race(*job)
+            submitted += 1
+        return submitted
+
+    def _confirm(self) -> None:
+        """Bring a race that is on to its end, and hold the last one."""
+        confirmation = self._evaluation.confirmation
+        if confirmation is None:
+            return
+        for begin in (None, confirmation.begin_last):
+            if begin is not None:
+                begin()
+            while (confirmation.is_racing and not self.stop) or self._pool.busy:
+                while self._pool.idle and not self.stop:
+                    job = confirmation.next_job()
+                    if job is None:
+                        break
+                    self._evaluation.submit_race(*job)
+                self._evaluation.wait()
+            if self.stop:
+                return
 
     def _ask(self, controller: Controller, n: int) -> None:
         """Ask for candidates, record them, and only then submit them."""
@@ -121,12 +179,27 @@ class Runner:
             if not self._pool.busy:
                 raise EvomergeError("the controller proposed nothing while nothing is running")
             return
-        recipes = [self._recipe(proposal) for proposal in proposals]
-        rows = [(recipe.id(self._campaign.worker.hashes), recipe) for recipe in recipes]
-        for candidate in self._archive.propose(n, proposals, rows):
+        rows, proposals = [], [self._as_it_was(proposal) for proposal in proposals]
+        for proposal in proposals:
+            if proposal.again is not None:
+                recipe, recipe_id = self._parent(proposal.again)
+            else:
+                recipe = self._recipe(proposal)
+                recipe_id = recipe.id(self._campaign.worker.hashes)
+            rows.append((recipe_id, recipe))
+        in_parts = self._campaign.parts is not None
+        for candidate in self._archive.propose(n, proposals, rows, in_parts=in_parts):
             if isinstance(space, BreedingSpace):
                 self._remember(candidate.id, candidate.recipe, candidate.recipe_id)
             self._evaluation.submit(candidate)
+
+    def _as_it_was(self, proposal: Proposal) -> Proposal:
+        """Return a proposal to score a candidate again with that candidate's genome and parents."""
+        if proposal.again is None:
+            return proposal
+        before = self._archive.candidate(proposal.again)
+        genome = proposal.genome if before.genome is None else before.genome
+        return proposal._replace(genome=genome, parents=before.parents)
 
     def _recipe(self, proposal: Proposal) -> Recipe:
         """Return what a proposal means: a point of the space, or a child of its parents."""

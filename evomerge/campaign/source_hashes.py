@@ -54,9 +54,11 @@ def hash_sources(campaign: Campaign, moved: Mapping[str, str] | None = None) -> 
     faults.check()
     models = [places[model] for model in campaign.space.shapes.models]
     first, trust = next(iter(places.values())), campaign.worker.trust
+    base = campaign.space.shapes.base
     shapes = replace(
         campaign.space.shapes,
         grams=lambda: _grams(first, models, trust),
+        moves=None if base is None else lambda: _moves(first, places[base], models, trust),
         weights=lambda name: _flattened(first, places[name], trust),
     )
     return replace(
@@ -78,6 +80,14 @@ def _grams(first: str, places: Sequence[str], trust: Trust) -> np.ndarray:
     from evomerge.merging.source_weights import grams_of  # which needs torch
 
     return grams_of(places, first, trust)
+
+
+def _moves(first: str, base: str, places: Sequence[str], trust: Trust) -> np.ndarray:
+    """Return |W_k - W_0|^2 / |W_0|^2 of each tensor and model, (tensors, models) float64."""
+    grams = _grams(first, [base, *places], trust)
+    squares = np.einsum("tkk->tk", grams)
+    moved = squares[:, 1:] - 2.0 * grams[:, 0, 1:] + squares[:, :1]
+    return np.asarray(np.maximum(moved, 0.0) / np.maximum(squares[:, :1], np.finfo(float).tiny))
 
 
 def _flattened(first: str, place: str, trust: Trust) -> np.ndarray:

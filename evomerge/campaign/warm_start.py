@@ -9,10 +9,11 @@ from evomerge.archive.records import Candidate
 from evomerge.archive.references import read_candidate
 from evomerge.campaign.campaign import Campaign, WarmStart
 from evomerge.errors import BadInput, Fault, Faults
+from evomerge.recipes.mixture import MixtureRecipe
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
-from evomerge.search.spaces import PointSpace, quantize
+from evomerge.search.spaces import BreedingSpace, PointSpace, quantize
 
 
 class Named(NamedTuple):
@@ -48,15 +49,21 @@ def warm_starts(campaign: Campaign) -> tuple[WarmStart, ...]:
     >>> warm_starts(example_campaign())
     ()
     """
-    found: dict[bytes, WarmStart] = {}
+    found: dict[str, WarmStart] = {}
     faults = Faults()
     space = campaign.space
-    for candidate in candidates_of(campaign.plan.init, space.first.kind):
-        assert isinstance(space, PointSpace)
+    kind = space.first.kind if isinstance(space, PointSpace) else None
+    for candidate in candidates_of(campaign.plan.init, kind):
         with faults.gather(candidate.key):
-            recipe = _over_own_models(candidate, campaign)
-            genome = quantize(space.encode(recipe))
-            found.setdefault(genome.tobytes(), WarmStart(candidate.label, genome))
+            genome = None
+            if isinstance(space, PointSpace):
+                genome = quantize(space.encode(_over_own_models(candidate, campaign)))
+                recipe = space.decode(genome)
+            else:
+                assert isinstance(space, BreedingSpace)
+                recipe = space.individual(_renamed(candidate, campaign))
+            start = WarmStart(candidate.label, recipe, genome)
+            found.setdefault(recipe.id(campaign.worker.hashes), start)
     faults.check()
     return tuple(found.values())
 
@@ -138,6 +145,21 @@ def _over_own_models(named: Named, campaign: Campaign) -> Recipe:
                 values[name] = tuple(0.0 if i is None else value[i] for i in order)
         groups.append(replace(group, values=values))
     return replace(recipe, models=models, base=base, groups=tuple(groups))
+
+
+def _renamed(named: Named, campaign: Campaign) -> Recipe:
+    """Return a recipe with its sources called as this campaign calls them."""
+    own = {sha256: name for name, sha256 in campaign.worker.hashes.items()}
+    for name in named.recipe.sources:
+        _refuse_unless(named.hashes[name] in own, named, name)
+    recipe = named.recipe
+    models = tuple(own[named.hashes[name]] for name in recipe.models)
+    if isinstance(recipe, ParametersRecipe):
+        base = None if recipe.base is None else own[named.hashes[recipe.base]]
+        return replace(recipe, models=models, base=base)
+    if isinstance(recipe, MixtureRecipe):
+        return replace(recipe, models=models)
+    return recipe  # of no kind that a space of individuals takes, as it will say
 
 
 def _refuse_unless(is_known: bool, named: Named, source: str) -> None:

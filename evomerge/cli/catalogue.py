@@ -21,6 +21,7 @@ from evomerge.scoring.fitness import CostSection, FunctionSection, TaskSection
 from evomerge.scoring.items import LastSection, TestSplitSection
 from evomerge.search.axes import AxisSection
 from evomerge.search.controllers import CONTROLLERS
+from evomerge.search.group_bounds import BoundSection
 from evomerge.search.spaces import SPACES
 from evomerge.search.spaces.routing import GainSection
 from evomerge.section_types import rows_of
@@ -167,6 +168,7 @@ def reference() -> str:
         parts.append((f"space: {{kind: {name}}}", _summary_of(space), space.section))
         if name == "parameters":
             parts.append(("space: an entry of axes", "", AxisSection))
+            parts.append(("space: a range in groups", "", BoundSection))
         if name == "routing":
             parts.append(("space: gain", "", GainSection))
     for name, controller in CONTROLLERS.all().items():

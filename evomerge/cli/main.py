@@ -215,6 +215,8 @@ def front(directory: Path, as_json: bool) -> None:
         _print_json(rows)
     else:
         click.echo(tables.front(printable(rows), summary.standing(directory), terminal()))
+        if told := tables.gap(summary.gap(directory)):
+            click.echo(told)
 
 
 @main.command()

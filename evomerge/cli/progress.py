@@ -88,11 +88,12 @@ class Progress:
         if best and best["origin"] == "baseline":
             last = (
                 f"No candidate of the search is better than '{best['label']}', which was there"
-                " before. To search on, raise budget.evaluations and run again."
+                " before. To search on, raise the budget and run again."
             )
         self.say(
             f"{tables.status(status, console)}\n\n"
-            f"Pareto front and baselines:\n{tables.front(rows, standing, console)}\n\n{last}"
+            f"Pareto front and baselines:\n{tables.front(rows, standing, console)}\n"
+            f"{tables.gap(summary.gap(directory))}\n\n{last}"
         )
 
 
@@ -171,7 +172,11 @@ def line(snapshot: ProgressShape) -> str:
     """
     counts, budget, seconds = snapshot["candidates"], snapshot["budget"], snapshot["seconds"]
     done = max(0, budget["proposed"] - counts["running"])
-    parts = [f"{done}/{budget['evaluations']}"]
+    items, most = snapshot["items"]["search"], budget["items"]
+    limit = budget["evaluations"]
+    parts = [f"{done}/{limit}" if limit is not None else f"{done}"]
+    if most is not None:
+        parts.append(f"{items}/{most} items")
     if snapshot["best"]:
         parts.append(f"best {_means(snapshot['best'])}")
     values = [b["value"] for b in snapshot["baselines"] if b["value"] is not None]
@@ -179,7 +184,7 @@ def line(snapshot: ProgressShape) -> str:
         top = next(b for b in snapshot["baselines"] if b["value"] == max(values))
         parts.append(f"best baseline ({top['label']}) {_means(top)}")
     left = f"{duration(seconds['left'])} left"
-    if done >= budget["evaluations"]:
+    if (limit is not None and done >= limit) or (most is not None and items >= most):
         left = "held-out items"
     parts.append(f"{snapshot['per_hour']:.0f}/h, {left}")
     if counts["failed"]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from evomerge.archive.shapes import CandidateShape, DetailsShape, StatusShape
+from evomerge.archive.shapes import CandidateShape, DetailsShape, ScoreShape, StatusShape
 from evomerge.cli.console import Cell, table
 from evomerge.cli.recipe_text import recipe_text
 from evomerge.recipes.parse import parse_recipe
-from evomerge.text import duration, interval
+from evomerge.text import Z95, duration, interval
 
 if TYPE_CHECKING:  # what they come from loads far more than a table needs
     from evomerge.campaign.estimate import Estimate
@@ -90,14 +90,24 @@ def status(found: StatusShape, console: Console | None = None) -> str:
     example: interrupted
     """
     counts, budget, seconds = found["candidates"], found["budget"], found["seconds"]
+    items, in_parts = found["items"], found["in_parts"]
     reason = f" ({found['reason']})" if found["reason"] else ""
     hours = f", at most {budget['hours']} h" if budget["hours"] else ""
     lines = [
         f"{found['name']}: {found['state']}{reason}",
-        f"proposed   {budget['proposed']} of {budget['evaluations']}{hours}",
+        f"proposed   {of_limit(budget['proposed'], budget['evaluations'])}{hours}",
     ]
     for stage in found["stages"]:
-        lines.append(f"  {stage['name']}: {stage['proposed']} of {stage['evaluations']}")
+        lines.append(f"  {stage['name']}: {of_limit(stage['proposed'], stage['evaluations'])}")
+    lines.append(
+        f"items      {of_limit(items['search'], budget['items'])} scored for the search,"
+        f" {items['heldout']} held-out"
+    )
+    if in_parts["parts"]:
+        lines.append(
+            f"scored     {in_parts['parts']} candidates on parts of the items, {in_parts['full']}"
+            " on all (the best, and those of the front, are among these)"
+        )
     lines += [
         f"candidates {counts['ok']} ok, {counts['failed']} failed, {counts['stopped']} stopped,"
         f" {counts['running']} without outcome",
@@ -120,6 +130,27 @@ def status(found: StatusShape, console: Console | None = None) -> str:
             body.append([who, row["id"], row["value"], *scores])
         lines += ["", table(headers, body, console)]
     return "\n".join(lines)
+
+
+def gap(found: Mapping[str, ScoreShape]) -> str:
+    """Return the winner's gap as a line; "" where there is none.
+
+    >>> gap({"maths": {"mean": 0.01, "stderr": 0.01, "items": 400}})
+    'best, search minus held-out: maths +0.010 ± 0.020 (it was chosen by the former)'
+    """
+    if not found:
+        return ""
+    parts = [f"{n} {s['mean']:+.3f} ± {Z95 * s['stderr']:.3f}" for n, s in found.items()]
+    return f"best, search minus held-out: {', '.join(parts)} (it was chosen by the former)"
+
+
+def of_limit(count: int, limit: int | None) -> str:
+    """Say how many of how many, where there is a limit.
+
+    >>> of_limit(3, 8), of_limit(3, None)
+    ('3 of 8', '3')
+    """
+    return str(count) if limit is None else f"{count} of {limit}"
 
 
 def show(found: DetailsShape, console: Console | None = None) -> str:

@@ -132,7 +132,8 @@ def _breeding_faults(
             wrong = "is listed before, and an individual is a mean of different models"
             yield Fault(f"sources.models.{label}", wrong, "leave one of the two out")
             break
-    for key in ("init", "start_from_soup"):
+    refused = ["start_from_soup"] if kind == "mixture" else ["init", "start_from_soup"]
+    for key in refused:
         if fields.get(key):
             wrong = f"a space of individuals, as {kind} is, begins with its models"
             yield Fault(key, wrong, "leave it out")

@@ -12,24 +12,36 @@ from pydantic import BeforeValidator, Field
 
 from evomerge.errors import Fault
 from evomerge.recipes.soups import SOUPS
+from evomerge.scoring.parts import BatchesSection, FullSection, by_name
 from evomerge.search.controllers import CONTROLLERS, ControllerSection
 from evomerge.search.controllers.cmaes import CmaEsSection
 from evomerge.search.spaces import SPACES, SpaceSection
-from evomerge.sections import Flag, Number, Section, Text, Whole, option, refuse
+from evomerge.sections import Flag, Number, Section, Text, Whole, one_of, option, refuse
 
 # Letters, digits, '.', '-' and '_', a letter or digit first: names of folders and of columns.
 PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Soup = Literal["model_stock", "metrics", "greedy"]
 _BASELINES = ("base", "baseline", "uniform", *SOUPS)  # what models and stages cannot be called
 
+
+def _scoring_kind(value: Any) -> str:
+    kind = value.get("kind", "batches") if isinstance(value, Mapping) else "batches"
+    return kind if kind in ("batches", "full") else "batches"
+
+
 if TYPE_CHECKING:
     AnySpace = SpaceSection
     AnyController = ControllerSection
+    AnyScoring = BatchesSection | FullSection
 else:
     _SPACES = tuple(cls.section for cls in SPACES.all().values())
     _CONTROLLERS = tuple(cls.section for cls in CONTROLLERS.all().values())
     AnySpace = Annotated[Union[_SPACES], Field(discriminator="kind")]  # noqa: UP007
     AnyController = Annotated[Union[_CONTROLLERS], Field(discriminator="kind")]  # noqa: UP007
+    AnyScoring = Annotated[
+        one_of({"batches": BatchesSection, "full": FullSection}, _scoring_kind),
+        BeforeValidator(by_name),
+    ]
 
 
 def _model_name(value: Any) -> Any:
@@ -103,19 +115,40 @@ class SourcesSection(Section):
 
 
 class BudgetSection(Section):
-    """How long the search goes on: until the first of these is spent.
+    """How long the search goes on: until the first of these is spent; one is enough.
 
-    >>> BudgetSection(evaluations=300).hours is None
+    >>> BudgetSection(items=30_000).hours is None
     True
     """
 
-    evaluations: Whole = option(
-        "proposals of the controller; baselines and finals are extra",
+    items: Whole | None = option(
+        "items scored on the search's side, baselines and confirmations included",
+        None,
+        unit="items",
+        ge=1,
+        example=30_000,
+    )
+    evaluations: Whole | None = option(
+        "proposals of the controller; baselines, confirmations and finals are extra",
+        None,
         unit="candidates",
         ge=1,
         example=300,
     )
     hours: Number | None = option("wall time, added up over starts", None, unit="hours", gt=0)
+    patience: Whole | None = option(
+        "proposals without a better best, among the candidates that are scored in full, after which"
+        " the search ends",
+        None,
+        unit="candidates",
+        ge=1,
+    )
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        limits = ("items", "evaluations", "hours")
+        if all(name in fields and fields[name] is None for name in limits):
+            yield Fault("", "has no end", "write e.g. items: 30000, evaluations: 300 or hours: 8")
 
 
 class StageBudgetSection(Section):
@@ -125,10 +158,25 @@ class StageBudgetSection(Section):
     100
     """
 
-    evaluations: Whole = option(
-        "proposals of the stage's controller", unit="candidates", ge=1, example=300
+    items: Whole | None = option(
+        "items scored on the search's side, the stage's baselines and confirmations included",
+        None,
+        unit="items",
+        ge=1,
+        example=30_000,
     )
-    hours: None = option("stages are counted in evaluations", None)
+    evaluations: Whole | None = option(
+        "proposals of the stage's controller", None, unit="candidates", ge=1, example=300
+    )
+    hours: None = option("stages are counted in items or evaluations", None)
+    patience: Whole | None = option(
+        "proposals without a better best after which the stage ends", None, unit="candidates", ge=1
+    )
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        if all(name in fields and fields[name] is None for name in ("items", "evaluations")):
+            yield Fault("", "has no end", "write e.g. items: 30000 or evaluations: 300")
 
 
 class WorkersSection(Section):

@@ -10,6 +10,7 @@ from evomerge.config.cross_checks import objective_faults, search_faults, stage_
 from evomerge.config.parts import (
     PLAIN_NAME,
     AnyController,
+    AnyScoring,
     AnySpace,
     BudgetSection,
     Soup,
@@ -22,6 +23,7 @@ from evomerge.errors import Fault, Faults
 from evomerge.recipes.soups import SOUPS
 from evomerge.scoring.fitness import AnyFitness
 from evomerge.scoring.items import HeldOut, LastSection, TestSplitSection
+from evomerge.scoring.parts import BatchesSection
 from evomerge.search.controllers import ControllerSection
 from evomerge.search.controllers.cmaes import CmaEsSection
 from evomerge.search.spaces import SpaceSection
@@ -105,6 +107,12 @@ class CampaignPlan(Section):
         0.5,
         example=0.5,
     )
+    scoring: AnyScoring = option(
+        "on how many of the items candidates are scored: in parts (batches), the most promising in"
+        " full, or each in full (full)",
+        factory=BatchesSection,
+        example="full",
+    )
     budget: BudgetSection | None = option(
         "how long the search goes on", None, example={"evaluations": 300}, may_change=True
     )
@@ -132,11 +140,6 @@ class CampaignPlan(Section):
         if self.space is None or self.budget is None:
             raise ValueError("the plan has neither stages nor a space and a budget")
         return [Search("", self.space, self.controller, self.budget)]
-
-    @property
-    def evaluations(self) -> int:
-        """Proposals of all searches together."""
-        return sum(search.budget.evaluations for search in self.searches)
 
     @property
     def hours(self) -> float | None:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import yaml
 
+from evomerge.archive.archived_plan import searches
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.records import SourceRecord
-from evomerge.archive.summary import mean_score, row, searches, whole_budget
+from evomerge.archive.summary import mean_score, row
 from evomerge.export.hub_ids import hub_ids
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
@@ -97,8 +98,8 @@ def _provenance(archive: ArchiveReader) -> list[str]:
     commit = machine["git"]["commit"] if machine["git"] else "none"
     controllers = ", then ".join(_code(part["controller"]["kind"]) for part in searches(plan))
     return [
-        f"- search: {controllers}, seed {_plain(provenance['seed'])}, {archive.proposed()} of"
-        f" {_plain(whole_budget(plan)[0])} candidates",
+        f"- search: {controllers}, seed {_plain(provenance['seed'])}, {archive.proposed()}"
+        f" candidates, {archive.items_scored()} scored items",
         f"- begun {_plain(machine['at'])} on {_plain(machine['cores'])} cores,"
         f" {_plain(machine['platform'])}",
         f"- {_plain(versions)}; git commit {_plain(commit)}",

@@ -7,14 +7,12 @@ a descendant of any depth is segments and coefficients, and is merged in one pas
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from evomerge.recipes.parameter_index import ParameterIndex
-from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import VERSION, Recipe
 
 _MOST_UNPACKED = 1 << 30  # bytes: some million segments of a hundred models
@@ -72,6 +70,7 @@ class MixtureRecipe(Recipe):
         chromosomes: at least one, the last of all modules.
         parameter_index_hash: of the index that positions refer to.
 
+    >>> from evomerge.recipes.parameter_index import ParameterIndex
     >>> index = ParameterIndex({"embed.weight": 6, "lm_head.weight": 4})
     >>> cut = Chromosome(None, np.array([0, 8, 10]), np.array([[1.0, 0.0], [0.5, 0.5]]))
     >>> recipe = MixtureRecipe(("a", "b"), (cut,), "float32", index.hash)
@@ -177,31 +176,6 @@ def unpacked(data: Mapping[str, Any], numbers: bytes) -> MixtureRecipe:
         chromosomes.append(Chromosome(entry["modules"], edges, by_segment))
     index_hash = data["parameter_index_hash"]
     return MixtureRecipe(models, tuple(chromosomes), data["dtype"], index_hash)
-
-
-def one_hot(
-    recipe: ParametersRecipe,
-    models: Sequence[str],
-    index: ParameterIndex,
-    modules: Sequence[str | None],
-) -> MixtureRecipe:
-    """Return a source's own recipe (`parameters.single`) as a mixture over `models`.
-
-    Args:
-        recipe: of one source.
-        models: of the mixture, the source among them.
-        index: of their parameters.
-        modules: of each chromosome.
-
-    >>> from evomerge.recipes.parameters import single
-    >>> index = ParameterIndex({"weight": 4})
-    >>> one_hot(single("b", "float32"), ("a", "b"), index, (None,)).chromosomes[0].coefficients
-    array([[0., 1.]])
-    """
-    coefficients = np.array([[float(model == recipe.models[0]) for model in models]])
-    edges = np.array([0, index.total])
-    chromosomes = tuple(Chromosome(m, edges, coefficients) for m in modules)
-    return MixtureRecipe(tuple(models), chromosomes, recipe.dtype, index.hash)
 
 
 def interpolated(t: float, angle: float) -> tuple[float, float]:

@@ -5,7 +5,7 @@ An entry of a campaign's `fitness` is one of three sections, told apart by their
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -107,11 +107,22 @@ class CostSection(FitnessSection):
     True
     """
 
-    cost: Literal["hops", "parameters", "seconds_per_token"] = option(
+    cost: Literal["hops", "parameters", "seconds_per_token", "tokens"] = option(
         "hops: layers that a token passes; parameters: of the exported model; seconds_per_token:"
-        " measured, greedy, at batch 1",
+        " measured, greedy, at batch 1; tokens: the length of the answers to tasks by generation",
         example="hops",
     )
+    of: list[Text] = option(
+        "of tokens: the objectives whose answers count; none: all that are answered in words",
+        factory=list,
+        example=["maths"],
+    )
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        cost = fields.get("cost", "tokens")
+        if fields.get("of") and cost != "tokens":
+            yield Fault("of", f"belongs to cost: tokens, not to {cost}", "leave it out")
 
 
 def _from_root(path: str) -> str:
@@ -144,7 +155,8 @@ def _one_kind(value: Any) -> Any:
     faults = Faults()
     for key in [key for key in entry if key in known and key not in own]:
         if entry[key] is not False:
-            faults.add(key, f"belongs to tasks, not to a {kinds[0]}", "leave it out")
+            owner = next(kind for kind, section in _KINDS.items() if key in section.model_fields)
+            faults.add(key, f"belongs to {owner}s, not to a {kinds[0]}", "leave it out")
         entry.pop(key)
     refuse(faults.found)
     return entry
@@ -165,6 +177,8 @@ class Fitness(ABC):
         hashes: one for each item; they tell whether the items are still the same.
         test_from: the first ordinal of the task's own held-out items, where asked for.
         is_cost: whether its one item is the model itself, measured on both sides.
+        follows: the objectives whose answers it measures, if it has no items of its own: it is
+            scored after them, see `items_of`.
         notes: what the user should know of its items, one line each.
 
     >>> from evomerge.scoring.costs import CostFitness
@@ -177,6 +191,7 @@ class Fitness(ABC):
     hashes: list[str]
     test_from: int | None = None
     is_cost: bool = False
+    follows: Sequence[str] = ()
     notes: Sequence[str] = ()
 
     @abstractmethod
@@ -194,6 +209,37 @@ class Fitness(ABC):
     def answers(self, ordinals: Sequence[int]) -> list[str] | None:
         """Return what the model said when it was last scored; None if it does not speak."""
         return None
+
+    def spoken(self) -> Sequence[int]:
+        """Return the ordinals of the items that the model answers in words."""
+        return ()
+
+    def lengths(self, ordinals: Sequence[int]) -> np.ndarray:
+        """Return the (len(ordinals),) float32 lengths, in tokens, of what was answered last.
+
+        Raises:
+            ValueError: an item was not among those that were scored last.
+        """
+        raise NotImplementedError("it has no answers")
+
+    def follow(self, others: Mapping[str, "Fitness"]) -> None:
+        """Get to know the fitnesses of the campaign by objective, itself among them.
+
+        Raises:
+            BadInput: it needs others that are not there.
+        """
+        self.follows = ()
+
+    def items_of(self, ordinals: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+        """Return the ordinals of the items that it has in common with objectives that it follows.
+
+        Args:
+            ordinals: objective -> ordinals there.
+
+        Returns:
+            Sorted; none if it follows nothing.
+        """
+        return ()
 
     def characters(self) -> float | None:
         """Return the mean length of what is read to score an item; None if it is unknown."""

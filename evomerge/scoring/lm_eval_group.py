@@ -10,7 +10,8 @@ from evomerge.canonical import file_hash, item_hash
 from evomerge.errors import BadInput, Fault
 from evomerge.scoring.fitness import Fitness, TaskSection
 from evomerge.scoring.lm_eval_documents import TaskDocuments, open_documents, set_examples_aside
-from evomerge.scoring.lm_eval_task import TaskFitness, answer, language_model
+from evomerge.scoring.lm_eval_model import answer, language_model
+from evomerge.scoring.lm_eval_task import TaskFitness
 
 _NAMED = 5  # tasks that a fault names
 
@@ -85,6 +86,15 @@ class GroupFitness(Fitness):
             for place, text in zip(at, task.answers(own) or (), strict=False):
                 said[place] = text
         return said
+
+    def spoken(self) -> Sequence[int]:
+        return [ordinal for ordinal, (task, _) in enumerate(self._places) if task.speaks]
+
+    def lengths(self, ordinals: Sequence[int]) -> np.ndarray:
+        lengths = np.empty(len(ordinals), np.float32)
+        for task, own, at in self._by_task(ordinals):
+            lengths[at] = task.lengths(own)
+        return lengths
 
     def _by_task(self, ordinals: Sequence[int]) -> list[tuple[TaskFitness, list[int], list[int]]]:
         """Return each task that has any of the items, their ordinals there, their places here."""

@@ -6,7 +6,6 @@ document before any aggregation, so only metrics that lm-eval itself averages ca
 bits per byte.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ from evomerge.scoring.lm_eval_documents import (
 )
 from evomerge.scoring.lm_eval_loading import is_of_public_data, quietly
 from evomerge.scoring.lm_eval_metric import choose_metric
-
-DEFAULT_BATCH = 64  # prompts; a worker holds one model, and most fit its cache of keys and values
+from evomerge.scoring.lm_eval_model import answer, language_model
 
 _SAMPLE = 32  # documents whose lengths are averaged; enough for an estimate
 
@@ -100,8 +98,7 @@ class TaskFitness(Fitness):
         return rendered
 
     def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
-        self._lm = language_model(model, tokenizer, self._section)
-        self.build(self._lm, ordinals)
+        self.build(language_model(model, tokenizer, self._section), ordinals)
 
     def build(self, lm: Any, ordinals: Sequence[int]) -> None:
         """Build the requests of items for a live model.
@@ -110,6 +107,8 @@ class TaskFitness(Fitness):
             lm: see `language_model`.
             ordinals: of the items.
         """
+        self._lm = lm
+        self._answered: frozenset[int] = frozenset()
         chat = self._section.chat_template
         self._requests: dict[int, list] = {}
         first = 0
@@ -147,6 +146,7 @@ class TaskFitness(Fitness):
     def scores(self, ordinals: Sequence[int]) -> np.ndarray:
         """Return the (len(ordinals),) float32 scores of what was answered last."""
         scores = []
+        self._answered = frozenset(ordinals)
         with quietly(), seeded_as_lm_eval():
             if requests := self.requests(ordinals):
                 for ensemble in self._task._filters:
@@ -162,74 +162,14 @@ class TaskFitness(Fitness):
             return None
         return [str(self._requests[o][0].filtered_resps[self._metric.filter]) for o in ordinals]
 
+    def spoken(self) -> Sequence[int]:
+        return range(len(self.hashes)) if self.speaks else ()
 
-def answer(lm: Any, requests: Sequence[Any]) -> None:
-    """Run a model on requests afresh.
-
-    Args:
-        lm: see `language_model`.
-        requests: lm-eval's; each then holds its answers, unfiltered.
-
-    >>> answer(None, [])
-    """
-    by_type: dict[str, list[Any]] = defaultdict(list)
-    for request in requests:
-        request.resps, request.filtered_resps = [], {}
-        by_type[request.request_type] += [request] * request.repeats
-    with quietly():
-        for kind, batch in by_type.items():
-            answers = getattr(lm, kind)(batch, disable_tqdm=True)
-            for request, said in zip(batch, answers, strict=True):
-                request.resps.append(said)
-
-
-def language_model(model: Any, tokenizer: Any, section: TaskSection) -> Any:
-    """Wrap a live model for lm-eval, with every text tokenized once.
-
-    Args:
-        model: a transformers model, whose weights may change.
-        tokenizer: its own.
-        section: says how many prompts go at once.
-
-    >>> from evomerge.testing.lm_eval_tasks import example_live, example_section
-    >>> language_model(*example_live(), example_section()).batch_size
-    64
-    """
-    from lm_eval.models.huggingface import HFLM
-
-    class WarmHFLM(HFLM):
-        """HFLM that remembers encodings: the texts are the same for every candidate."""
-
-        def __init__(self, *args: Any, **options: Any):
-            self._encoded: dict[tuple, Any] = {}
-            super().__init__(*args, **options)
-
-        def _remember(self, kind: str, key: Any, encode: Any) -> Any:
-            if (kind, key) not in self._encoded:
-                self._encoded[kind, key] = encode()
-            return self._encoded[kind, key]
-
-        def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
-            key = (string, args, tuple(sorted(options.items())))
-            found = self._remember(
-                "one", key, lambda: super(WarmHFLM, self).tok_encode(string, *args, **options)
-            )
-            return list(found)
-
-        def tok_batch_encode(self, strings: list[str], *args: Any, **options: Any) -> Any:
-            key = (tuple(strings), args, tuple(sorted(options.items())))
-            return self._remember(
-                "batch",
-                key,
-                lambda: super(WarmHFLM, self).tok_batch_encode(strings, *args, **options),
-            )
-
-    batch_size = section.batch_size or DEFAULT_BATCH
-    with quietly():
-        return WarmHFLM(
-            pretrained=model,
-            tokenizer=tokenizer,
-            backend="seq2seq" if model.config.is_encoder_decoder else "causal",
-            batch_size=batch_size,
-            device=str(model.device),
-        )
+    def lengths(self, ordinals: Sequence[int]) -> np.ndarray:
+        if missing := set(ordinals) - self._answered:
+            raise ValueError(f"item {min(missing)} was not answered when the model was last scored")
+        lengths = []
+        for ordinal in ordinals:
+            said = [text for request in self._requests[ordinal] for text in request.said]
+            lengths.append(np.mean([self._lm.length(text) for text in said]))
+        return np.array(lengths, np.float32)

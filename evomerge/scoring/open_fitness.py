@@ -1,5 +1,6 @@
 """A campaign's entry of `fitness` becomes what scores."""
 
+from evomerge.scoring.answer_lengths import AnswerLengths
 from evomerge.scoring.costs import CostFitness
 from evomerge.scoring.fitness import (
     CostSection,
@@ -33,5 +34,5 @@ def open_fitness(section: FitnessSection, own_test: bool = False) -> Fitness:
     if isinstance(section, FunctionSection):
         return FunctionFitness(section)
     if isinstance(section, CostSection):
-        return CostFitness(section)
+        return AnswerLengths(section) if section.cost == "tokens" else CostFitness(section)
     raise TypeError(f"no fitness has options of type {type(section).__name__}")

@@ -63,6 +63,7 @@ class Job(NamedTuple):
         recipe: of its model.
         side: "search" or "heldout".
         weights: (parameters,) float32, where the recipe does not tell all; else None.
+        ordinals: objective -> ordinals of the items to score; None: all of the side.
 
     >>> from evomerge.recipes.parameters import single
     >>> Job(7, single("a", "float32"), "search").weights is None
@@ -73,6 +74,7 @@ class Job(NamedTuple):
     recipe: Recipe
     side: Side
     weights: np.ndarray | None = None
+    ordinals: Mapping[str, tuple[int, ...]] | None = None
 
 
 class Finished(NamedTuple):

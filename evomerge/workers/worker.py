@@ -87,6 +87,8 @@ class Worker:
             ordinals = sorted((*split.search, *split.heldout))
             fitness.prepare(self._live.model, self._live.tokenizer, ordinals)
             self._fitness[objective] = fitness
+        for fitness in self._fitness.values():
+            fitness.follow(self._fitness)
 
     def evaluate(self, job: Job) -> Outcome:
         """Merge and score one candidate; whatever it does wrong is in the outcome.
@@ -102,7 +104,7 @@ class Worker:
             else:
                 checksum = self._take(job.recipe, job.weights)
             clock.append(time.perf_counter())
-            scores = self._score(job.side)
+            scores = self._score(job.ordinals or self._ordinals(job.side))
             answers = self._answers(job.side) if job.side == "heldout" else {}
         except (Exception, SystemExit) as error:
             is_known = isinstance(error, CandidateFailure)
@@ -169,10 +171,12 @@ class Worker:
             checksum.add(name, getattr(torch, dtypes[name]), shape, digests[name])
         return checksum.hexdigest()
 
-    def _score(self, side: str) -> dict[str, np.ndarray]:
+    def _score(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Return objective -> (items,) float32 scores of the live model."""
         scores = {}
-        for objective, ordinals in self._ordinals(side).items():
+        # what measures answers comes after what is answered
+        for objective in sorted(wanted, key=lambda name: bool(self._fitness[name].follows)):
+            ordinals = wanted[objective]
             seed_torch(0)  # a task that samples draws the same for every candidate
             with torch.inference_mode():
                 items = self._fitness[objective].score(ordinals)
@@ -180,7 +184,7 @@ class Worker:
                 first = int(np.flatnonzero(~np.isfinite(items))[0])
                 raise CandidateFailure(f"{objective} scored {items[first]} on item {first}")
             scores[objective] = items
-        return scores
+        return {objective: scores[objective] for objective in wanted}
 
     def _answers(self, side: str) -> dict[str, list[str]]:
         answers = {}

@@ -12,6 +12,12 @@ class registered with `@controller(section)`.
 
 Most search a box, [0, 1]^d. A controller that `breeds` proposes children: its genomes say how two
 told candidates are crossed, in the terms of a space of individuals.
+
+Candidates may be scored in parts (`Problem.parts` above 1): on a few of the items each. Which part
+is the controller's say: candidates of one part share their items, so that they can be compared by
+what they scored there alone. What is told of any is an estimate of its mean over all items,
+unbiased, with its standard error. Some candidates are then scored in full by the campaign, which
+asks the controller whom it would recommend; it is told nothing of these.
 """
 
 import typing
@@ -25,6 +31,10 @@ import numpy as np
 from evomerge.errors import Fault
 from evomerge.registry import Registry
 from evomerge.sections import Section
+
+# Of a part, where a controller compares across parts anyway: enough that the items' difficulties,
+# as far as they are not foretold, are the same for those that follow one another.
+CANDIDATES_A_PART = 16
 
 
 class ControllerSection(Section):
@@ -52,6 +62,9 @@ class Problem:
         start: (d,) float64 in [0, 1], where the search may begin.
         objectives: how many there are.
         levels: how many values each gene has, 0 for one that is continuous; empty if all are.
+        steps: (d,) float64, how far a first step should go along each gene, on average 1; None:
+            alike along all.
+        parts: how many candidates' items make up all items; 1 where each is scored on all.
 
     >>> Problem(dimension=3, seed=1, start=np.full(3, 0.5)).objectives
     1
@@ -62,10 +75,21 @@ class Problem:
     start: np.ndarray
     objectives: int = 1
     levels: tuple[int, ...] = ()
+    steps: np.ndarray | None = None
+    parts: int = 1
 
 
 class Proposal(NamedTuple):
-    """A genome, (dimension,) float64 in [0, 1], and the told candidates that it crosses.
+    """A candidate to score.
+
+    Attributes:
+        genome: (dimension,) float64 in [0, 1].
+        parents: numbers of the told candidates that it crosses.
+        part: the number, from 0, of the part of the items on which it is scored; without a
+            meaning where candidates are scored on all items. Parts of different numbers have
+            different items, as far as there are enough.
+        again: the number of a told candidate that is to be scored once more, on this part; its
+            genome and parents are then those of this one, whatever is written here.
 
     >>> Proposal(np.array([0.25, 0.75])).parents
     ()
@@ -73,6 +97,23 @@ class Proposal(NamedTuple):
 
     genome: np.ndarray
     parents: tuple[int, ...] = ()
+    part: int = 0
+    again: int | None = None
+
+
+class Recommendation(NamedTuple):
+    """A candidate that a controller takes for its best, to be scored in full.
+
+    Attributes:
+        genome: (dimension,) float64 in [0, 1]; a point that need not have been proposed.
+        label: what it is, for people.
+
+    >>> Recommendation(np.array([0.5]), "mean").label
+    'mean'
+    """
+
+    genome: np.ndarray
+    label: str
 
 
 @dataclass(frozen=True)
@@ -90,8 +131,10 @@ class Feedback:
             a candidate that keeps them all. One that violates less is better, whatever it scores.
         candidate: its number, as `Proposal.parents` has it.
         items: (items,) float32 in [0, 1], more is better, of all objectives one after the other,
-            where the controller reads them.
+            where the controller reads them; those of its part.
         breeds: whether it may be a parent.
+        errors: the standard errors of `objectives`, on their scale; 0 where all items are scored.
+            None for a failure.
 
     >>> Feedback(0, np.array([0.5]), None, None).value is None  # a failure
     True
@@ -105,6 +148,7 @@ class Feedback:
     candidate: int = 0
     items: np.ndarray | None = None
     breeds: bool = False
+    errors: tuple[float, ...] | None = None
 
 
 class Controller(ABC):
@@ -114,6 +158,10 @@ class Controller(ABC):
         section: the class of its options.
         breeds: whether it proposes children of told candidates.
         reads_items: whether it reads item scores.
+        minds_steps: whether it reads `Problem.steps`.
+        learns: whether it minds what it is told.
+        seeks_front: whether it spreads over the Pareto front, where there are several objectives,
+            and does not seek the highest value.
 
     >>> from evomerge.search.controllers.random import RandomSearch, RandomSection
     >>> search = RandomSearch(Problem(dimension=2, seed=1, start=np.full(2, 0.5)), RandomSection())
@@ -124,6 +172,9 @@ class Controller(ABC):
     section: ClassVar[type[ControllerSection]]
     breeds: ClassVar[bool] = False
     reads_items: ClassVar[bool] = False
+    minds_steps: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
+    seeks_front: ClassVar[bool] = False
 
     @abstractmethod
     def ask(self, n: int) -> list[Proposal]:
@@ -132,6 +183,14 @@ class Controller(ABC):
     @abstractmethod
     def tell(self, feedback: Feedback) -> None:
         """Learn what became of a candidate."""
+
+    def recommend(self) -> list[Recommendation]:
+        """Return whom it would score in full, the most promising first.
+
+        None by default: then the campaign takes the told candidates of the best estimates. It may
+        be called at any time, and leaves the controller unchanged.
+        """
+        return []
 
 
 CONTROLLERS: Registry[type[Controller]] = Registry("evomerge.search.controllers", "controller")

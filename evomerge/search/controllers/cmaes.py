@@ -4,6 +4,10 @@ pycma samples and updates; the rest is ours, because pycma takes NaN, half a pop
 ties without a word: failures rank last, ties are broken by our own generator, a generation
 without any difference teaches nothing and widens the step, and restarts double the
 population (IPOP, Auger & Hansen 2005).
+
+Scored in parts, a generation has its items to itself: all of it is ranked on the same few, and the
+next one on others. Its noise is then averaged by the distribution, whose mean is a better pick than
+any point that was sampled.
 """
 
 import math
@@ -19,6 +23,7 @@ from evomerge.search.controllers import (
     Feedback,
     Problem,
     Proposal,
+    Recommendation,
     controller,
 )
 from evomerge.sections import Flag, Number, Whole, option
@@ -32,6 +37,8 @@ _WIDEN = 1.3  # factor on sigma after a flat generation; doubles it in three
 _MARGIN = 0.3
 _SMALLEST_STEP = 1e-5  # of the box; below it, bfloat16 weights hardly change
 _ROUNDED = 1e-6  # more than genomes are rounded by, which is 2^-25 = 3e-8
+# Of the last generations' means that are averaged for a recommendation, and of those before.
+_AVERAGED, _BEFORE = (5, 10, 20), (3, 6, 12)
 _DIAGONAL_FROM = 100  # genes from which only the diagonal is adapted (Ros & Hansen 2008)
 
 
@@ -53,7 +60,10 @@ class CmaEsSection(ControllerSection):
 
     kind: Literal["cmaes"] = "cmaes"
     population: Whole | None = option(
-        "candidates for each update; null: 4 + floor(3 ln d)", None, unit="candidates", ge=3
+        "candidates for each update; null: 4 + floor(3 ln d), and twice that scored in parts",
+        None,
+        unit="candidates",
+        ge=3,
     )
     sigma: Number = option("first step size", 0.2, unit="share of the box", gt=0, le=1)
     restarts: Whole = option(
@@ -92,15 +102,22 @@ class CmaEs(Controller):
         self._rng = np.random.default_rng(problem.seed)
         self._dimension = dimension = problem.dimension
         self._sigma, self._restarts = options.sigma, options.restarts
-        self._population = options.population or default_population(dimension)
+        self._in_parts = problem.parts > 1
+        # more candidates on fewer items: recombination averages their noise
+        usual = default_population(dimension) * (2 if self._in_parts else 1)
+        self._population = options.population or usual
         self._diagonal = options.diagonal
         if self._diagonal is None:
             self._diagonal = dimension >= _DIAGONAL_FROM
-        self._least = np.array([_MARGIN / n if n else 0.0 for n in problem.levels])
+        levels = problem.levels or (0,) * dimension
+        self._least = np.array([_MARGIN / n if n else 0.0 for n in levels])
         self._blas = ThreadpoolController()
         self.runs = 0
         self._asked = 0
-        self._pending: dict[int, tuple[int, np.ndarray]] = {}  # ordinal -> run, point
+        # ordinal -> run, generation, point
+        self._pending: dict[int, tuple[int, int, np.ndarray]] = {}
+        self._generation, self._asked_of_it = 0, 0
+        self._means: list[np.ndarray] = []  # of the latest generations of this run
         self._best_foreign = (-math.inf, -math.inf)
         self._begin(np.asarray(problem.start, float))
 
@@ -126,14 +143,20 @@ class CmaEs(Controller):
             "maxiter": math.inf,
             "tolx": _SMALLEST_STEP,
         }
-        if self._least.any():
+        if self._dimension == 1:  # pycma fails where it would limit the deviation of a single gene
+            options["maxstd"] = math.inf
+        elif self._least.any():
             options["minstd"] = self._least
         # One BLAS thread: with several, sums come in another order, and replay differs in a bit.
         with self._blas.limit(limits=1), warnings.catch_warnings():  # to which pycma adds one
             self._es = cma.CMAEvolutionStrategy(mean, self._sigma, options)
         self._queue: list[np.ndarray] = []
-        self._told: list[tuple[np.ndarray, tuple[float, float]]] = []  # point, (violation, loss)
+        # of each generation: point, (violation, loss)
+        self._told: dict[int, list[tuple[np.ndarray, tuple[float, float]]]] = {}
         self._flat = 0
+        self._means = []
+        self._generation += self._asked_of_it > 0
+        self._asked_of_it = 0
 
     @property
     def mean(self) -> np.ndarray:
@@ -147,16 +170,19 @@ class CmaEs(Controller):
                 with self._blas.limit(limits=1):
                     self._queue = list(self._es.ask())
             point = self._queue.pop(0)
-            self._pending[self._asked] = (self.runs, point)
+            self._pending[self._asked] = (self.runs, self._generation, point)
+            proposals.append(Proposal(np.clip(point, 0.0, 1.0), part=self._generation))
             self._asked += 1
-            proposals.append(Proposal(np.clip(point, 0.0, 1.0)))
+            self._asked_of_it += 1
+            if self._asked_of_it >= self._es.popsize:
+                self._generation, self._asked_of_it = self._generation + 1, 0
         return proposals
 
     def tell(self, feedback: Feedback) -> None:
         if feedback.ordinal is None:
             self._hear_foreign(feedback)
             return
-        run, point = self._pending.pop(feedback.ordinal)
+        run, generation, point = self._pending.pop(feedback.ordinal)
         if run != self.runs:
             return  # asked before the latest restart
         # Where the space put genes back to their start, learn from what was scored.
@@ -167,9 +193,24 @@ class CmaEs(Controller):
         rank = (math.inf, 0.0)
         if feedback.value is not None:
             rank = (feedback.violation, -feedback.value)
-        self._told.append((point, rank))
-        if len(self._told) >= self._es.popsize:
-            self._update()
+        # scored in full, whatever has come can be ranked together, whenever it was asked for
+        told = self._told.setdefault(generation if self._in_parts else 0, [])
+        told.append((point, rank))
+        if len(told) >= self._es.popsize:
+            self._update(self._told.pop(generation if self._in_parts else 0))
+
+    def recommend(self) -> list[Recommendation]:
+        found = []
+        for count in _AVERAGED:
+            if len(self._means) >= count:
+                label = f"average of the last {count} means"
+                found.append(Recommendation(np.mean(self._means[-count:], axis=0), label))
+        found.append(Recommendation(self.mean, "mean"))
+        for back in _BEFORE:
+            if len(self._means) > back:
+                label = f"mean of {back} generations before"
+                found.append(Recommendation(self._means[-1 - back], label))
+        return found
 
     def _hear_foreign(self, feedback: Feedback) -> None:
         """Begin at the best genome that others proposed, if it comes before the first ask."""
@@ -181,10 +222,10 @@ class CmaEs(Controller):
             # off the bounds, where the transform of pycma has no slope
             self._begin(np.clip(feedback.genome, 0.02, 0.98))
 
-    def _update(self) -> None:
+    def _update(self, told: list[tuple[np.ndarray, tuple[float, float]]]) -> None:
         """Tell pycma a generation as ranks, or widen the step if all of it scored the same."""
-        points, losses = zip(*self._told, strict=True)
-        self._told, self._queue = [], []
+        points, losses = zip(*told, strict=True)
+        self._queue = []
         if len(set(losses)) == 1:
             self._flat += 1
             self._es.sigma *= _WIDEN
@@ -199,6 +240,9 @@ class CmaEs(Controller):
                 # points of earlier updates are meant to come; pycma takes them for a slip
                 warnings.filterwarnings("ignore", r"\s*orphanated injected solution")
                 self._es.tell(list(points), list(ranks))
+            if self._dimension == 1:
+                self._es.sigma *= max(1.0, float(self._least[0] / self._es.stds[0]))
+        self._means = [*self._means[-max(_AVERAGED) :], self.mean]
         if self._flat >= _FLAT_GENERATIONS or self._es.stop():
             self.runs += 1
             # anywhere but in the outer tenth on each side

@@ -3,6 +3,9 @@
 Each kernel is a CMA-ES that seeks what adds hypervolume to the means of the other kernels. The
 authors' program, comocma, tells all kernels together, a generation at a time, and is made for
 two objectives; here each is told as its outcomes come, and there may be any number.
+
+Scored in parts, the candidates of a kernel's generation share a part, and a mean is scored on
+several, as all that kernels do is measured against the means.
 """
 
 from dataclasses import replace
@@ -16,12 +19,14 @@ from evomerge.search.controllers import (
     Feedback,
     Problem,
     Proposal,
+    Recommendation,
     controller,
 )
 from evomerge.search.controllers.cmaes import CmaEs, CmaEsSection, default_population
 from evomerge.search.pareto import hypervolume, hypervolume_contributions
 from evomerge.sections import Number, Whole, option
 
+_MEAN_PARTS = 4  # on which a mean is scored: half the standard error of a candidate
 _REFERENCE = -0.1  # in each objective; why, is said in `Como`
 
 
@@ -99,7 +104,8 @@ class ComoSection(ControllerSection):
         "points to spread over the front; null: 5, or 1 for one objective", None, ge=1
     )
     population: Whole | None = option(
-        "candidates for each update of a kernel; null: 4 + floor(3 ln d)",
+        "candidates for each update of a kernel; null: 4 + floor(3 ln d), and half as many again"
+        " scored in parts",
         None,
         unit="candidates",
         ge=3,
@@ -128,24 +134,36 @@ class Como(Controller):
     [[0.5, 0.5]]
     """
 
+    seeks_front = True
+
     def __init__(self, problem: Problem, options: ComoSection):
         count = options.kernels or (5 if problem.objectives > 1 else 1)
         seeds = np.random.SeedSequence(problem.seed).generate_state(count).tolist()
         rng = np.random.default_rng(problem.seed)
         starts = rng.uniform(0.1, 0.9, (count, problem.dimension))
         starts[0] = problem.start
-        each = CmaEsSection(population=options.population, sigma=options.sigma, restarts=0)
+        usual = default_population(problem.dimension)
+        if problem.parts > 1:  # recombination averages the noise
+            usual += usual // 2
+        self._population = options.population or usual
+        each = CmaEsSection(population=self._population, sigma=options.sigma, restarts=0)
         self._kernels = [
             CmaEs(Problem(problem.dimension, seed, start), each)
             for seed, start in zip(seeds, starts, strict=True)
         ]
-        self._population = options.population or default_population(problem.dimension)
         self._reference = np.full(problem.objectives, _REFERENCE)
         self._means: list[tuple[float, ...] | None] = [None] * count  # what each mean scored
         self._settled: list[tuple[float, ...]] = []  # what those of earlier starts scored
         self._unscored = list(range(count))  # kernels whose means are to be asked for
         self._outcomes: list[list[Feedback]] = [[] for _ in range(count)]
-        self._pending: dict[int, tuple[int, int | None]] = {}  # kernel, and its own ordinal
+        # kernel, and its own ordinal, or that of its update, which a mean is of
+        self._pending: dict[int, tuple[int, int | None, int]] = {}
+        self._updates = [0] * count
+        # a single kernel is measured against no other's mean
+        self._mean_parts = _MEAN_PARTS if problem.parts > 1 and count > 1 else 1
+        self._mean_told: list[list[Feedback]] = [[] for _ in range(count)]  # of each present mean
+        self._again: list[tuple[int, int]] = []  # kernel and candidate: means to be scored again
+        self._means_asked = 0
         self._foreign: list[Feedback] = []
         self._sampled = [0] * count
         self._asked = 0
@@ -159,13 +177,30 @@ class Como(Controller):
         if feedback.ordinal is None:
             self._foreign.append(feedback)
             return
-        number, inner = self._pending.pop(feedback.ordinal)
+        number, inner, update = self._pending.pop(feedback.ordinal)
         if inner is None:
-            self._means[number] = feedback.objectives if feedback.violation <= 0.0 else None
+            if update == self._updates[number]:  # else there is a newer mean
+                self._hear_mean(number, feedback)
             return
         self._outcomes[number].append(replace(feedback, ordinal=inner))
         if len(self._outcomes[number]) >= self._population:
             self._update(number)
+
+    def _hear_mean(self, number: int, feedback: Feedback) -> None:
+        """Take what a kernel's mean scored, on average over the parts on which it was scored."""
+        told = self._mean_told[number]
+        told.append(feedback)
+        if len(told) == 1 and feedback.objectives is not None:
+            self._again += [(number, feedback.candidate)] * (self._mean_parts - 1)
+        scored = [t.objectives for t in told if t.objectives is not None]
+        keeps = np.mean([t.violation for t in told]) <= 0.0
+        self._means[number] = tuple(np.mean(scored, axis=0).tolist()) if scored and keeps else None
+
+    def recommend(self) -> list[Recommendation]:
+        return [
+            Recommendation(kernel.mean, f"mean of kernel {number}")
+            for number, kernel in enumerate(self._kernels)
+        ]
 
     def _begin_at_foreign(self) -> None:
         scored = [t for t in self._foreign if t.genome is not None and t.objectives is not None]
@@ -179,21 +214,33 @@ class Como(Controller):
             kernel.tell(feedback)
 
     def _propose(self) -> Proposal:
-        if self._unscored:
-            number, inner = self._unscored.pop(0), None
-            proposal = Proposal(self._kernels[number].mean)
+        if self._unscored or self._again:
+            inner = None
+            part = 2 * self._means_asked + 1  # odd numbers, those of generations even
+            self._means_asked += 1
+            if self._unscored:
+                number = self._unscored.pop(0)
+                proposal = Proposal(self._kernels[number].mean, part=part)
+            else:
+                number, candidate = self._again.pop(0)
+                proposal = Proposal(self._kernels[number].mean, part=part, again=candidate)
         else:
-            number = sum(self._sampled) // self._population % len(self._kernels)
+            turn = sum(self._sampled) // self._population
+            number = turn % len(self._kernels)
             inner = self._sampled[number]
             (proposal,) = self._kernels[number].ask(1)
+            proposal = proposal._replace(part=2 * turn)
             self._sampled[number] += 1
-        self._pending[self._asked] = (number, inner)
+        self._pending[self._asked] = (number, inner, self._updates[number])
         self._asked += 1
         return proposal
 
     def _update(self, number: int) -> None:
         """Tell a kernel what its points would add to the means of the others."""
         kernel, outcomes = self._kernels[number], self._outcomes[number]
+        self._updates[number] += 1
+        self._mean_told[number] = []
+        self._again = [entry for entry in self._again if entry[0] != number]
         runs, self._outcomes[number] = kernel.runs, []
         others = self._means[:number] + self._means[number + 1 :] + self._settled
         front = np.array([m for m in others if m is not None])

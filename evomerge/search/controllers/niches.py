@@ -2,6 +2,10 @@
 
 Every item is a resource that the individuals which solve it share, so those that solve what
 few others do live on; a mate is sought among those that solve what one does not.
+
+Individuals are compared item by item, so all of them need scores of the same items. Scored in
+parts, an epoch has one part; at its end every individual is scored on the next part, and the search
+goes on from these scores.
 """
 
 from typing import Literal
@@ -39,6 +43,13 @@ class NichesSection(ControllerSection):
         unit="children",
         ge=0,
     )
+    epoch: Whole = option(
+        "children that are scored on one part of the items, before all individuals are scored on"
+        " the next; without a meaning where all items are scored",
+        60,
+        unit="children",
+        ge=1,
+    )
     subtract_worst: Flag = option(
         "take each item's worst score from all before sharing, which sharpens the competition on"
         " scores between 0 and 1",
@@ -69,22 +80,54 @@ class NaturalNiches(Controller):
     def __init__(self, problem: Problem, options: NichesSection):
         self._rng = np.random.default_rng(problem.seed)
         self._dimension, self._options = problem.dimension, options
-        self._asked = 0
+        self._in_parts = problem.parts > 1
+        self._asked = self._children = self._bred = 0
         self._members: list[int] = []
         self._violations: list[float] = []
         self._scores = np.zeros((0, 0), np.float32)  # (members, items)
+        self._part = -1  # of the epoch, whose number it has
+        self._waiting: list[int] = []  # individuals that are to be scored on the part
+        self._again: dict[int, int] = {}  # ordinal -> individual, of those that are scored now
+        self._epochs: dict[int, int] = {}  # ordinal -> epoch, of children in flight
 
     def ask(self, n: int) -> list[Proposal]:
-        return [self._child() for _ in range(n)]
+        proposals: list[Proposal] = []
+        while len(proposals) < n and (proposal := self._propose()) is not None:
+            self._asked += 1
+            proposals.append(proposal)
+        return proposals
+
+    def _propose(self) -> Proposal | None:
+        """Return a child, or an individual for the new epoch; None while that is scored."""
+        if not self._in_parts:
+            return self._child()
+        if self._part < 0 or self._bred >= self._options.epoch:
+            self._begin_epoch()
+        if self._waiting:
+            again = self._waiting.pop(0)
+            self._again[self._asked] = again
+            return Proposal(np.zeros(self._dimension), (again,), self._part, again)
+        if self._again:
+            return None
+        self._epochs[self._asked] = self._part
+        return self._child()._replace(part=self._part)
+
+    def _begin_epoch(self) -> None:
+        """Let all individuals be scored on the next part of the items."""
+        self._part, self._bred = self._part + 1, 0
+        self._waiting = list(self._members)
+        self._members, self._violations = [], []
+        self._scores = np.zeros((0, 0), np.float32)
 
     def _child(self) -> Proposal:
         if not self._members:
             raise EvomergeError("no source that could be a parent was scored; mend the sources")
         filling = (
-            len(self._members) < self._options.population and self._asked < self._options.warmup
+            len(self._members) < self._options.population and self._children < self._options.warmup
         )
         first, second = self._pair() if filling else self._mates()
-        self._asked += 1
+        self._children += 1
+        self._bred += 1
         parents = (self._members[first], self._members[second])
         return Proposal(self._rng.random(self._dimension), parents)
 
@@ -126,11 +169,19 @@ class NaturalNiches(Controller):
         return scores * (size / np.where(used > 0.0, used, 1.0) ** self._options.alpha)  # (5)
 
     def tell(self, feedback: Feedback) -> None:
+        candidate = feedback.candidate
+        if feedback.ordinal is not None:
+            candidate = self._again.pop(feedback.ordinal, candidate)
+            if self._epochs.pop(feedback.ordinal, self._part) != self._part:
+                return  # a child of the epoch before, whose items others are not scored on
         if feedback.value is None or feedback.items is None or not feedback.breeds:
             return
-        if feedback.candidate in self._members:
+        if candidate in self._members:
             return
-        self._members.append(feedback.candidate)
+        if self._in_parts and self._part < 0:
+            self._members.append(candidate)  # it is scored on a part when the first epoch begins
+            return
+        self._members.append(candidate)
         self._violations.append(feedback.violation)
         row = feedback.items[None]
         self._scores = np.concatenate([self._scores, row]) if self._scores.size else row

@@ -99,6 +99,7 @@ class Nsga3Section(NsgaSection):
 
 
 class _Nsga(Sampled):
+    seeks_front = True
     sampler: ClassVar[str]  # Optuna's name of it
 
     def __init__(self, problem: Problem, options: NsgaSection):

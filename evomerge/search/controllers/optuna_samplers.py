@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evomerge.search.controllers import (
+    CANDIDATES_A_PART,
     Controller,
     ControllerSection,
     Feedback,
@@ -68,8 +69,9 @@ class Sampled(Controller):
         for _ in range(n):
             trial = self._study.ask(self._genes) if self._asked else self._trial_of(self._start)
             self._pending[self._asked] = trial
+            part = self._asked // CANDIDATES_A_PART
             self._asked += 1
-            proposals.append(Proposal(self._genome_of(trial)))
+            proposals.append(Proposal(self._genome_of(trial), part=part))
         return proposals
 
     def tell(self, feedback: Feedback) -> None:
@@ -134,11 +136,16 @@ class TpeSection(ControllerSection):
 class Tpe(Sampled):
     """TPE by Optuna, all genes modelled together; candidates in flight count as bad ones.
 
+    It models where the better share of the candidates lies, whose noise it averages: scored in
+    parts, it has more of them to learn from.
+
     Its ask takes time in proportion to what it learns from, so that it forgets: see `memory`.
 
     >>> Tpe(Problem(2, 1, np.full(2, 0.5)), TpeSection()).ask(1)[0].genome.tolist()
     [0.5, 0.5]
     """
+
+    seeks_front = True
 
     def __init__(self, problem: Problem, options: TpeSection):
         self._rng = np.random.default_rng(problem.seed)

@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 
 from evomerge.search.controllers import (
+    CANDIDATES_A_PART,
     Controller,
     ControllerSection,
     Feedback,
@@ -33,12 +34,19 @@ class RandomSearch(Controller):
     3
     """
 
+    learns = False
+
     def __init__(self, problem: Problem, options: RandomSection):
         self._rng = np.random.default_rng(problem.seed)
         self._dimension = problem.dimension
+        self._asked = 0
 
     def ask(self, n: int) -> list[Proposal]:
-        return [Proposal(genome) for genome in self._rng.random((n, self._dimension))]
+        proposals = []
+        for genome in self._rng.random((n, self._dimension)):
+            proposals.append(Proposal(genome, part=self._asked // CANDIDATES_A_PART))
+            self._asked += 1
+        return proposals
 
     def tell(self, feedback: Feedback) -> None:
         """Learn nothing."""

@@ -16,7 +16,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from evomerge.errors import Fault
+from evomerge.errors import BadInput, Fault
 from evomerge.recipes.parameters import single
 from evomerge.recipes.recipe import Recipe
 from evomerge.registry import Registry
@@ -75,6 +75,8 @@ class SourceShapes:
         dtypes: of each source, by name.
         grams: reads all weights; gives the models' inner products, (tensors, models, models)
             float64. None until the sources' hashes are known.
+        moves: reads all weights; gives how far each model is from the base in each tensor, relative
+            to the base's, squared: (tensors, models) float64. None until then, or without a base.
         weights: reads one model's weights, flattened, (parameters,) float32; None until then.
 
     >>> SourceShapes(None, ("a", "b"), ("a", "b"), layers=2, dtype="float32", seed=0).layers
@@ -91,6 +93,7 @@ class SourceShapes:
     depths: Mapping[str, int] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)
     grams: Callable[[], np.ndarray] | None = None
+    moves: Callable[[], np.ndarray] | None = None
     weights: Callable[[str], np.ndarray] | None = None
 
 
@@ -143,6 +146,22 @@ class SearchSpace(ABC):
         """Return the recipe of a source as it is, a baseline of the search."""
         return single(name, self.dtype)
 
+    def steps(self) -> np.ndarray | None:
+        """Return how far a step should go along each gene for all to change the function alike.
+
+        (dimension,) float64, about 1 in the middle; None where nothing is known of that. It may
+        read all weights.
+        """
+        return None
+
+    def seeds(self) -> list[tuple[str, Recipe]]:
+        """Return what is scored before a search beside the sources, each with a label of its own.
+
+        They are known without any score, and no proposals. A controller hears of them before it
+        is asked; in a `BreedingSpace` they are individuals.
+        """
+        return []
+
 
 class PointSpace(SearchSpace):
     """A space whose genomes are recipes.
@@ -192,8 +211,22 @@ class BreedingSpace(SearchSpace):
         """
 
     def takes(self, origin: str, label: str | None) -> bool:
-        """Tell whether a candidate may be a parent: a model, or a child of this search."""
+        """Tell whether a candidate may be a parent: a model, a seed, or a child of this search.
+
+        Args:
+            origin: "search", "baseline", "seed" or "warm_start".
+            label: of a baseline.
+        """
         return origin != "baseline" or label in self.shapes.labels
+
+    def individual(self, recipe: Recipe) -> Recipe:
+        """Return a recipe of another search over these sources as one of this space.
+
+        Raises:
+            BadInput: this space cannot express it.
+        """
+        wrong = f"a recipe of kind {recipe.kind} is no individual of this space"
+        raise BadInput(Fault("", wrong, "let the search begin with its models"))
 
     @property
     def start(self) -> np.ndarray:

@@ -1,21 +1,31 @@
-"""The mixture space: individuals are segments of the parameters, each a mean of the models.
+"""The mixture space: individuals are segments of the parameters, each a sum of the models.
 
-The search of M2N2 (arXiv:2508.16204) over models whose weights are merged, never trained.
+The search of M2N2 (arXiv:2508.16204) over models whose weights are merged, never trained. There an
+individual is a mean of the models. With task vectors it is W_0 + sum_k c_k (W_k - W_0), and the
+c_k need not add up to one (task arithmetic, arXiv:2212.04089): the same mixture, over the base and
+the models.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from evomerge.dtypes import Dtype
 from evomerge.errors import Fault
-from evomerge.recipes.mixture import Chromosome, MixtureRecipe, interpolated, one_hot
+from evomerge.merging.as_mixture import as_mixture
+from evomerge.recipes.mixture import Chromosome, MixtureRecipe, interpolated
 from evomerge.recipes.parameter_index import ParameterIndex
-from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.spaces import BreedingSpace, SourceShapes, SpaceSection, space
 from evomerge.sections import Flag, Text, option
+
+# Of an expert's task vector in one of the first individuals: beyond the expert, and within the
+# range of 0 to 1.5 in which the weights of task arithmetic are searched.
+_AMPLIFIED = 1.5
+
+_SUM = "sum"  # the label of the sum of all task vectors
 
 
 class MixtureSection(SpaceSection):
@@ -26,6 +36,11 @@ class MixtureSection(SpaceSection):
     """
 
     kind: Literal["mixture"] = "mixture"
+    task_vectors: Flag = option(
+        "individuals are sums of task vectors on the base, which need not add up to a mean; begin"
+        " also with the base, the sum of all, and each model amplified",
+        False,
+    )
     chromosomes: list[Text] = option(
         "substrings of tensor names that are crossed by themselves; the others are one more",
         factory=list,
@@ -36,11 +51,25 @@ class MixtureSection(SpaceSection):
     dtype: Dtype | None = option("of the merged weights; null: the sources'", None)
 
     def faults(self, labels: Sequence[str], has_base: bool) -> Iterable[Fault]:
+        """See `SpaceSection.faults`."""
         if len(labels) < 2:
             wrong = "crosses two models or more, and there is one"
             yield Fault("kind", wrong, "list another in sources.models")
+        if self.task_vectors and not has_base:
+            yield Fault("task_vectors", "needs a base", "write sources.base")
+        if self.task_vectors and _SUM in labels:
+            wrong = f"begins with an individual '{_SUM}', as a model is called"
+            yield Fault("task_vectors", wrong, "rename the model")
+
+    @classmethod
+    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        """See `Section.cross_faults`."""
+        if fields.get("task_vectors") and fields.get("interpolation") == "slerp":
+            wrong = "slerp is between whole models, not between sums of task vectors"
+            yield Fault("interpolation", wrong, "write lerp")
 
     def substrings(self) -> Iterable[tuple[str, str]]:
+        """See `SpaceSection.substrings`."""
         return [("chromosomes", part) for part in self.chromosomes]
 
 
@@ -51,11 +80,25 @@ class MixtureSpace(BreedingSpace):
     A genome is (mix, split) for each chromosome: left of the parameter at `split` of the whole, the
     child is f_mix(A, B), right of it f_(1 - mix)(A, B) (equation 2 of the paper).
 
+    Attributes:
+        mixed: the sources that individuals weigh: the models, and with task vectors before them
+            the base, whose coefficient is what the others leave of one.
+
     >>> shapes = SourceShapes(None, ("a", "b"), ("a", "b"), 1, "float32", 0, {"w": 4})
     >>> space = MixtureSpace(MixtureSection(), shapes)
     >>> child = space.cross(np.array([0.25, 0.5]), [space.single("a"), space.single("b")])
     >>> child.chromosomes[0].edges.tolist(), child.chromosomes[0].coefficients.tolist()
     ([0, 2, 4], [[0.75, 0.25], [0.25, 0.75]])
+
+    With task vectors, the first individuals are more than the sources:
+
+    >>> shapes = SourceShapes("base", ("a", "b"), ("a", "b"), 1, "float32", 0, {"w": 4})
+    >>> space = MixtureSpace(MixtureSection(task_vectors=True), shapes)
+    >>> for label, recipe in space.seeds():
+    ...     print(label, recipe.chromosomes[0].coefficients[0].tolist())
+    sum [-1.0, 1.0, 1.0]
+    a x1.5 [-0.5, 1.5, 0.0]
+    b x1.5 [-0.5, 0.0, 1.5]
     """
 
     def __init__(self, options: MixtureSection, shapes: SourceShapes):
@@ -63,6 +106,9 @@ class MixtureSpace(BreedingSpace):
         self.modules: tuple[str | None, ...] = (*options.chromosomes, None)
         self.dtype = options.dtype or shapes.dtype
         self.index = ParameterIndex(shapes.tensors)
+        self.mixed = shapes.models
+        if options.task_vectors and shapes.base is not None:
+            self.mixed = (shapes.base, *shapes.models)
         self._prefix: list[np.ndarray] | None = None
 
     @property
@@ -75,7 +121,31 @@ class MixtureSpace(BreedingSpace):
     @property
     def first(self) -> MixtureRecipe:
         """The first model as an individual."""
-        return self._individual(self.single(self.shapes.models[0]))
+        return self.individual(self.single(self.shapes.models[0]))
+
+    def seeds(self) -> list[tuple[str, Recipe]]:
+        """See `SearchSpace.seeds`."""
+        if not self._options.task_vectors:
+            return []
+        count = len(self.shapes.models)
+        weights = [(_SUM, np.ones(count))]
+        for label, one in zip(self.shapes.labels, np.eye(count), strict=True):
+            weights.append((f"{label} x{_AMPLIFIED}", _AMPLIFIED * one))
+        return [(label, self._sum_of_task_vectors(row)) for label, row in weights]
+
+    def takes(self, origin: str, label: str | None) -> bool:
+        """See `BreedingSpace.takes`; a base whose task vectors are added is an individual too."""
+        return (label == "base" and self._options.task_vectors) or super().takes(origin, label)
+
+    def individual(self, recipe: Recipe) -> MixtureRecipe:
+        """See `BreedingSpace.individual`.
+
+        Raises:
+            BadInput: it is no weighted sum of this space's sources.
+        """
+        if isinstance(recipe, MixtureRecipe) and self._is_own(recipe):
+            return recipe
+        return as_mixture(recipe, self.mixed, self.index, self.modules, self.dtype)
 
     def cross(
         self, genome: np.ndarray, parents: Sequence[Recipe], ids: Sequence[str] = ()
@@ -87,7 +157,7 @@ class MixtureSpace(BreedingSpace):
             parents: recipes of individuals, or of single models.
             ids: of the recipes; a mixture says all by itself.
         """
-        a, b = (self._individual(p) for p in (parents[0], parents[-1]))
+        a, b = (self.individual(p) for p in (parents[0], parents[-1]))
         genes = np.reshape(genome, (len(self.modules), -1))
         children = []
         pairs = zip(a.chromosomes, b.chromosomes, strict=True)
@@ -104,13 +174,20 @@ class MixtureSpace(BreedingSpace):
                 else 0.0
             )
             children.append(_crossed(first, second, mix, split, angle))
-        return MixtureRecipe(self.shapes.models, tuple(children), self.dtype, self.index.hash)
+        return MixtureRecipe(self.mixed, tuple(children), self.dtype, self.index.hash)
 
-    def _individual(self, recipe: Recipe) -> MixtureRecipe:
-        if isinstance(recipe, MixtureRecipe):
-            return recipe
-        assert isinstance(recipe, ParametersRecipe)  # a model as it is
-        return one_hot(recipe, self.shapes.models, self.index, self.modules)
+    def _is_own(self, recipe: MixtureRecipe) -> bool:
+        """Tell whether a recipe has the sources, chromosomes and dtype of this space."""
+        modules = tuple(chromosome.modules for chromosome in recipe.chromosomes)
+        own = (self.mixed, self.modules, self.dtype, self.index.hash)
+        return (recipe.models, modules, recipe.dtype, recipe.parameter_index_hash) == own
+
+    def _sum_of_task_vectors(self, weights: np.ndarray) -> MixtureRecipe:
+        """Return W_0 + sum_k c_k (W_k - W_0), the same everywhere; weights are (models,)."""
+        group = Group(None, None, {"weight": tuple(weights.tolist())})
+        models, base = self.shapes.models, self.shapes.base
+        recipe = ParametersRecipe("task_arithmetic", models, (group,), base, self.dtype)
+        return self.individual(recipe)
 
     def _angle(self, index: int, a: Chromosome, b: Chromosome) -> float:
         """Return the angle between two individuals' vectors of one chromosome."""
@@ -135,7 +212,7 @@ class MixtureSpace(BreedingSpace):
                 self._prefix.append(np.concatenate([np.zeros_like(sums[:1]), sums]))
         edges = np.union1d(a.edges, b.edges)
         # Within a tensor the products are taken as spread evenly: only the angle depends on it.
-        count = len(self.shapes.models)
+        count = len(self.mixed)
         flat = self._prefix[index].reshape(-1, count * count)
         at = np.stack([np.interp(edges, self.index.edges, column) for column in flat.T], axis=1)
         grams = np.diff(at, axis=0).reshape(-1, count, count)

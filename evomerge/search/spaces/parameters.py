@@ -1,130 +1,26 @@
 """The parameter space: one merge method's coefficients by layer group and module group."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
 
 import numpy as np
 
-from evomerge.dtypes import Dtype
-from evomerge.errors import Fault, Faults, nearest
 from evomerge.merging.methods import METHODS, MergeMethod
 from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.recipes.recipe import Recipe
-from evomerge.search.axes import AxisSection, Gene, axis_faults
-from evomerge.search.spaces import PointSpace, SourceShapes, SpaceSection, space
-from evomerge.sections import Flag, Number, Text, Whole, one_of, option
-from evomerge.tensor_names import PARTS
+from evomerge.search.axes import AxisSection, Gene
+from evomerge.search.group_bounds import narrowed
+from evomerge.search.group_names import OUTER, Spot, governing, read_names, shared
+from evomerge.search.parameter_options import ParametersSection, group_edges
+from evomerge.search.spaces import PointSpace, SourceShapes, space
+from evomerge.tensor_names import PARTS, place
 
 Values = dict[str, float | tuple[float, ...]]  # axis -> its value, or one for each model
-_Cell = tuple[int | str, str | None]  # a knot or "outer", and a module group
+_Cell = tuple[int | str, str | None]  # a knot or `OUTER`, and a module group
 _Key = tuple[str, int | None, int | str | None, str | None]  # of a gene: axis, model, layer, module
 
 
-def _axis_or_number(value: Any) -> str:
-    return "axis" if isinstance(value, Mapping | AxisSection) else "number"
-
-
-def _flag_or_number(value: Any) -> str:
-    return "flag" if isinstance(value, bool) else "number"
-
-
-if TYPE_CHECKING:
-    _Axis = AxisSection | float
-    _Option = bool | float
-else:
-    _Axis = one_of({"axis": AxisSection, "number": Number}, _axis_or_number)
-    _Option = one_of({"flag": Flag, "number": Number}, _flag_or_number)
-
-
-class ParametersSection(SpaceSection):
-    """A merge method and its axes, on a grid of layer groups and module groups.
-
-    >>> options = ParametersSection(method="ties", axes={"weight": {"low": 0.0, "high": 1.5}})
-    >>> options.layer_groups
-    1
-    """
-
-    kind: Literal["parameters"] = "parameters"
-    method: Text = option("a merge method; `evomerge list methods` tells them", example="ties")
-    options: dict[Text, _Option] = option(
-        "the method's options", factory=dict, example={"normalize": True}
-    )
-    layer_groups: Whole = option(
-        "runs of consecutive layers with values of their own; what is outside the layers is one"
-        " more group",
-        1,
-        ge=1,
-    )
-    module_groups: list[Text] = option(
-        "substrings of tensor names with values of their own; the other tensors are one more group",
-        factory=list,
-        example=["self_attn", "mlp"],
-    )
-    smooth: Flag = option(
-        "values are interpolated between knots, as many as layer groups, from first to last layer",
-        False,
-    )
-    axes: dict[Text, _Axis] = option(
-        "a range for each parameter of the method that is searched, a number for one that is fixed",
-        example={"weight": {"low": 0.0, "high": 1.5}},
-        least=1,
-    )
-    dtype: Dtype | None = option("of the merged weights; null: the sources'", None)
-
-    @classmethod
-    def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
-        """Hold axes and options against the method's signature."""
-        name = fields.get("method")
-        if name is None:
-            return []
-        if name not in METHODS.all():
-            mend = nearest(name, METHODS.all())
-            return [Fault("method", f"there is no merge method '{name}'", mend)]
-        method, faults = METHODS.get(name), Faults()
-        for key, value in fields.get("options", {}).items():
-            if problem := method.option_fault(key, value):
-                faults.add(f"options.{key}", *problem)
-        axes = fields.get("axes")
-        if axes is None:
-            return faults.found
-        for key, entry in axes.items():
-            if key in method.parameter:
-                faults.extend(axis_faults(entry, method.parameter[key].axis), f"axes.{key}")
-            else:
-                mend = nearest(key, method.parameter)
-                faults.add(f"axes.{key}", f"{name} has no parameter '{key}'", mend)
-        for parameter in method.parameters:
-            if parameter.default is None and parameter.name not in axes:
-                mend = "write {low: 0.0, high: 1.0}"
-                faults.add(f"axes.{parameter.name}", f"{name} needs it", mend)
-        if not any(isinstance(entry, AxisSection) for entry in axes.values()):
-            faults.add("axes", "nothing is searched", "give an axis {low: ..., high: ...}")
-        return faults.found
-
-    def faults(self, labels: Sequence[str], has_base: bool) -> Iterable[Fault]:
-        method = METHODS.get(self.method)
-        if method.models and len(labels) != method.models:
-            count = f"{method.models} models; sources.models has {len(labels)}"
-            mend = f"list {method.models} models or take another method"
-            yield Fault("method", f"{self.method} merges {count}", mend)
-        if method.needs_base and not has_base:
-            yield Fault("method", f"{self.method} needs a base", "write sources.base")
-
-    def substrings(self) -> Iterable[tuple[str, str]]:
-        return [("module_groups", part) for part in self.module_groups]
-
-    def depth_faults(self, layers: int) -> Iterable[Fault]:
-        if self.layer_groups > layers:
-            wrong = f"{self.layer_groups} are more than the {layers} layers of the models"
-            yield Fault("layer_groups", wrong, f"write 1 to {layers}")
-
-    def warnings(self) -> Iterable[str]:
-        for name, axis in self.axes.items():
-            if not isinstance(axis, AxisSection) or axis.start is None:
-                continue
-            if not axis.low <= axis.start <= axis.high:
-                bounds = f"{axis.low} to {axis.high}"
-                yield f"axis {name}: start {axis.start} is not within {bounds}"
+_WIDEST = 8.0  # times the usual step, at most; norms hardly move, and would get endless ones
+_SUMS = (0.5, 0.75, 1.0)  # weights of task vectors in their sum, beside one n-th of n models
 
 
 @space(ParametersSection)
@@ -135,7 +31,8 @@ class ParametersSpace(PointSpace):
     the layers are one more group. With `smooth` the groups are knots, spread evenly
     over depth, between which each layer's values are interpolated linearly. An axis may be
     `tied` over layers, modules or models, or have what is `outside` the layers follow the
-    first group; one written as a plain number is fixed. Two smooth knots so tied are LiNeS'
+    first group; one written as a plain number is fixed. In `groups` it may be fixed or have another
+    range; what is fixed has no gene. Two smooth knots so tied are LiNeS'
     depth scaling (arXiv:2410.17146): alpha at the first layer and outside, alpha + beta at
     the last.
 
@@ -157,16 +54,21 @@ class ParametersSpace(PointSpace):
         self.dtype = options.dtype or shapes.dtype
         self.axes = options.axes
         self._cells: list[_Cell] = [(k, m) for k in range(self.knots) for m in self.modules]
-        self._cells.append(("outer", None))
+        self._cells.append((OUTER, None))
+        self._groups = options.groups
+        knots = options.layer_groups if options.smooth else None
+        self._names = read_names(self._groups, shapes.labels, options.module_groups, knots)
         self.genes: list[Gene] = []
+        self._fixed: dict[tuple[str, _Cell, int | None], float] = {}
         self._index: dict[_Key, int] = {}  # tied values share a key, and so a gene
         starts = []
-        for axis, entry in self.axes.items():
-            if not isinstance(entry, AxisSection):
-                continue
+        for axis in self.axes:
             for cell in self._cells:
                 for model in self._models(axis):
-                    key = self._key(axis, cell, model)
+                    key, entry = self._key(axis, cell, model), self._entry(axis, cell, model)
+                    if not isinstance(entry, AxisSection):
+                        self._fixed[axis, cell, model] = float(entry)
+                        continue
                     if key in self._index:
                         continue
                     gene = Gene(*key, entry.low, entry.high, entry.log, entry.integer)
@@ -178,6 +80,25 @@ class ParametersSpace(PointSpace):
     @property
     def start(self) -> np.ndarray:
         return self._starts.copy()
+
+    def seeds(self) -> list[tuple[str, Recipe]]:
+        """See `SearchSpace.seeds`: task vectors added up, all with one weight.
+
+        How far to go along their sum is most of what a start can know; it is asked where weights
+        have no start in the campaign file.
+        """
+        entry, options = self.axes.get("weight"), {**self.method.options, **self.options}
+        scales = self.method.needs_base and not options.get("normalize", False)
+        if not scales or not isinstance(entry, AxisSection) or entry.start is not None:
+            return []
+        found: dict[bytes, tuple[str, Recipe]] = {}
+        for weight in (1.0 / len(self.shapes.models), *_SUMS):
+            genome = self.start
+            for n, gene in enumerate(self.genes):
+                if gene.axis == "weight":
+                    genome[n] = min(0.95, max(0.05, gene.unit(weight)))  # as `_start` has it
+            found.setdefault(genome.tobytes(), (f"sum x{weight:.2g}", self.decode(genome)))
+        return list(found.values())
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -193,20 +114,21 @@ class ParametersSpace(PointSpace):
         """Return the recipe at `genome`, (dimension,) float64 in [0, 1]."""
         values = [g.value(float(u)) for g, u in zip(self.genes, genome, strict=True)]
 
+        def one(axis: str, cell: _Cell, model: int | None) -> float:
+            if (axis, cell, model) in self._fixed:
+                return self._fixed[axis, cell, model]
+            return values[self._index[self._key(axis, cell, model)]]
+
         def at(axis: str, cell: _Cell) -> float | tuple[float, ...]:
-            entry = self.axes[axis]
-            per_model = self.method.parameter[axis].axis.per_model
-            if not isinstance(entry, AxisSection):
-                return (float(entry),) * len(self.shapes.models) if per_model else float(entry)
-            found = tuple(values[self._index[self._key(axis, cell, m)]] for m in self._models(axis))
-            return found if per_model else found[0]
+            found = tuple(one(axis, cell, model) for model in self._models(axis))
+            return found if self.method.parameter[axis].axis.per_model else found[0]
 
         cells = {cell: {axis: at(axis, cell) for axis in self.axes} for cell in self._cells}
         groups = []
         for layers, position in self._spans():
             for module in self.modules:
                 groups.append(Group(layers, module, self._between(cells, position, module)))
-        groups += [Group(part, None, cells["outer", None]) for part in PARTS]
+        groups += [Group(part, None, cells[OUTER, None]) for part in PARTS]
         base = self.shapes.base if self.method.takes_base else None
         seed = self.shapes.seed if self.method.draws else None
         return ParametersRecipe(
@@ -234,16 +156,22 @@ class ParametersSpace(PointSpace):
             shares[first:last, low] += 1.0 - (position - low)
             shares[first:last, min(low + 1, self.knots - 1)] += position - low
         found: list[list[float]] = [[] for _ in self.genes]
-        for axis, entry in self.axes.items():
-            if not isinstance(entry, AxisSection):
-                continue
+        for axis in self.axes:
             for model in self._models(axis):
                 for module in self.modules:
-                    wanted = [self._value_in(recipe, axis, n, module, model) for n in range(layers)]
-                    for knot, value in enumerate(np.linalg.lstsq(shares, wanted)[0]):
+                    values = [self._value_in(recipe, axis, n, module, model) for n in range(layers)]
+                    wanted, free = np.array(values), list(range(self.knots))
+                    for knot in range(self.knots):
+                        fixed = self._fixed.get((axis, (knot, module), model))
+                        if fixed is not None:
+                            wanted -= shares[:, knot] * fixed
+                            free.remove(knot)
+                    solved = np.linalg.lstsq(shares[:, free], wanted)[0]
+                    for knot, value in zip(free, solved, strict=True):
                         found[self._index[self._key(axis, (knot, module), model)]].append(value)
-                value = self._value_in(recipe, axis, "outer", None, model)
-                found[self._index[self._key(axis, ("outer", None), model)]].append(value)
+                if (axis, (OUTER, None), model) not in self._fixed:
+                    value = self._value_in(recipe, axis, OUTER, None, model)
+                    found[self._index[self._key(axis, (OUTER, None), model)]].append(value)
         return np.array([g.unit(float(np.mean(v))) for g, v in zip(self.genes, found, strict=True)])
 
     def _value_in(
@@ -260,7 +188,7 @@ class ParametersSpace(PointSpace):
             if isinstance(span, tuple):
                 inside = isinstance(layer, int) and span[0] <= layer < span[1]
             else:  # the embeddings stand for all that is outside the layers
-                inside = span is None or (span == "embed" and layer == "outer")
+                inside = span is None or (span == "embed" and layer == OUTER)
             if inside and group.modules in (module, None) and axis in group.values:
                 value = group.values[axis]
                 return value[model or 0] if isinstance(value, tuple) else value
@@ -272,7 +200,7 @@ class ParametersSpace(PointSpace):
         if self.smooth:
             step = (self.knots - 1) / max(layers - 1, 1)
             return [((n, n + 1), n * step) for n in range(layers)]
-        edges = [round(k * layers / self.knots) for k in range(self.knots + 1)]
+        edges = group_edges(layers, self.knots)
         return [((edges[k], edges[k + 1]), float(k)) for k in range(self.knots)]
 
     def _between(
@@ -297,23 +225,60 @@ class ParametersSpace(PointSpace):
                 values[axis] = mix(first, second)
         return values
 
+    def steps(self) -> np.ndarray | None:
+        """See `SearchSpace.steps`: weights of models that moved far in a place go by small steps.
+
+        How far a weight moves the function is taken to be how far it moves the weights there,
+        relative to the base: sqrt(sum_t |W_kt - W_0t|^2 / |W_0t|^2) over the tensors t.
+        """
+        if self.shapes.moves is None:
+            return None
+        reach = np.zeros(len(self.genes))
+        for name, moved in zip(self.shapes.tensors, self.shapes.moves(), strict=True):
+            cell = self._cell_of(name)
+            for model, squared in enumerate(moved):
+                index = self._index.get(self._key("weight", cell, model))
+                if index is not None and ("weight", cell, model) not in self._fixed:
+                    reach[index] += squared
+        weights = reach > 0.0
+        steps = np.ones(len(self.genes))
+        if weights.any():
+            inverse = 1.0 / np.sqrt(reach[weights])
+            steps[weights] = inverse / np.exp(np.log(inverse).mean())
+        return np.clip(steps, 1.0 / _WIDEST, _WIDEST)
+
+    def _cell_of(self, name: str) -> _Cell:
+        """Return the cell that a tensor's values come from, the nearer one between two knots."""
+        layer = place(name).layer
+        if layer is None:
+            return OUTER, None
+        module = next((m for m in self.modules if m is not None and m in name), None)
+        for (first, last), position in self._spans():
+            if first <= layer < last:
+                return round(position), module
+        raise ValueError(f"{name} is of layer {layer}, and there are {self.shapes.layers}")
+
     def _models(self, axis: str) -> tuple[int | None, ...]:
         per_model = self.method.parameter[axis].axis.per_model
         return tuple(range(len(self.shapes.models))) if per_model else (None,)
 
     def _key(self, axis: str, cell: _Cell, model: int | None) -> _Key:
         """Return what tells a gene from others: where tied, there is one for all."""
-        layer, module = cell
         entry = self.axes[axis]
         tied = entry.tied if isinstance(entry, AxisSection) else []
-        if layer == "outer" and "outside" in tied:
-            layer = 0
-        return (
-            axis,
-            None if "models" in tied else model,
-            None if "layers" in tied else layer,
-            None if "modules" in tied else module,
-        )
+        layer, module, of_model = shared(*cell, model, tied)
+        return axis, of_model, layer, module
+
+    def _entry(self, axis: str, cell: _Cell, model: int | None) -> AxisSection | float:
+        """Return the range of an axis in one place, or the number that it is fixed to there."""
+        entry, layer = self.axes[axis], cell[0]
+        if isinstance(layer, int) and not self.smooth:
+            layer = self._spans()[layer][0][0]  # a group has the same names all through
+        spot = Spot(layer, cell[1], None if model is None else self.shapes.labels[model])
+        tied = entry.tied if isinstance(entry, AxisSection) else []
+        here = [name for name, own in self._groups.items() if axis in own]
+        holding = governing([self._names[name] for name in here], spot, tied)
+        return narrowed(entry, self._groups[holding[0].text][axis]) if holding else entry
 
     def _start(self, gene: Gene, entry: AxisSection) -> float:
         """Begin at `start`, or weights at one n-th and all else in the middle; off the bounds."""
@@ -327,7 +292,7 @@ class ParametersSpace(PointSpace):
         model = "" if gene.model is None else f" {self.shapes.labels[gene.model]}"
         if gene.layer is None:
             where = " all layers"
-        elif gene.layer == "outer":
+        elif gene.layer == OUTER:
             where = " outside the layers"
         elif self.smooth or isinstance(gene.layer, str):
             where = f" knot {gene.layer}"
