@@ -66,9 +66,7 @@ class Section(BaseModel):
             section = handler(data)
         except ValidationError as error:
             # pydantic stops before it compares fields; its errors and ours have to come together
-            is_mapping = isinstance(
-                data, Mapping
-            )  # of anything else there are no fields to compare
+            is_mapping = isinstance(data, Mapping)  # else there are no fields to compare
             more = tuple(cls.cross_faults(good_fields(cls, data))) if is_mapping else ()
             known = []
             for e in error.errors():

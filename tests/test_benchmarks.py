@@ -270,6 +270,22 @@ def test_compare(desk: Path, searches: Path) -> None:
         assert mean_of(row["best of first run minus this"]) == pytest.approx(difference, abs=2e-3)
 
 
+def test_items(desk: Path) -> None:
+    """Searches at equal numbers of scored items, in parts and in full; rows are made once."""
+    folder = desk / "equal"
+    command = "benchmarks/items.py demo-57 cmaes random-full niches --short"
+    rows = table(run(desk, f"{command} --out {folder}"))
+    assert {row["search"] for row in rows} == {"cmaes", "random-full", "niches"}
+    with open(folder / "items.csv", newline="") as stream:
+        made = {row["search"]: row for row in csv.DictReader(stream)}
+    assert int(made["cmaes"]["candidates"]) > int(made["random-full"]["candidates"]) > 0
+    # 700 and what the baselines take: five, or with sums of task vectors as many, of 128 items
+    assert all(int(row["scored"]) <= 700 + 5 * 128 for row in made.values())
+    before = (folder / "items.csv").read_text()
+    run(desk, f"{command} --out {folder}")
+    assert (folder / "items.csv").read_text() == before
+
+
 @pytest.mark.xdist_group("crosslingual")
 def test_descendants(desk: Path, searches: Path) -> None:
     output = run(desk, f"benchmarks/descendants.py {searches}/niches-1-4 --short")

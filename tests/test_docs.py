@@ -268,7 +268,7 @@ def test_the_readme_leads_from_own_models_to_an_exported_merge(tmp_path):
     section = tmp_path / "section.md"
     section.write_text(readme[readme.index("## Your own models") : readme.index("## Commands")])
     task, campaign = blocks(section, "yaml")
-    smaller = campaign.replace("evaluations: 300", "evaluations: 4")
+    smaller = campaign.replace("items: 20000", "items: 120")
     smaller = smaller.replace("{pool: inline}", "{pool: inline, threads: 1}")
     assert len(smaller) == len(campaign) - 2 + len(", threads: 1")  # both were there
     (tmp_path / "questions.yaml").write_text(task)

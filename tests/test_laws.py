@@ -21,6 +21,15 @@ def test_controller(name, law):
     assert law(name) is None
 
 
+def test_random_search_fails_the_law_of_improvement(monkeypatch):
+    from evomerge.search.controllers.random import RandomSearch
+    from evomerge.testing.controllers import law_improves_on_a_sphere
+
+    monkeypatch.setattr(RandomSearch, "learns", True)
+    with pytest.raises(AssertionError):
+        law_improves_on_a_sphere("random")
+
+
 def test_the_registries_are_not_empty():
     assert {"linear", "task_arithmetic", "ties", "dare_ties", "slerp"} <= set(METHODS.all())
     assert {"cmaes", "random"} <= set(CONTROLLERS.all())

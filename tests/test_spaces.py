@@ -291,3 +291,52 @@ def test_groups_that_cannot_take_each_other_s_place(change, message):
         entry[last] = value
     faults = faults_of(spec)
     assert any(message in str(f) for f in faults), faults
+
+
+def test_a_step_moves_the_weights_as_far_in_every_group():
+    """Each gene's step is inverse to sqrt(sum of |tau|^2 / |W_0|^2) over the tensors it weighs."""
+    tensors = {
+        "model.embed_tokens.weight": 8,
+        "model.layers.0.self_attn.q_proj.weight": 4,
+        "model.layers.0.mlp.up_proj.weight": 4,
+        "model.layers.1.self_attn.q_proj.weight": 4,
+        "model.layers.1.mlp.up_proj.weight": 4,
+        "model.norm.weight": 2,
+    }
+    moves = np.array([[1.0, 4.0], [0.25, 1.0], [0.25, 1.0], [1.0, 1.0], [3.0, 15.0], [3.0, 5.0]])
+    shapes = SourceShapes(
+        "base", ("a", "b"), ("a", "b"), 2, "float32", 0, tensors, moves=lambda: moves
+    )
+    axes = {"weight": {"low": 0.0, "high": 1.0}}
+    section = ParametersSection(method="task_arithmetic", layer_groups=2, axes=axes)
+    space = ParametersSpace(section, shapes)
+    names = ["weight a layers 0-0", "weight b layers 0-0", "weight a layers 1-1"]
+    names += ["weight b layers 1-1", "weight a outside the layers", "weight b outside the layers"]
+    assert space.names == names
+    inverse = 1.0 / np.sqrt([0.5, 2.0, 4.0, 16.0, 4.0, 9.0])
+    np.testing.assert_allclose(space.steps(), inverse / np.exp(np.log(inverse).mean()))
+    tied = {"weight": axes["weight"] | {"tied": ["layers", "outside"]}}
+    section = ParametersSection(method="task_arithmetic", layer_groups=2, axes=tied)
+    inverse = 1.0 / np.sqrt([8.5, 27.0])
+    expected = inverse / np.exp(np.log(inverse).mean())
+    np.testing.assert_allclose(ParametersSpace(section, shapes).steps(), expected)
+    without = ParametersSpace(
+        section, SourceShapes("base", ("a", "b"), ("a", "b"), 2, "float32", 0)
+    )
+    assert without.steps() is None
+
+
+def test_a_search_may_begin_along_the_sum_of_task_vectors():
+    shapes = SourceShapes("base", ("a", "b", "c"), ("a", "b", "c"), 2, "float32", 0)
+
+    def seeds(method, **axis):
+        axes = {"weight": {"low": 0.0, "high": 1.5} | axis}
+        section = ParametersSection(method=method, layer_groups=1, axes=axes)
+        return ParametersSpace(section, shapes).seeds()
+
+    found = seeds("task_arithmetic")
+    assert [label for label, _ in found] == ["sum x0.33", "sum x0.5", "sum x0.75", "sum x1"]
+    weights = [recipe.groups[0].values["weight"] for _, recipe in found]
+    np.testing.assert_allclose(weights, np.repeat([[1 / 3], [0.5], [0.75], [1.0]], 3, axis=1))
+    assert seeds("task_arithmetic", start=0.6) == []  # the file says where to begin
+    assert seeds("ties") == []  # which divides by the sum of the weights

@@ -103,12 +103,22 @@ def drive(
     return np.array(genomes), values
 
 
+def candidates_for_laws(name: str, many: int) -> int:
+    """Return after how many candidates a law judges: a fifth for those that are meant for few.
+
+    >>> candidates_for_laws("cmaes", 300), candidates_for_laws("bayes", 300)
+    (300, 60)
+    """
+    return many // 5 if CONTROLLERS.get(name).is_for_few else many
+
+
 def law_stays_within_bounds(name: str) -> None:
     """Proposes (dimension,) float64 genomes within [0, 1], whatever it is told."""
     for score in (sphere, lambda g: -sphere(g), lambda g: 1.0, lambda g: None):
-        genomes, _ = drive(name, 120, workers=3, score=score)
+        count = candidates_for_laws(name, 120)
+        genomes, _ = drive(name, count, workers=3, score=score)
         assert len(np.unique(genomes, axis=0)) > 20
-        assert genomes.shape == (120, 5) and genomes.dtype == np.float64
+        assert genomes.shape == (count, 5) and genomes.dtype == np.float64
         assert np.isfinite(genomes).all() and genomes.min() >= 0.0 and genomes.max() <= 1.0
 
 
@@ -123,18 +133,24 @@ def options_for_laws(name: str) -> dict[str, Any]:
 
 
 def law_improves_on_a_sphere(name: str) -> None:
-    """Its best of 300 is twice as near as random search's, in flight or not, with failures."""
+    """Its best of 300 is twice as near as random search's, in flight or not, with failures.
+
+    Those that are meant for few candidates have a fifth as many, and chance has all.
+    """
     if not CONTROLLERS.get(name).learns:
         return
 
-    def best_of_300(of: str, workers: int, seed: int) -> float:
+    def best_of_many(of: str, workers: int, seed: int) -> float:
         options = options_for_laws(of)
-        _, values = drive(of, 300, workers=workers, seed=seed, score=_sometimes_failing, **options)
+        count = candidates_for_laws(of, 300)
+        _, values = drive(
+            of, count, workers=workers, seed=seed, score=_sometimes_failing, **options
+        )
         return -max(v for v in values if v is not None)
 
     runs = [(1, 1), (1, 2), (7, 3)]  # workers, seed
     own, chance = (
-        np.mean([np.log(best_of_300(of, *run)) for run in runs]) for of in (name, "random")
+        np.mean([np.log(best_of_many(of, *run)) for run in runs]) for of in (name, "random")
     )
     assert own < chance - 2 * np.log(2.0)  # of the squared distance: half the distance
 
@@ -156,7 +172,7 @@ def law_improves_on_several_objectives(name: str) -> None:
     """Hypervolume grows beyond that of the first 20, with failures; every kind of tell is taken."""
     _, vectors = drive(
         name,
-        300,
+        candidates_for_laws(name, 300),
         workers=4,
         score=lambda g: None if int(g[0] * 1e6) % 13 == 0 else spheres(g),
         objectives=2,
@@ -174,7 +190,7 @@ def law_minds_constraints(name: str) -> None:
     def missed(genome: np.ndarray) -> float:
         return max(0.0, float(genome[0]) - 0.25)
 
-    genomes, values = drive(name, 300, workers=3, violation=missed)
+    genomes, values = drive(name, candidates_for_laws(name, 300), workers=3, violation=missed)
     kept = [v if missed(g) == 0.0 else -np.inf for g, v in zip(genomes, values, strict=True)]
     assert max(kept) > max(kept[:20])
 
@@ -223,11 +239,11 @@ def law_replays_in_another_process(name: str) -> None:
 
 def law_gains_from_scoring_in_parts(name: str) -> None:
     """Where scores are noisy, the same items bring it nearer if each candidate gets few of them."""
-    options = options_for_laws(name)
+    options, items = options_for_laws(name), candidates_for_laws(name, 10_000)
 
     def mean_distance(in_parts: bool) -> float:
         found = [
-            found_distance(name, 10_000, in_parts=in_parts, seed=seed, **options)
+            found_distance(name, items, in_parts=in_parts, seed=seed, **options)
             for seed in range(1, 5)
         ]
         return float(np.mean(found))

@@ -159,6 +159,7 @@ class Controller(ABC):
         breeds: whether it proposes children of told candidates.
         reads_items: whether it reads item scores.
         minds_steps: whether it reads `Problem.steps`.
+        is_for_few: whether it is meant for some tens of candidates: it takes long to choose one.
         learns: whether it minds what it is told.
         seeks_front: whether it spreads over the Pareto front, where there are several objectives,
             and does not seek the highest value.
@@ -173,6 +174,7 @@ class Controller(ABC):
     breeds: ClassVar[bool] = False
     reads_items: ClassVar[bool] = False
     minds_steps: ClassVar[bool] = False
+    is_for_few: ClassVar[bool] = False
     learns: ClassVar[bool] = True
     seeks_front: ClassVar[bool] = False
 

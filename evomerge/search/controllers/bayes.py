@@ -87,6 +87,7 @@ class Bayes(Controller):
 
     seeks_front = True
     minds_steps = True
+    is_for_few = True
 
     def __init__(self, problem: Problem, options: BayesSection):
         if faults := tuple(options.faults(problem.objectives)):
