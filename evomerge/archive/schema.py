@@ -44,6 +44,7 @@ MIGRATIONS = (
     );
     CREATE INDEX events_candidate ON events(candidate_id, kind);
     CREATE INDEX events_batch ON events(batch);
+    CREATE INDEX events_race ON events(stage, batch) WHERE kind = 'recommend';
     CREATE TABLE outcomes (
         candidate_id INTEGER PRIMARY KEY REFERENCES candidates(id),
         status TEXT NOT NULL,  -- ok, stopped or failed

@@ -82,7 +82,8 @@ class Confirmation:
         self._share, self._part_size = campaign.plan.scoring.confirm, campaign.parts.size
         cls = CONTROLLERS.get(campaign.search.controller.kind)
         self._on_front = cls.seeks_front and len(campaign.objectives) > 1
-        self._spent = archive.items_spent_on_races()
+        self._spent, self._begun = archive.items_spent_on_races(), archive.races()
+        self._baseline_items = len(archive.baselines(campaign.stage)) * campaign.search_items
         self._racers: dict[int, Candidate] = {}
         self._scores: dict[int, dict[str, np.ndarray]] = {}  # of each, NaN where not scored yet
         self._flying: set[int] = set()
@@ -101,14 +102,13 @@ class Confirmation:
         if items is None:
             return 0.0
         full = self._campaign.search_items
-        baselines = len(self._archive.baselines(self._campaign.stage)) * full
-        return max(self._share * (items - baselines) - self._spent, float(full))
+        return max(self._share * (items - self._baseline_items) - self._spent, float(full))
 
     # --- races begin -------------------------------------------------------------------
 
     def begin_if_due(self, proposed: int) -> None:
         """Begin a race of one, if so many proposals have earned it."""
-        due = (self._archive.races() + 1) * self._campaign.search_items
+        due = (self._begun + 1) * self._campaign.search_items
         earned = _MEANWHILE * self._share * proposed * self._part_size
         if not self.is_racing and due <= earned:
             self._begin(self._recommended(1), 1, is_last=False)
@@ -123,7 +123,7 @@ class Confirmation:
         else:
             searched = spent - self._spent
             allowance = self._share / (1.0 - self._share) * searched - self._spent
-        course = self._feedback.course(self._archive.races())
+        course = self._feedback.course(self._begun)
         rows = self._recommended(_MOST)
         ends = [course.end(number) for number in range(course.rounds)]
         starters, finishers = schedule(len(rows), ends, allowance)
@@ -132,6 +132,7 @@ class Confirmation:
     def _begin(self, rows: list[Recommended], finishers: int, *, is_last: bool) -> None:
         if rows:
             self._archive.recommend(rows, finishers, is_last=is_last)
+            self._begun += 1
             self._take_up()
 
     def _recommended(self, most: int) -> list[Recommended]:
@@ -178,7 +179,7 @@ class Confirmation:
         }
         if not self._on_front:
             rivals = {n: rivals[n] for n in most_promising(rivals, 1, on_front=False)}
-        course = self._feedback.course(self._archive.races() - 1)
+        course = self._feedback.course(self._begun - 1)
         self._race = Race(course, rivals, len(every), finishers)
         self._judge()
 
