@@ -18,6 +18,8 @@ from evomerge.errors import EvomergeError
 from evomerge.scoring.outcome import Score, decode_scores
 from evomerge.search.objectives import Objective
 
+_MOST_ESTIMATES = 4000  # that are looked at for whom to score in full; more would take seconds
+
 
 class ArchiveReader(Ledger):
     """The archive file of one campaign, opened; `Archive` writes to it.
@@ -204,7 +206,7 @@ class ArchiveReader(Ledger):
         """Return the estimated scores of the stage's candidates that were scored on parts alone.
 
         Those of one recipe are pooled, each with the weight of its items, under the number of the
-        first of them.
+        first of them. Where there are very many, those whose recipe had one of the best estimates.
         """
         sql = (
             "SELECT MIN(c.id) AS id, s.objective, SUM(s.items) AS items,"
@@ -212,11 +214,15 @@ class ArchiveReader(Ledger):
             " SUM(s.stderr * s.stderr * s.items * s.items) AS spread"
             " FROM candidates c CROSS JOIN outcomes o ON o.candidate_id = c.id AND o.status = 'ok'"
             " CROSS JOIN scores s ON s.candidate_id = c.id AND s.split = 'search'"
-            " WHERE c.part IS NOT NULL AND c.stage = ? AND o.copy_of IS NULL"
+            " WHERE c.part IS NOT NULL AND c.stage = :stage AND o.copy_of IS NULL"
+            " AND c.recipe_id IN (SELECT b.recipe_id FROM outcomes p"
+            " CROSS JOIN candidates b ON b.id = p.candidate_id"
+            " WHERE p.estimate IS NOT NULL AND p.status = 'ok' AND b.stage = :stage"
+            " ORDER BY p.violation, p.estimate DESC LIMIT :most)"
             " GROUP BY c.recipe_id, s.objective ORDER BY MIN(c.id)"
         )
         found: dict[int, dict[str, Score]] = {}
-        for row in self._db.rows(sql, (self.stage,)):
+        for row in self._db.rows(sql, {"stage": self.stage, "most": _MOST_ESTIMATES}):
             score = Score(row["mean"], math.sqrt(row["spread"]) / row["items"], row["items"])
             found.setdefault(row["id"], {})[row["objective"]] = score
         return found
