@@ -197,9 +197,10 @@ def law_minds_constraints(name: str) -> None:
 
 def law_is_a_function_of_its_calls(name: str) -> None:
     """The same seed and calls propose the same genomes; another seed does not."""
-    first, _ = drive(name, 80, workers=4)
-    again, _ = drive(name, 80, workers=4)
-    other, _ = drive(name, 80, workers=4, seed=2)
+    count = candidates_for_laws(name, 80)
+    first, _ = drive(name, count, workers=4)
+    again, _ = drive(name, count, workers=4)
+    other, _ = drive(name, count, workers=4, seed=2)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -211,11 +212,12 @@ def _global_state() -> str:
 
 def law_leaves_global_generators_alone(name: str) -> None:
     """Neither reads nor moves numpy's global generator."""
+    count = candidates_for_laws(name, 60)
     np.random.seed(5)
-    first, _ = drive(name, 60)
+    first, _ = drive(name, count)
     state = _global_state()
     np.random.seed(6)
-    again, _ = drive(name, 60)
+    again, _ = drive(name, count)
     np.random.seed(5)
     assert np.array_equal(first, again)
     assert _global_state() == state
@@ -223,11 +225,12 @@ def law_leaves_global_generators_alone(name: str) -> None:
 
 def law_replays_in_another_process(name: str) -> None:
     """A fresh process with another hash seed proposes the same genomes, to the last bit."""
+    count = candidates_for_laws(name, 60)
     code = (
         "import sys, json; from evomerge.testing import drive;"
-        f"print(json.dumps([g.hex() for g in drive({name!r}, 60, workers=3)[0].ravel()]))"
+        f"print(json.dumps([g.hex() for g in drive({name!r}, {count}, workers=3)[0].ravel()]))"
     )
-    here, _ = drive(name, 60, workers=3)
+    here, _ = drive(name, count, workers=3)
     for hash_seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
         run = subprocess.run(
