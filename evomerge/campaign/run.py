@@ -212,6 +212,10 @@ def _drive(
             is_known = isinstance(error, EvomergeError)
             reason = str(error) if is_known else one_line(error)
             log.exception("failed")
+            if is_known and stop():
+                # told to stop, as Ray's own processes may have been: they end beneath the workers
+                archive.set_state("interrupted")
+                return False
             with contextlib.suppress(DatabaseError):  # the disk may be what failed
                 archive.set_state("failed", reason)
             if isinstance(error, DatabaseError):
