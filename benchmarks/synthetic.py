@@ -129,10 +129,11 @@ class SyntheticPool:
         weights = np.array([group.values["weight"] for group in job.recipe.groups])
         # Models weighed alike do well: a landscape that a controller can learn.
         skill = float(np.clip(1 - weights.std(), 0.05, 0.95))
-        scores = {
-            objective: (self._rng.random(self._items) < skill).astype(np.float32)
-            for objective in OBJECTIVES
-        }
+        scores = {}
+        for objective in OBJECTIVES:
+            count = self._items if job.ordinals is None else len(job.ordinals.get(objective, ()))
+            if count:
+                scores[objective] = (self._rng.random(count) < skill).astype(np.float32)
         return Finished(job, Outcome("ok", "", scores, 0.01, 0.1, "0" * 32, "synthetic"))
 
     def close(self) -> None:
