@@ -25,7 +25,7 @@ class CandidateShape(TypedDict):
     """A candidate with its scores; a row of `front`.
 
     Attributes:
-        origin: search, baseline, warm_start or recommended.
+        origin: search, baseline, seed, warm_start or recommended.
         scores: by objective.
         violation: of the constraints, where the campaign has some.
         heldout_failure: why it could not be scored on held-out items, where that is so.

@@ -147,6 +147,10 @@ class Runner:
         if confirmation is None:
             return 0
         confirmation.begin_if_due(self._archive.proposed_in(self._campaign.stage))
+        return self._submit_race(confirmation)
+
+    def _submit_race(self, confirmation: Confirmation) -> int:
+        """Submit what a race can go on with, as long as a worker is free; return how many jobs."""
         submitted = 0
         while self._pool.idle and (job := confirmation.next_job()) is not None:
             self._evaluation.submit_race(*job)
@@ -158,18 +162,17 @@ class Runner:
         confirmation = self._evaluation.confirmation
         if confirmation is None:
             return
-        for begin in (None, confirmation.begin_last):
-            if begin is not None:
-                begin()
-            while (confirmation.is_racing and not self.stop) or self._pool.busy:
-                while self._pool.idle and not self.stop:
-                    job = confirmation.next_job()
-                    if job is None:
-                        break
-                    self._evaluation.submit_race(*job)
-                self._evaluation.wait()
-            if self.stop:
-                return
+        self._finish_race(confirmation)
+        if not self.stop:
+            confirmation.begin_last()
+            self._finish_race(confirmation)
+
+    def _finish_race(self, confirmation: Confirmation) -> None:
+        """Run a race that is on to its end, or to a stop."""
+        while (confirmation.is_racing and not self.stop) or self._pool.busy:
+            if not self.stop:
+                self._submit_race(confirmation)
+            self._evaluation.wait()
 
     def _ask(self, controller: Controller, n: int) -> None:
         """Ask for candidates, record them, and only then submit them."""

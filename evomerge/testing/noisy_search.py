@@ -128,7 +128,11 @@ def _feedback(
     in_parts: bool,
 ) -> Feedback:
     mean = float(scores.mean())
-    error = float(scores.std(ddof=1) / np.sqrt(len(scores))) if in_parts and ordinal else 0.0
+    error = (
+        float(scores.std(ddof=1) / np.sqrt(len(scores)))
+        if in_parts and ordinal is not None
+        else 0.0
+    )
     return Feedback(ordinal, genome, mean, (mean,), 0.0, candidate, scores, breeds, (error,))
 
 
