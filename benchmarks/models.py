@@ -69,13 +69,15 @@ SHAPES = {
     "0.2M": Shape(64, 4, 4, 2, 128, 512),  # of the short forms
     "25M": Shape(384, 12, 6, 2, 1024, 16384),
     "135M": Shape(576, 30, 9, 3, 1536, 49152),
+    "1.5B": Shape(2048, 24, 16, 4, 8192, 32000),
     "7B": Shape(4096, 32, 32, 8, 14336, 32000),
 }
 
 
 def noise(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
     """Return weights as Llamas begin with: normal, of standard deviation 0.02."""
-    return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
+    drawn = torch.randn(shape, generator=generator, device=generator.device)
+    return (drawn * 0.02).to(torch.bfloat16).cpu()
 
 
 def in_layer(index: int, tensors: Tensors) -> Tensors:
@@ -83,9 +85,12 @@ def in_layer(index: int, tensors: Tensors) -> Tensors:
     return {f"model.layers.{index}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def make_model(size: str, folder: Path) -> Path:
-    """Write a Llama of random bfloat16 weights, of one of SHAPES; return its folder."""
-    shape, generator = SHAPES[size], torch.Generator().manual_seed(0)
+def make_model(size: str, folder: Path, device: str = "cpu") -> Path:
+    """Write a Llama of random bfloat16 weights, of one of SHAPES; return its folder.
+
+    Drawn on a device, which is quick for large ones, and gives other numbers there.
+    """
+    shape, generator = SHAPES[size], torch.Generator(device).manual_seed(0)
     tensors = shape.outside(generator)
     for index in range(shape.layers):
         tensors |= in_layer(index, shape.layer(generator))
@@ -95,14 +100,15 @@ def make_model(size: str, folder: Path) -> Path:
     return folder
 
 
-def make_expert(base: Path, folder: Path, seed: int) -> Path:
+def make_expert(base: Path, folder: Path, seed: int, device: str = "cpu") -> Path:
     """Write `base` plus noise of a twentieth of each tensor's deviation; return its folder."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     tensors = load_file(base / "model.safetensors")
     for name, tensor in tensors.items():
-        wide = tensor.float()
-        noise = torch.randn(wide.shape, generator=generator) * (0.05 * float(wide.std()) + 1e-4)
-        tensors[name] = (wide + noise).to(tensor.dtype)
+        wide = tensor.to(device).float()
+        drawn = torch.randn(wide.shape, generator=generator, device=device)
+        noise = drawn * (0.05 * float(wide.std()) + 1e-4)
+        tensors[name] = (wide + noise).to(tensor.dtype).cpu()
     return write_like(base, folder, tensors)
 
 
@@ -114,10 +120,11 @@ def write_like(base: Path, folder: Path, tensors: dict[str, torch.Tensor]) -> Pa
     return folder
 
 
-def merger_of(names: Iterable[str], device: str = "cpu") -> Merger:
-    """Return a merger over sources, each opened and hashed."""
+def merger_of(names: Iterable[str], device: str = "cpu", room: int | None = None) -> Merger:
+    """Return a merger over sources, each opened and hashed; see `Merger` for `room`."""
     opened = {name: open_source(name) for name in names}
-    return Merger(opened, {name: digest(source).sha256 for name, source in opened.items()}, device)
+    hashes = {name: digest(source).sha256 for name, source in opened.items()}
+    return Merger(opened, hashes, device, room)
 
 
 def live_tensors(source: Source, device: str = "cpu") -> dict[str, torch.Tensor]:

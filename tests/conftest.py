@@ -20,6 +20,18 @@ from evomerge.archive.archive import Archive
 from evomerge.campaign.observer import Silent
 from evomerge.testing import tiny_llama
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a Triton program is imported
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skipped = pytest.mark.skip(reason="there is no GPU")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skipped)
+
+
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("ci")
 torch.set_num_threads(1)

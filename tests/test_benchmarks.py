@@ -133,10 +133,15 @@ def test_overhead(desk: Path) -> None:
 
 
 def test_gpu(desk: Path) -> None:
-    output = run(desk, f"benchmarks/gpu.py {TINY} --candidates 12 --short")
+    output = run(desk, "benchmarks/gpu.py --short")
+    same, merges, shares, engines = tables(output)
+    for row in same:
+        assert row["same bits"] == row["tensors"], row["method"]
+    assert {row["sources"] for row in merges} == {"resident", "eager", "0.001 GB"}
     assert float(first(r"([\d.]+) a minute", output)) > 0
     assert re.search(r"exported, as scored: weights [0-9a-f]{32}", output)
-    assert table(output)[-1][""] == "whole"
+    assert shares[-1][""] == "whole"
+    assert all(float(row["answers a second"]) > 0 for row in engines)
 
 
 def test_resume(desk: Path) -> None:

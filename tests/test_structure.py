@@ -146,8 +146,8 @@ def test_every_dependency_is_imported_and_every_import_is_a_dependency():
     names = {name.replace("_", "-") for name in names}
     assert names - used == set()
     # what our dependencies promise to bring along: pydantic its core and its annotations,
-    # transformers its tokenizers
-    assert used - names <= {"pydantic-core", "annotated-types", "tokenizers"}
+    # transformers its tokenizers, torch for CUDA its Triton
+    assert used - names <= {"pydantic-core", "annotated-types", "tokenizers", "triton"}
 
 
 def test_no_file_is_longer_than_one_idea():
@@ -237,12 +237,18 @@ def test_every_public_function_and_class_says_what_it_does():
 
 
 def is_exempt(file: Path, node: ast.FunctionDef | ast.ClassDef) -> bool:
-    """Protocols and typed dictionaries have no body to run; commands have examples of their own."""
+    """Protocols and typed dictionaries have no body to run; commands have examples of their own.
+
+    Nor can a Triton program be called.
+    """
     if file.parent.name == "cli" and file.name == "main.py":
         return True
     thing = getattr(importlib.import_module(module_of(file)), node.name, None)
     is_law = node.name.startswith("law_")  # run for every controller and method by test_laws.py
-    return is_law or typing.is_typeddict(thing) or getattr(thing, "_is_protocol", False)
+    is_program = type(thing).__module__.startswith("triton")
+    return (
+        is_law or is_program or typing.is_typeddict(thing) or getattr(thing, "_is_protocol", False)
+    )
 
 
 def test_every_public_docstring_has_an_example():

@@ -298,6 +298,8 @@ def _campaign(
         threads=_threads(plan.workers),
         device=plan.workers.device,
         trust=Trust(listed.trust_remote_code, functions=True),
+        sources_bytes=plan.workers.sources_bytes,
+        device_share=plan.workers.device_share,
     )
     objectives = []
     for section in plan.fitness:

@@ -13,6 +13,7 @@ from evomerge.archive.archive import Archive
 from evomerge.archive.records import Candidate, PartScores, RaceEnd, Recommended
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.feedback import FeedbackScale
+from evomerge.scoring.estimates import towards_mean
 from evomerge.scoring.outcome import Outcome, Score, summary
 from evomerge.scoring.parts import BatchesSection
 from evomerge.search.controllers import CONTROLLERS, Controller
@@ -159,7 +160,7 @@ class Confirmation:
     def _promising(self, most: int) -> list[int]:
         """Return the candidates of the best estimates."""
         found = self._archive.estimates()
-        standings = {n: self._feedback.standing({}, s) for n, s in _shrunk(found).items()}
+        standings = {n: self._feedback.standing({}, s) for n, s in _towards_mean(found).items()}
         return most_promising(standings, most, self._on_front)
 
     # --- a race goes on ----------------------------------------------------------------
@@ -284,22 +285,11 @@ def _part_scores(scores: Mapping[str, np.ndarray]) -> PartScores:
     return PartScores(which, items, {name: summary(row) for name, row in items.items()})
 
 
-def _shrunk(found: Mapping[int, Mapping[str, Score]]) -> dict[int, dict[str, Score]]:
-    """Return estimates drawn towards their common mean, those of few items more.
-
-    The best of many estimates is the luckiest; a mean that weighs each by what its items are worth
-    makes those of many and of few comparable (empirical Bayes: Efron & Morris 1975,
-    doi:10.1080/01621459.1975.10479864).
-    """
-    shrunk: dict[int, dict[str, Score]] = {number: {} for number in found}
+def _towards_mean(found: Mapping[int, Mapping[str, Score]]) -> dict[int, dict[str, Score]]:
+    """Return estimates drawn towards their common mean, objective by objective."""
+    drawn: dict[int, dict[str, Score]] = {number: {} for number in found}
     for name in next(iter(found.values()), {}):
-        scores = [found[number][name] for number in found]
-        means, items = np.array([s.mean for s in scores]), np.array([s.items for s in scores])
-        # of one item: all candidates' together, as a few scores may not differ by chance
-        variance = float(np.mean([s.stderr**2 * s.items for s in scores]))
-        noise = variance / items
-        signal = max(0.0, float(means.var()) - float(noise.mean()))
-        share = signal / (signal + noise) if signal > 0.0 else 1.0 / (1.0 + noise)
-        for number, mean in zip(found, means.mean() + share * (means - means.mean()), strict=True):
-            shrunk[number][name] = found[number][name]._replace(mean=float(mean))
-    return shrunk
+        scores = towards_mean([found[number][name] for number in found])
+        for number, score in zip(found, scores, strict=True):
+            drawn[number][name] = score
+    return drawn

@@ -8,10 +8,12 @@ from evomerge.campaign.amounts import amounts, baseline_count, limits_text, scor
 from evomerge.campaign.campaign import Campaign
 from evomerge.config.parts import WorkersSection
 from evomerge.dtypes import CODES, DTYPES, SIZE
+from evomerge.errors import BadInput, Fault
 from evomerge.merging.methods import METHODS
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.text import byte_size, duration
+from evomerge.workers.device_memory import RESERVED
 
 _BYTES = {dtype: SIZE[code] for dtype, code in CODES.items()}
 _CHARACTERS_PER_TOKEN = 4.0  # of English under common tokenizers
@@ -62,8 +64,16 @@ def estimate(campaign: Campaign) -> Estimate:
     live = 1 + listed if is_routed else 1
     model = live * parameters * _BYTES[worker.compute_dtype]
     sources = sum(source.bytes for source in campaign.sources.values())
+    resident = 0  # of the sources; a path's are among the live models
+    warnings = [*campaign.warnings, *_shared_gpu(worker.device, workers)]
     if on_gpu(worker.device, workers) and not is_routed:
-        model += sources  # each worker has them there; a path's are among the live models
+        resident = min(sources, _room(model, workers, worker.device))
+        model += resident
+        if resident < sources:
+            warnings.append(
+                f"of the sources' {byte_size(sources)}, {byte_size(resident)} stay on the GPU and"
+                f" {byte_size(sources - resident)} are read again for every candidate"
+            )
     searched = {name: len(split.search) for name, split in campaign.splits.items()}
     heldout = {name: len(split.heldout) for name, split in campaign.splits.items()}
     baselines = baseline_count(campaign)
@@ -105,7 +115,7 @@ def estimate(campaign: Campaign) -> Estimate:
             "disk": disk,
             "time": time_needed,
         },
-        "warnings": [*campaign.warnings, *_shared_gpu(worker.device, workers)],
+        "warnings": warnings,
         "parameters": parameters,
         "genes": campaign.space.dimension,
         "memory_bytes": workers.count * model + sources,
@@ -113,6 +123,25 @@ def estimate(campaign: Campaign) -> Estimate:
         "download_bytes": download,
         "seconds_at_least": seconds,
     }
+
+
+def _room(model: int, workers: WorkersSection, device: str) -> int:
+    """Return the bytes of sources that a worker has room for beside its live model.
+
+    Raises:
+        BadInput: the live model alone does not fit the GPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():  # workers' GPUs are elsewhere
+        return workers.sources_bytes if workers.sources_bytes is not None else 1 << 62
+    total = torch.cuda.get_device_properties(device if device != "auto" else "cuda").total_memory
+    room = int(total * workers.device_share * (1.0 - RESERVED)) - model
+    if room < 0:
+        wrong = f"a model of {byte_size(model)} does not fit its share of a GPU"
+        wrong += f" of {byte_size(total)}, a quarter of which is left to batches"
+        raise BadInput(Fault("workers.device", wrong, "write cpu, or fewer workers for each GPU"))
+    return room if workers.sources_bytes is None else min(workers.sources_bytes, room)
 
 
 def _shared_gpu(device: str, workers: WorkersSection) -> list[str]:

@@ -114,12 +114,8 @@ class SourcesSection(Section):
             yield Fault(f"models.{label}", wrong, "rename the model")
 
 
-class BudgetSection(Section):
-    """How long the search goes on: until the first of these is spent; one is enough.
-
-    >>> BudgetSection(items=30_000).hours is None
-    True
-    """
+class _CountedSection(Section):
+    """What ends a search and can be counted in the archive."""
 
     items: Whole | None = option(
         "items scored on the search's side, baselines and confirmations included",
@@ -135,7 +131,6 @@ class BudgetSection(Section):
         ge=1,
         example=300,
     )
-    hours: Number | None = option("wall time, added up over starts", None, unit="hours", gt=0)
     patience: Whole | None = option(
         "proposals without a better best, among the candidates that are scored in full, after which"
         " the search ends",
@@ -144,6 +139,16 @@ class BudgetSection(Section):
         ge=1,
     )
 
+
+class BudgetSection(_CountedSection):
+    """How long the search goes on: until the first of these is spent; one is enough.
+
+    >>> BudgetSection(items=30_000).hours is None
+    True
+    """
+
+    hours: Number | None = option("wall time, added up over starts", None, unit="hours", gt=0)
+
     @classmethod
     def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
         limits = ("items", "evaluations", "hours")
@@ -151,27 +156,14 @@ class BudgetSection(Section):
             yield Fault("", "has no end", "write e.g. items: 30000, evaluations: 300 or hours: 8")
 
 
-class StageBudgetSection(Section):
+class StageBudgetSection(_CountedSection):
     """How long a stage goes on; not in hours, so that every resume changes over at one candidate.
 
     >>> StageBudgetSection(evaluations=100).evaluations
     100
     """
 
-    items: Whole | None = option(
-        "items scored on the search's side, the stage's baselines and confirmations included",
-        None,
-        unit="items",
-        ge=1,
-        example=30_000,
-    )
-    evaluations: Whole | None = option(
-        "proposals of the stage's controller", None, unit="candidates", ge=1, example=300
-    )
     hours: None = option("stages are counted in items or evaluations", None)
-    patience: Whole | None = option(
-        "proposals without a better best after which the stage ends", None, unit="candidates", ge=1
-    )
 
     @classmethod
     def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
@@ -200,6 +192,14 @@ class WorkersSection(Section):
         "torch threads of each worker; null: this machine's cores shared out", None, ge=1
     )
     device: Text = option("auto, cpu, cuda or cuda:NUMBER", "auto")
+    sources_memory: Number | None = option(
+        "how much of each worker's GPU the sources' weights may take; the rest is read from this"
+        " machine's memory for every candidate; null: what there is room for",
+        None,
+        unit="GB",
+        ge=0,
+        example=40,
+    )
     timeout: Number | None = option(
         "how long one candidate may take, of a worker in a process of its own",
         None,
@@ -207,13 +207,30 @@ class WorkersSection(Section):
         gt=0,
     )
 
+    @property
+    def sources_bytes(self) -> int | None:
+        """`sources_memory` in bytes."""
+        return None if self.sources_memory is None else int(self.sources_memory * 1e9)
+
+    @property
+    def device_share(self) -> float:
+        """Which share of a GPU a worker has, where there is one."""
+        return min(1.0, self.gpus_each or 1.0 / self.count)
+
     @classmethod
     def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
         device = fields.get("device", "auto")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             mend = "write auto, cpu, cuda or cuda:1"
             yield Fault("device", f"there is no device '{device}'", mend)
+        gpus = fields.get("gpus_each", 0.0)
+        if gpus > 1:
+            wrong = "a worker's model lies on one GPU, and the others would be idle"
+            yield Fault("gpus_each", wrong, "write 1, and more in workers.count")
         if fields.get("pool") != "inline":
+            if gpus and device not in ("auto", "cuda"):
+                wrong = f"a worker sees the GPU alone that Ray reserves for it, and no {device}"
+                yield Fault("device", wrong, "write cuda, or leave out workers.gpus_each")
             return
         for key, harmless in (("timeout", None), ("count", 1), ("gpus_each", 0.0)):
             if fields.get(key, harmless) != harmless:

@@ -89,7 +89,7 @@ def merge_to(
         raise BadInput(Fault("", "is there already", mend, file=str(out)))
     check_methods(recipe)
     opened = _open_all(recipe, places or {}, trust, first)
-    merger = Merger(opened, _hashes(recipe, opened), device, keep=False)
+    merger = Merger(opened, _hashes(recipe, opened), device, room=0)
     try:
         with written_beside(out) as folder:
             folder.mkdir()

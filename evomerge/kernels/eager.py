@@ -4,7 +4,7 @@ Exact and in a fixed order: products and sums are separate operations in float32
 to FMA), so that the same plan gives the same bits on the same kind of device.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from evomerge.kernels.philox import philox
 from evomerge.kernels.task_vector import accumulator, task_vector, variance
 
 TILE = 1 << 18  # elements worked on at a time: a few float32 tiles of 1 MiB stay in the cache
+
+DEVICE_TILE = 1 << 24  # the same on a GPU, where tiles of 64 MiB keep all of it busy
 
 
 def weighted_sum(
@@ -62,11 +64,16 @@ def _tiled(
 ) -> torch.Tensor:
     """Fill a tensor of `like`'s shape from tiles of its flattened elements."""
     out = torch.empty(like.numel(), dtype=dtype, device=like.device)
-    step = TILE if like.device.type == "cpu" else max(like.numel(), 1)
-    for start in range(0, like.numel(), step):
-        stop = min(start + step, like.numel())
+    for start, stop in _steps(like):
         out[start:stop] = tile(start, stop)
     return out.view_as(like)
+
+
+def _steps(like: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """Yield where the tiles of a tensor begin and end."""
+    step = TILE if like.device.type == "cpu" else DEVICE_TILE
+    for start in range(0, like.numel(), step):
+        yield start, min(start + step, like.numel())
 
 
 def masked_sum(
@@ -110,7 +117,10 @@ def masked_sum(
     weights = [float(w) for w in masked.weight]
     if masked.energy:
         # SCE (arXiv:2408.07990), "calculate": w_i = E[tau_i^2] / sum_j E[tau_j^2] of what is kept
-        energy = [float((tau.double() ** 2).mean()) for tau in thinned(0, flat.numel())]
+        energy = [0.0] * len(models)
+        for start, stop in _steps(flat):
+            for i, tau in enumerate(thinned(start, stop)):
+                energy[i] += float((tau.double() ** 2).sum())  # of all: means have one divisor
         weights = [w * e / (sum(energy) or 1.0) for w, e in zip(weights, energy, strict=True)]
 
     def tile(start: int, stop: int) -> torch.Tensor:
@@ -201,8 +211,7 @@ class EagerKernels:
     tensor([2., 3.])
     """
 
-    weighted_sum = staticmethod(weighted_sum)
-    masked_sum = staticmethod(masked_sum)
+    nbytes = 0  # nothing is kept between merges
 
     def merge(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """See `merge_plan.MergeKernels.merge`."""
@@ -218,12 +227,12 @@ class EagerKernels:
     def _merged(self, plan: MergePlan, group: Sums, row: int) -> torch.Tensor:
         operands = plan.operands.tensors[group.names[row]]
         if isinstance(group, WeightedSums):
-            return self.weighted_sum(operands, group.of(row), plan.dtype)
+            return weighted_sum(operands, group.of(row), plan.dtype)
         if isinstance(group, SegmentedSums):
             starts, coefficients = group.starts[row], group.coefficients[row]
             return self._segments(operands, starts, coefficients, plan.dtype)
         base, *models = operands
-        return self.masked_sum(base, models, group.masked, group.kept[row], plan.dtype)
+        return masked_sum(base, models, group.masked, group.kept[row], plan.dtype)
 
     def _segments(
         self,
@@ -238,5 +247,5 @@ class EagerKernels:
         stops = [*starts[1:], len(merged)]
         for start, stop, row in zip(starts, stops, coefficients, strict=True):
             parts = [tensor[start:stop] for tensor in flat]
-            merged[start:stop] = self.weighted_sum(parts, row, dtype)
+            merged[start:stop] = weighted_sum(parts, row, dtype)
         return merged.view_as(tensors[0])

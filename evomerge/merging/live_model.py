@@ -133,11 +133,15 @@ class LiveModel:
         from transformers import AutoTokenizer, GenerationConfig
 
         class_, config = class_of(source.config, source.path, trust_remote_code)
-        self.model: PreTrainedModel = class_._from_config(config, dtype=getattr(torch, dtype))
+        # As `from_pretrained` does: made without memory, so that nothing is drawn at random.
+        with torch.device("meta"):
+            self.model: PreTrainedModel = class_._from_config(config, dtype=getattr(torch, dtype))
+        self.model.to_empty(device=device)
+        self.model.tie_weights()  # what shared one tensor got one each
         compute_buffers(self.model)
         for tensor in kept_in_float32(self.model):
             tensor.data = tensor.data.float()
-        self.model.to(device).eval().requires_grad_(False)
+        self.model.eval().requires_grad_(False)
         if (source.path / "generation_config.json").is_file():
             self.model.generation_config = GenerationConfig.from_pretrained(source.path)
         try:

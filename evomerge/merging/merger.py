@@ -1,5 +1,6 @@
 """From a recipe to merged tensors: one after the other, or all at once into a live model."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -11,6 +12,7 @@ from evomerge.errors import CandidateFailure
 from evomerge.kernels.backends import Kernels
 from evomerge.kernels.checksum import tile_digests
 from evomerge.kernels.merge_plan import MergePlan
+from evomerge.merging.ahead import ahead
 from evomerge.merging.lineage_weights import weights_of
 from evomerge.merging.method_merge import MethodMerger
 from evomerge.merging.mixture_merge import MixtureMerge
@@ -24,7 +26,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
 from evomerge.sources.source import Source
 
-# Elements merged at a time where operands are made anew: at most 64 MiB each in float32.
+# Elements merged at a time where operands are read anew: at most 64 MiB each in float32.
 _REMADE = 1 << 24
 
 
@@ -71,20 +73,19 @@ class Merger:
         sources: Mapping[str, Source],
         hashes: Mapping[str, str],
         device: torch.device | str = "cpu",
-        keep: bool = True,
+        room: int | None = None,
     ):
         """
         Args:
             sources: every source that a recipe may name, by that name.
             hashes: their content hashes.
             device: where tensors are merged.
-            keep: leave sources' tensors there for the next recipe.
+            room: bytes of sources' tensors that stay there for the next recipe; None for all.
+                The others are read again for every recipe, while it is merged.
         """
         self.sources, self.hashes, self.device = dict(sources), dict(hashes), torch.device(device)
-        first = next(iter(self.sources.values()))
-        parameters = sum(tensor.elements for tensor in first.tensors.values())
-        self._kernels = Kernels(self.device, parameters)
-        self._weights = SourceWeights(self.sources, self.device, keep)
+        self._kernels = Kernels(self.device)
+        self._weights = SourceWeights(self.sources, self.device, room)
         self._methods = MethodMerger(self.sources, self.hashes, self._weights)
         self._indices: dict[str, ParameterIndex] = {}
         self._wider_by_frame: dict[tuple[str, str], dict[str, str]] = {}
@@ -133,31 +134,68 @@ class Merger:
         return self._wider_by_frame[key]
 
     def stream(
-        self, recipe: Recipe, names: Iterable[str] | None = None
+        self,
+        recipe: Recipe,
+        names: Iterable[str] | None = None,
+        digests: dict[str, np.ndarray] | None = None,
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name, merged tensor) in canonical order, or that of `names`, in its dtype.
+
+        Args:
+            recipe: what to merge.
+            names: of some of its tensors.
+            digests: gets what `fill` returns, of each tensor before it is yielded.
 
         Raises:
             CandidateFailure: a merged tensor is not finite, or no group holds a tensor.
         """
         shapes = self.shapes(recipe)
         wanted = list(shapes if names is None else names)
+        if isinstance(recipe, ParametersRecipe | MixtureRecipe):
+            yield from self._merged(recipe, wanted, {} if digests is None else digests)
+            return
+        assert isinstance(recipe, RoutingRecipe | ExplicitRecipe)
+        for name, tensor in self._copied(recipe, wanted):
+            if digests is not None:
+                digests[name] = tile_digests(tensor)
+            yield name, tensor
+
+    def _merged(
+        self,
+        recipe: ParametersRecipe | MixtureRecipe,
+        names: list[str],
+        digests: dict[str, np.ndarray],
+        targets: Mapping[str, torch.Tensor] | None = None,
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what the kernels merge, a few tensors at a time, into `targets` or new tensors."""
+        merge, wider, shapes = self._planned(recipe), self._wider(recipe), self.shapes(recipe)
+        dtypes = {name: getattr(torch, wider.get(name, recipe.dtype)) for name in names}
+        sizes = {name: math.prod(shapes[name]) for name in names}
+        parts = _parts(sizes, dtypes)
+        for part, plan in ahead(((part, merge.plan(part)) for part in parts), self.device):
+            dtype, out = dtypes[part[0]], {}
+            for name in part:
+                if targets is None:
+                    out[name] = torch.empty(shapes[name], dtype=dtype, device=self.device)
+                else:
+                    out[name] = targets[name]
+            digests |= self._kernels.merge(replace(plan, dtype=dtype), out)
+            for name in part:
+                yield name, out.pop(name)
+
+    def _copied(
+        self, recipe: RoutingRecipe | ExplicitRecipe, names: list[str]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what is taken from sources or from evolved weights as it is."""
         match recipe:
-            case ParametersRecipe() | MixtureRecipe():
-                merge, wider = self._planned(recipe), self._wider(recipe)
-                for name in wanted:
-                    dtype: torch.dtype = getattr(torch, wider.get(name, recipe.dtype))
-                    out = torch.empty(shapes[name], dtype=dtype, device=self.device)
-                    self._kernels.merge(replace(merge.plan([name]), dtype=dtype), {name: out})
-                    yield name, out
             case RoutingRecipe():
-                yield from routed_stream(recipe, self.sources, self._weights.tensor, wanted)
+                yield from routed_stream(recipe, self.sources, self._weights.tensor, names)
             case ExplicitRecipe():
                 flat = weights_of(recipe, lambda model: flattened(self.sources[model]))
                 if not np.isfinite(flat).all():
                     raise CandidateFailure("a merged weight is not finite")
-                span = self._index(recipe).span
-                for name in wanted:
+                span, shapes = self._index(recipe).span, self.shapes(recipe)
+                for name in names:
                     first, last = span[name]
                     yield name, torch.from_numpy(flat[first:last]).view(shapes[name])
 
@@ -177,16 +215,17 @@ class Merger:
         """
         digests: dict[str, np.ndarray] = {}
         if not isinstance(recipe, ParametersRecipe | MixtureRecipe):
-            for name, tensor in self.stream(recipe, targets):
-                digests[name] = tile_digests(tensor)
+            for name, tensor in self.stream(recipe, targets, digests):
                 targets[name].copy_(tensor)
             return digests
         merge = self._planned(recipe)
+        if merge.remade:
+            for _ in self._merged(recipe, list(targets), digests, targets):
+                pass  # each part is overwritten when it is its turn
+            return digests
         for dtype, alike in self._by_dtype(recipe, targets):
-            parts = _parts(alike) if merge.remade else [alike]
-            for part in parts:
-                plan = merge.plan(list(part), again=not merge.remade)
-                digests |= self._kernels.merge(replace(plan, dtype=dtype), part)
+            plan = merge.plan(list(alike), again=True)
+            digests |= self._kernels.merge(replace(plan, dtype=dtype), alike)
         return digests
 
     def _by_dtype(
@@ -219,15 +258,15 @@ class Merger:
         return self._indices[first]
 
 
-def _parts(targets: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    """Split tensors into runs of at most so many elements, or of a single larger tensor."""
-    part: dict[str, torch.Tensor] = {}
+def _parts(sizes: Mapping[str, int], dtypes: Mapping[str, torch.dtype]) -> Iterator[list[str]]:
+    """Split names into runs of one dtype, of at most so many elements or of one larger tensor."""
+    part: list[str] = []
     elements = 0
-    for name, tensor in targets.items():
-        if part and elements + tensor.numel() > _REMADE:
+    for name, size in sizes.items():
+        if part and (elements + size > _REMADE or dtypes[name] != dtypes[part[0]]):
             yield part
-            part, elements = {}, 0
-        part[name] = tensor
-        elements += tensor.numel()
+            part, elements = [], 0
+        part.append(name)
+        elements += size
     if part:
         yield part

@@ -136,7 +136,7 @@ class MethodMerge:
     def remade(self) -> bool:
         """Whether operands are made anew for each merge, and so should be few at a time."""
         adapted = any(part.adapted for part in self._parts.values())
-        return adapted or not self._merger.weights.keeps
+        return adapted or not self._merger.weights.keeps_all
 
     def plan(self, names: Sequence[str], again: bool = False) -> MergePlan:
         """Return the plan by which some tensors are merged.

@@ -43,7 +43,7 @@ class MixtureMerge:
     @property
     def remade(self) -> bool:
         """Whether operands are made anew for each merge, and so should be few at a time."""
-        return self._weights.adapted(self._recipe.models) or not self._weights.keeps
+        return self._weights.adapted(self._recipe.models) or not self._weights.keeps_all
 
     def plan(self, names: Sequence[str], again: bool = False) -> MergePlan:
         """Return the plan by which some tensors are merged; see `MethodMerge.plan`."""

@@ -31,21 +31,33 @@ class SourceWeights:
     torch.Size([16])
     """
 
-    def __init__(self, sources: Mapping[str, Source], device: torch.device, keep: bool = True):
+    def __init__(
+        self, sources: Mapping[str, Source], device: torch.device, room: int | None = None
+    ):
         """
         Args:
             sources: by name.
             device: to which tensors are copied.
-            keep: copy each of them there once, which takes all sources' room on a GPU.
+            room: bytes of them that stay there from one merge to the next; None for all. The first
+                that are read stay, and no later one takes their place: every merge reads all of
+                them in one order, in which the tensor that was used last is the last to be needed.
         """
-        self._sources, self._device = dict(sources), device
-        self.keeps = keep
+        self._sources, self._device, self._room = dict(sources), device, room
         self._files: dict[Path, Any] = {}  # as safetensors opens them; it has no types
         self._on_device: dict[tuple[Path, str, tuple[int, ...]], torch.Tensor] = {}
+        self._kept_bytes, self._passes = 0, False
+        self._sender = _Sender(device)
 
     def add(self, sources: Mapping[str, Source]) -> None:
         """Know more sources, by name."""
         self._sources |= sources
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every tensor that is read stays on the device."""
+        if self._room is None:
+            return True
+        return sum(source.bytes for source in self._sources.values()) <= self._room
 
     def tensor(self, source: str, name: str) -> torch.Tensor:
         """Return one tensor of a source on the device.
@@ -103,11 +115,11 @@ class SourceWeights:
     @contextlib.contextmanager
     def read_once(self) -> Iterator[None]:
         """Keep no tensor on the device that is read meanwhile."""
-        keeps, self.keeps = self.keeps, False
+        passes, self._passes = self._passes, True
         try:
             yield
         finally:
-            self.keeps = keeps
+            self._passes = passes
 
     def _stored(self, source: str, name: str) -> tuple[Tensor, LowRank | None]:
         """Return where a source's tensor lies, and what an adapter adds to it."""
@@ -137,10 +149,43 @@ class SourceWeights:
         if stored.filler is not None:
             missing = self._read(stored.filler)[stored.rows :]
             tensor = torch.cat([tensor, missing.to(tensor.device, tensor.dtype)])
-        tensor = tensor.to(self._device)
-        if self.keeps:
+        tensor = self._sender.send(tensor)
+        has_room = self._room is None or self._kept_bytes + tensor.nbytes <= self._room
+        if has_room and not self._passes:
             self._on_device[key] = tensor
+            self._kept_bytes += tensor.nbytes
         return tensor
+
+
+class _Sender:
+    """Copies tensors to a device by way of page-locked memory, of which it has two pieces in turn.
+
+    So that one is filled from the file while the other one travels.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._pieces = [torch.empty(0, dtype=torch.uint8)] * 2
+        self._sent: list[torch.cuda.Event | None] = [None, None]
+        self._turn = 0
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor on the device, in order with the current stream's other work."""
+        if self._device.type != "cuda":
+            return tensor.to(self._device)
+        turn = self._turn = 1 - self._turn
+        sent = self._sent[turn]
+        if sent is not None:
+            sent.synchronize()
+        if self._pieces[turn].numel() < tensor.nbytes:
+            self._pieces[turn] = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True)
+        staged = self._pieces[turn][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        staged.copy_(tensor)
+        there = staged.to(self._device, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._sent[turn] = event
+        return there
 
 
 def read_stored(stored: Tensor) -> torch.Tensor:

@@ -65,3 +65,24 @@ class ItemPredictions:
         # s^2 / n (1 - n / N): the sample is drawn from finitely many (Cochran, theorem 2.2)
         variance = float(beyond.var(ddof=1)) / count * (1.0 - count / total)
         return Score(mean, float(np.sqrt(variance)), count)
+
+
+def towards_mean(scores: Sequence[Score]) -> list[Score]:
+    """Return candidates' estimates drawn towards their common mean, those of few items more.
+
+    The best of many estimates is the luckiest; a mean that weighs each by what its items are worth
+    makes those of many and of few comparable (empirical Bayes: Efron & Morris 1975,
+    doi:10.1080/01621459.1975.10479864).
+
+    >>> [round(score.mean, 2) for score in towards_mean([Score(0.2, 0.1, 25), Score(0.6, 0.1, 25)])]
+    [0.25, 0.55]
+    """
+    means = np.array([score.mean for score in scores])
+    # of one item: all candidates' together, as a few scores may not differ by chance
+    variance = float(np.mean([score.stderr**2 * score.items for score in scores]))
+    noise = variance / np.array([score.items for score in scores])
+    # Var(means) = signal + noise; a mean keeps signal / (signal + noise) of its distance
+    signal = max(0.0, float(means.var()) - float(noise.mean()))
+    kept = signal / (signal + noise) if signal > 0.0 else 1.0 / (1.0 + noise)
+    drawn = means.mean() + kept * (means - means.mean())
+    return [score._replace(mean=float(mean)) for score, mean in zip(scores, drawn, strict=True)]

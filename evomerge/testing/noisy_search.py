@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.scoring.estimates import towards_mean
+from evomerge.scoring.outcome import Score
 from evomerge.search.controllers import CONTROLLERS, Controller, Feedback, Problem, make_controller
 from evomerge.search.objectives import Objective
 from evomerge.search.race import (
@@ -150,8 +152,9 @@ def _confirmed(
         world.points[number] = genome
         racers.append(number)
     means = {}
-    for number, mean in zip(estimates, _shrunk(estimates), strict=True):
-        means[number] = Standing(0.0, float(mean), (float(mean),), {})
+    drawn = towards_mean([_estimate(found) for found in estimates.values()])
+    for number, score in zip(estimates, drawn, strict=True):
+        means[number] = Standing(0.0, score.mean, (score.mean,), {})
     if not in_parts:
         best = most_promising(means, 1, on_front=False)
         racers = [*best, *racers[:1]]
@@ -177,9 +180,7 @@ def _confirmed(
     return world.points[most_promising(standings, 1, on_front=False)[0]]
 
 
-def _shrunk(estimates: Mapping[int, list[float]]) -> np.ndarray:
-    """Return the means of candidates' estimates, drawn towards that of all: few of them more."""
-    means = np.array([np.mean(found) for found in estimates.values()])
-    noise = 0.2 / _PART / np.array([len(found) for found in estimates.values()])
-    signal = max(1e-4, float(means.var() - noise.mean()))
-    return np.asarray(means.mean() + signal / (signal + noise) * (means - means.mean()))
+def _estimate(means: list[float]) -> Score:
+    """Return the mean of a candidate's parts; an item that is right or wrong varies by 0.2."""
+    items = _PART * len(means)
+    return Score(float(np.mean(means)), (0.2 / items) ** 0.5, items)

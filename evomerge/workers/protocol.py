@@ -33,6 +33,8 @@ class WorkerPlan:
         threads: torch threads in the worker.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         trust: what code of the sources may run.
+        sources_bytes: of the sources' tensors that stay on a GPU; None: what there is room for.
+        device_share: of a GPU that the worker has.
 
     >>> from evomerge.recipes.parameters import single
     >>> plan = WorkerPlan({"a": "models/a"}, {"a": "0f"}, "a", "float32", "float32", {}, False, {},
@@ -53,6 +55,8 @@ class WorkerPlan:
     threads: int
     device: str = "auto"
     trust: Trust = NOBODY
+    sources_bytes: int | None = None
+    device_share: float = 1.0
 
 
 class Job(NamedTuple):

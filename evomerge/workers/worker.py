@@ -8,14 +8,14 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from evomerge.errors import CandidateFailure, SourceChanged, one_line
-from evomerge.kernels.checksum import Checksum, tile_digests
+from evomerge.kernels.checksum import Checksum
 from evomerge.merging.live_model import FlatWeights, LiveModel, open_live_model
 from evomerge.merging.live_routing import Router
 from evomerge.merging.merger import Merger
@@ -29,6 +29,7 @@ from evomerge.scoring.outcome import Outcome
 from evomerge.sources.alignment import all_aligned
 from evomerge.sources.digest import digest, files_of, touched
 from evomerge.sources.source import Source, open_source
+from evomerge.workers.device_memory import room_for_sources
 from evomerge.workers.protocol import Job, WorkerPlan
 
 if TYPE_CHECKING:
@@ -69,10 +70,11 @@ class Worker:
         is_routed = isinstance(
             plan.first, RoutingRecipe
         )  # then sources are on the device as models
-        self._merger = Merger(self._sources, plan.hashes, device, keep=not is_routed)
-        self._merger.prepare(plan.first)
         frame = self._sources[plan.frame]
         self._live = open_live_model(frame, plan.compute_dtype, device, plan.trust.remote_code)
+        room = 0 if is_routed else room_for_sources(device, plan.sources_bytes, plan.device_share)
+        self._merger = Merger(self._sources, plan.hashes, device, room)
+        self._merger.prepare(plan.first)
         self._flat: FlatWeights | None = None  # made for the first weights that come with a job
         self._router: Router | None = None
         if isinstance(plan.first, RoutingRecipe):
@@ -149,13 +151,8 @@ class Worker:
         tensors = self._merger.shapes(recipe)
         others = [name for name in tensors if name not in digests]
 
-        # What transformers stacks or splits on loading is streamed, and digested on the way.
-        def digested() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, tensor in self._merger.stream(recipe, others):
-                digests[name] = tile_digests(tensor)
-                yield name, tensor
-
-        self._live.load(digested())
+        # What transformers stacks or splits on loading is streamed.
+        self._live.load(self._merger.stream(recipe, others, digests))
         return self._checksum(recipe, digests)
 
     def _take(self, recipe: Recipe, weights: np.ndarray) -> str:

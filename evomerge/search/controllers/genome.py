@@ -101,8 +101,6 @@ class Genome(Controller):
         self._rng = np.random.default_rng(problem.seed)
         self._options = options
         self._start = np.clip(np.asarray(problem.start, float), 0.0, 1.0)
-        steps = 1.0 if problem.steps is None else problem.steps
-        self._steps = np.broadcast_to(steps, self._start.shape)
         self._in_parts = problem.parts > 1
         self.population: list[Pooled] = []
         self._generation = -1
@@ -135,7 +133,7 @@ class Genome(Controller):
         """Return the start, and as many around it as the population lacks."""
         lacking = self._options.population - len(self.population) - 1
         noise = self._rng.standard_normal((max(lacking, 0), len(self._start)))
-        around = self._start + self._options.spread * self._steps * noise
+        around = self._start + self._options.spread * noise
         return [self._start, *np.clip(around, 0.0, 1.0)]
 
     def _bred(self) -> list[np.ndarray | Pooled]:
@@ -166,7 +164,7 @@ class Genome(Controller):
         """Return a copy some of whose genes have noise, N(0, sigma^2)."""
         differs = self._rng.random(len(genome)) < self._options.gene_mutation
         differs[self._rng.integers(len(genome))] = True
-        noise = self._options.sigma * self._steps * self._rng.standard_normal(len(genome))
+        noise = self._options.sigma * self._rng.standard_normal(len(genome))
         return np.clip(genome + differs * noise, 0.0, 1.0)
 
     def _weights(self) -> np.ndarray:

@@ -110,8 +110,6 @@ class ParticleSwarm(Controller):
         self._rng = np.random.default_rng(problem.seed)
         self._options = options
         self._start = np.clip(np.asarray(problem.start, float), 0.0, 1.0)
-        steps = 1.0 if problem.steps is None else problem.steps
-        self._spread = options.spread * np.broadcast_to(steps, self._start.shape)
         self._in_parts = problem.parts > 1
         # Twice as many on few items: after 240,000 of them, in parts of 50 and on a sphere of 12
         # genes, the mean of their bests was 1.6 points off the optimum, that of half as many 2.8.
@@ -171,7 +169,7 @@ class ParticleSwarm(Controller):
         if position is None:
             if particle is self.swarm[0]:
                 return self._start
-            step = self._spread * self._rng.standard_normal(len(self._start))
+            step = self._options.spread * self._rng.standard_normal(len(self._start))
             return np.clip(self._start + step, 0.0, 1.0)
         if leader is None or particle.best is None or particle.best.has_failed:
             return self._begun_anew(particle)
