@@ -4,15 +4,15 @@
     python benchmarks/gpu.py merges --size 1.5B --room 4
 
 On a machine without a GPU the same code runs on the processor. Sources are Llamas of random weights
-in bfloat16, a base and three experts.
+in bfloat16, a base and three experts. Methods that transform task vectors first are left out: what
+they merge then is a weighted sum.
 
 `bits`      every method, merged on the GPU and on the processor: how many tensors have the same
             bits.
 `merges`    every method's time against that which its bytes would take in a copy, with all sources
             on the device, and with `--room` GB of them there and the rest streamed from the page
             cache; the most memory that merging takes, the live model not counted. `eager` is the
-            same merge by torch's operations, one after the other. Methods that transform task
-            vectors first are left out: what they merge then is a weighted sum.
+            same merge by torch's operations, one after the other.
 `campaign`  a search in which models of 135M parameters answer the tiny models' prompts, in this
             process: candidates a minute, where their time goes (see overhead.py), whether the best
             one's exported weights carry the checksum that was archived when they were scored.
@@ -66,11 +66,16 @@ def recipe(method: str, names: Sequence[str]) -> ParametersRecipe:
     return replace(recipe_of(method, models, base, density=0.5), dtype="bfloat16")
 
 
+def unprepared() -> list[str]:
+    """Return the methods that merge the sources themselves, not what was made of them before."""
+    return [name for name in sorted(METHODS.all()) if METHODS.get(name).prepare is None]
+
+
 def bits(options: argparse.Namespace, folder: Path) -> None:
     """Compare digests of merges on the device and on the processor."""
     names = family(options.small, folder)
     rows = []
-    for method in sorted(METHODS.all()):
+    for method in unprepared():
         found = []
         for device in (DEVICE, "cpu"):
             live = live_tensors(open_source(names[0]), device)
@@ -99,7 +104,7 @@ def merges(options: argparse.Namespace, folder: Path) -> None:
         f"\n{options.size}: {len(names)} sources of {size / 1e9:.2f} GB,"
         f" copy {speed / 1e9:.0f} GB/s"
     )
-    methods = [name for name in sorted(METHODS.all()) if METHODS.get(name).prepare is None]
+    methods = unprepared()
     streamed = [name for name in ("linear", "ties", "dare_ties") if name in methods]
     rows = []
     for where, room, some in (

@@ -4,6 +4,10 @@ On a GPU where there is one; elsewhere in Triton's interpreter, which runs the p
 processor (its bfloat16 is not rounded to the nearest, so only a GPU is asked for that).
 """
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -173,6 +177,7 @@ def test_a_source_without_a_share_is_not_read():
     assert torch.equal(target["w"], some["w"][1])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter's numpy
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("masks", [False, True])
 def test_what_is_not_finite_fails_by_its_name_whatever_is_masked(value, masks):
@@ -187,6 +192,40 @@ def test_what_is_not_finite_fails_by_its_name_whatever_is_masked(value, masks):
     plan = MergePlan(Operands(some), torch.float32, (sums,))
     with pytest.raises(CandidateFailure, match=r"merged tensor b.weight is not finite"):
         fused.FusedKernels().merge(plan, targets_of(plan, torch.float32))
+
+
+COMPILE = """
+import re, triton
+from triton.backends.compiler import GPUTarget
+from evomerge.kernels import triton_programs
+
+names = triton_programs.merge.arg_names
+pointers = {"numbers": "*fp32", "keys": "*u32", "WIDTH": "i32"}
+for thin, join, normalize in ((0, 0, False), (1, 1, True), (2, 0, False)):
+    fixed = {"COUNT": 4, "DTYPES": 0, "PLAN": 0, "OUT": 0, "THIN": thin, "JOIN": join}
+    fixed |= {"NORMALIZE": normalize, "ALIGNED": True, "TILE": 32768, "BLOCK": 2048}
+    signature = {n: "constexpr" if n in fixed else pointers.get(n, "*i64") for n in names}
+    constants = {(names.index(name),): value for name, value in fixed.items()}
+    source = triton.compiler.ASTSource(triton_programs.merge, signature, constants)
+    options = {"num_warps": 4, "enable_fp_fusion": False}
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    print(len(re.findall(r"\\bfma\\.", ptx)), len(re.findall(r"\\bmul\\.(?:rn\\.)?f32", ptx)),
+          len(re.findall(r"ld\\.global\\.v4", ptx)), len(re.findall(r"\\bmad\\.f", ptx)))
+"""
+
+
+def test_what_is_compiled_for_a_gpu_contracts_nothing_and_reads_sixteen_bytes_at_once(tmp_path):
+    """Triton compiles for a GPU without one; a product and a sum are two instructions."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [list(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(lines) == 3
+    for contracted, products, wide_loads, mads in lines:
+        assert contracted == mads == 0 and products > 0 and wide_loads >= 8
 
 
 def test_without_triton_a_gpu_merges_in_eager_torch_and_says_so(monkeypatch, caplog):

@@ -173,8 +173,10 @@ class _Tables:
         for index, row in enumerate(rows):
             addresses[index, : len(row.addresses)] = row.addresses
         sizes = np.array([row.size for row in rows], np.int64)
-        self._codes = [row.dtypes for row in rows]
-        self._out_codes = [row.out_dtype for row in rows]
+        self._codes = np.zeros((len(rows), width), np.int64)
+        for index, row in enumerate(rows):
+            self._codes[index, : len(row.dtypes)] = row.dtypes
+        self._out_codes = np.array([row.out_dtype for row in rows], np.int64)
         outs = np.array([row.out for row in rows], np.int64)
         self._aligned = ~((addresses % 16).any(axis=1) | (outs % 16 != 0))
         tiles = (sizes + self._tile - 1) // self._tile
@@ -183,7 +185,7 @@ class _Tables:
         self._sizes, self._keys = self._sent(sizes), _keys_on(self._device)
         self._numbers = _Staged((len(rows), width, _NUMBERS), torch.float32, self._device)
         self._words = _Staged((len(rows), width, _WORDS), torch.int64, self._device)
-        self._results = torch.empty((2, self._tiles[-1]), dtype=torch.int64, device=self._device)
+        self._results = torch.zeros((2, self._tiles[-1]), dtype=torch.int64, device=self._device)
         self._launches: dict[bytes, torch.Tensor] = {}  # rows -> their tiles
 
     def _rows(self, starts: Mapping[str, np.ndarray]) -> "Sequence[_Row]":
@@ -215,7 +217,7 @@ class _Tables:
 
     def merge(self, groups: Sequence[Sums]) -> dict[str, np.ndarray]:
         """Merge all tensors, each in one pass; return name -> digests of its first run's tiles."""
-        forms: dict[_Form, list[int]] = {}
+        forms: dict[_Form, list[np.ndarray]] = {}
         for group in groups:
             if isinstance(group, MaskedSums):
                 rows = self._of(group.names)
@@ -227,23 +229,22 @@ class _Tables:
                 rows, coefficients = self._weights(group)
                 self._numbers.here[rows, : coefficients.shape[-1], 0] = coefficients
                 how, count = (0, 0, False), coefficients.shape[-1]
-            for row in rows.tolist():
-                dtypes = sum(code * 3**k for k, code in enumerate(self._codes[row][:count]))
-                out, aligned = self._out_codes[row], bool(self._aligned[row])
-                forms.setdefault(_Form(count, dtypes, out, *how, aligned), []).append(row)
+            # to the base of three, the first operand's lowest
+            dtypes = self._codes[rows, :count] @ 3 ** np.arange(count)
+            kinds = np.stack([dtypes, self._out_codes[rows], self._aligned[rows]], axis=1)
+            for kind in np.unique(kinds, axis=0):
+                form = _Form(count, int(kind[0]), int(kind[1]), *how, bool(kind[2]))
+                forms.setdefault(form, []).append(rows[(kinds == kind).all(axis=1)])
         self._numbers.send()
         self._words.send()
         for form, of_form in forms.items():
-            self._launch(form, np.array(of_form))
+            self._launch(form, np.concatenate(of_form))
         made, broken = self._results.cpu().numpy()
         if broken.any():
             row = int(np.searchsorted(self._tiles, broken.argmax(), side="right")) - 1
             raise not_finite([name for name, first in self._first.items() if first <= row][-1])
-        digests = made.view(np.uint64)
-        return {
-            name: digests[self._tiles[row] : self._tiles[row + 1]].copy()
-            for name, row in self._first.items()
-        }
+        digests, tiles = made.view(np.uint64), self._tiles.tolist()
+        return {name: digests[tiles[row] : tiles[row + 1]] for name, row in self._first.items()}
 
     def _of(self, names: Sequence[str]) -> np.ndarray:
         """Return the first rows of tensors."""

@@ -40,18 +40,22 @@ def _pointer(address, CODE: tl.constexpr, ALIGNED: tl.constexpr):
 def _loaded(pointer, at, inside, MASKED: tl.constexpr):
     """Return elements as float32, zeros beyond the end."""
     if MASKED:
-        return tl.load(pointer + at, mask=inside, other=0.0).to(tl.float32)
-    return tl.load(pointer + at).to(tl.float32)
+        elements = tl.load(pointer + at, mask=inside, other=0.0)
+    else:
+        elements = tl.load(pointer + at)
+    return elements.to(tl.float32)
 
 
 @triton.jit
 def _rounded(x, CODE: tl.constexpr):
     """Return float32 rounded to a dtype once, to the nearest and ties to even."""
     if CODE == BFLOAT16:
-        return x.to(tl.bfloat16)
-    if CODE == FLOAT16:
-        return x.to(tl.float16)
-    return x
+        rounded = x.to(tl.bfloat16)
+    elif CODE == FLOAT16:
+        rounded = x.to(tl.float16)
+    else:
+        rounded = x
+    return rounded
 
 
 @triton.jit
@@ -95,15 +99,15 @@ def _thinned(
     MASKED: tl.constexpr,
 ):  # fmt: skip
     """Return what is left of a block of a task vector; see `eager._thinned`."""
+    left = tau
     if THIN == SIZE:
         size = tl.abs(tau)
-        return tau * ((size >= tl.load(numbers + 1)) & (size <= tl.load(numbers + 2))).to(
-            tl.float32
-        )
-    if THIN == RANDOM:
+        kept = (size >= tl.load(numbers + 1)) & (size <= tl.load(numbers + 2))
+        left = tau * kept.to(tl.float32)  # times 0, not left out: NaN stays what it is
+    elif THIN == RANDOM:
         draws = _draws(start, tl.load(words), tl.load(words + 1), BLOCK)
-        return tau * (draws < tl.load(words + 2)).to(tl.float32) * tl.load(numbers + 1)
-    if THIN == RANKED:
+        left = tau * (draws < tl.load(words + 2)).to(tl.float32) * tl.load(numbers + 1)
+    elif THIN == RANKED:
         draws = _draws(start, tl.load(words), tl.load(words + 1), BLOCK)
         levels = tl.load(words + 2).to(tl.pointer_type(tl.uint8))
         if MASKED:
@@ -112,28 +116,38 @@ def _thinned(
             level = tl.load(levels + at)
         chance = tl.load(numbers + 1) + level.to(tl.float32) * tl.load(numbers + 2)
         threshold = tl.minimum(tl.maximum(chance, 0.0), 65536.0).to(tl.int32)
-        kept = tau * (draws < threshold).to(tl.float32)
+        left = tau * (draws < threshold).to(tl.float32)
         if tl.load(numbers + 3) != 0.0:
-            kept = kept * tl.div_rn(65536.0, tl.maximum(threshold, 1).to(tl.float32))
-        return kept
-    return tau
+            left = left * tl.div_rn(65536.0, tl.maximum(threshold, 1).to(tl.float32))
+    return left
 
 
 @triton.jit
-def _block(
+def _weighted_sum(
+    addresses, numbers, at, inside, BLOCK: tl.constexpr, COUNT: tl.constexpr,
+    DTYPES: tl.constexpr, ALIGNED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Return a block of a weighted sum in float32; see `eager.weighted_sum`."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for k in tl.static_range(COUNT):
+        weight = tl.load(numbers + k * 4)
+        pointer = _pointer(tl.load(addresses + k), (DTYPES // 3**k) % 3, ALIGNED)
+        # what has no share is not even read
+        read = tl.broadcast_to(weight, (BLOCK,)) != 0.0
+        if MASKED:
+            read = read & inside
+        total += tl.load(pointer + at, mask=read, other=0.0).to(tl.float32) * weight
+    return total
+
+
+@triton.jit
+def _masked_sum(
     addresses, numbers, words, at, inside, start, BLOCK: tl.constexpr, COUNT: tl.constexpr,
     DTYPES: tl.constexpr, THIN: tl.constexpr, JOIN: tl.constexpr, NORMALIZE: tl.constexpr,
     ALIGNED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Return a block of the merged tensor in float32."""
+    """Return a block of a masked sum in float32; see `eager.masked_sum`."""
     total = tl.zeros((BLOCK,), tl.float32)
-    if THIN == WEIGHTED:
-        for k in tl.static_range(COUNT):
-            weight = tl.load(numbers + k * 4)
-            if weight != 0.0:  # what has no share is not even read
-                pointer = _pointer(tl.load(addresses + k), (DTYPES // 3**k) % 3, ALIGNED)
-                total += _loaded(pointer, at, inside, MASKED) * weight
-        return total
     base = _pointer(tl.load(addresses), DTYPES % 3, ALIGNED)
     origin = _loaded(base, at, inside, MASKED)
     taus = ()
@@ -186,16 +200,43 @@ def _block(
 
 
 @triton.jit
-def _digested(rounded, within, inside, keys, PLAN: tl.constexpr):
-    """Return each element's share of the digest: its 32-bit word times the word's key."""
+def _block(
+    addresses, numbers, words, at, inside, start, BLOCK: tl.constexpr, COUNT: tl.constexpr,
+    DTYPES: tl.constexpr, THIN: tl.constexpr, JOIN: tl.constexpr, NORMALIZE: tl.constexpr,
+    ALIGNED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Return a block of the merged tensor in float32."""
+    if THIN == WEIGHTED:
+        block = _weighted_sum(
+            addresses, numbers, at, inside, BLOCK, COUNT, DTYPES, ALIGNED, MASKED
+        )  # fmt: skip
+    else:
+        block = _masked_sum(
+            addresses, numbers, words, at, inside, start, BLOCK, COUNT, DTYPES, THIN, JOIN,
+            NORMALIZE, ALIGNED, MASKED,
+        )  # fmt: skip
+    return block
+
+
+@triton.jit
+def _digest(rounded, step, inside, keys, BLOCK: tl.constexpr, PLAN: tl.constexpr,
+            MASKED: tl.constexpr):  # fmt: skip
+    """Return each 32-bit word of a block times its key, as the digest adds them up.
+
+    Args:
+        rounded: (BLOCK,) merged elements; beyond the tensor's end they are 0.
+        step: of the block within its tile.
+    """
+    if MASKED:
+        rounded = tl.where(inside, rounded, tl.zeros_like(rounded))
     if PLAN == FLOAT32:
-        word = rounded.to(tl.uint32, bitcast=True).to(tl.uint64)
-        shares = word * tl.load(keys + within).to(tl.uint64)
+        word = rounded.to(tl.uint32, bitcast=True)
+        key = tl.load(keys + step * BLOCK + tl.arange(0, BLOCK))
     else:  # two elements a word, the first of them low
-        word = rounded.to(tl.uint16, bitcast=True).to(tl.uint64)
-        key = tl.load(keys + within // 2).to(tl.uint64)
-        shares = (word * key) << ((within % 2) * 16).to(tl.uint64)
-    return tl.where(inside, shares, 0)
+        low, high = tl.split(tl.reshape(rounded.to(tl.uint16, bitcast=True), (BLOCK // 2, 2)))
+        word = low.to(tl.uint32) | (high.to(tl.uint32) << 16)
+        key = tl.load(keys + step * (BLOCK // 2) + tl.arange(0, BLOCK // 2))
+    return word.to(tl.uint64) * key.to(tl.uint64)
 
 
 @triton.jit
@@ -216,7 +257,7 @@ def merge(
             how many votes are needed.
         words: (rows, WIDTH, 3) int64: key, key, and threshold or the address of the ranks.
         keys: of the digest, uint32 as int32's bits.
-        digests, broken: (tiles,) int64: the digest, and how many elements are not finite.
+        digests, broken: (tiles,) int64: the digest, and 1 where an element is not finite.
         WIDTH: operands in a row of the tables.
         COUNT, DTYPES: operands, and their dtypes' codes, the first lowest, to the base of three.
         PLAN, OUT: codes of the merge's dtype and of the target's.
@@ -225,39 +266,37 @@ def merge(
         TILE, BLOCK: elements of a tile, and of a step within it.
     """
     tile = tiles + tl.program_id(0) * 3
-    row, first = tl.load(tile), tl.load(tile + 1)
+    row, first = tl.load(tile), tl.multiple_of(tl.load(tile + 1), BLOCK)
     count = tl.minimum(tl.load(sizes + row) - first, TILE)
     own = addresses + row * WIDTH
     own_numbers, own_words = numbers + row * WIDTH * 4, words + row * WIDTH * 3
     out = _pointer(tl.load(outs + row), OUT, ALIGNED)
-    digest = tl.zeros((BLOCK,), tl.uint64)
-    wrong = tl.zeros((BLOCK,), tl.int32)
+    WORDS: tl.constexpr = BLOCK if PLAN == FLOAT32 else BLOCK // 2
+    digest = tl.zeros((WORDS,), tl.uint64)
+    wrong = tl.zeros((BLOCK,), tl.float32)
     steps = tl.arange(0, BLOCK)
     whole = count // BLOCK
     for step in range(whole):
-        within = step * BLOCK + steps
         start = first + step * BLOCK
-        inside = within < TILE
         x = _block(
-            own, own_numbers, own_words, start + steps, inside, start, BLOCK, COUNT, DTYPES, THIN,
-            JOIN, NORMALIZE, ALIGNED, False,
+            own, own_numbers, own_words, start + steps, steps < BLOCK, start, BLOCK, COUNT, DTYPES,
+            THIN, JOIN, NORMALIZE, ALIGNED, False,
         )  # fmt: skip
         x = _rounded(x, PLAN)
         tl.store(out + start + steps, x.to(out.dtype.element_ty))
-        digest += _digested(x, within, inside, keys, PLAN)
-        wrong += tl.where(tl.abs(x.to(tl.float32)) < float("inf"), 0, 1)
+        digest += _digest(x, step, steps < BLOCK, keys, BLOCK, PLAN, False)
+        wrong += x.to(tl.float32) * 0.0  # which an infinity or NaN makes NaN
     if whole * BLOCK < count:  # the last elements of a tensor
-        within = whole * BLOCK + steps
         start = first + whole * BLOCK
-        inside = within < count
+        inside = whole * BLOCK + steps < count
         x = _block(
             own, own_numbers, own_words, start + steps, inside, start, BLOCK, COUNT, DTYPES, THIN,
             JOIN, NORMALIZE, ALIGNED, True,
         )  # fmt: skip
         x = _rounded(x, PLAN)
         tl.store(out + start + steps, x.to(out.dtype.element_ty), mask=inside)
-        digest += _digested(x, within, inside, keys, PLAN)
-        wrong += tl.where((tl.abs(x.to(tl.float32)) < float("inf")) | (within >= count), 0, 1)
+        digest += _digest(x, whole, inside, keys, BLOCK, PLAN, True)
+        wrong += tl.where(inside, x.to(tl.float32), 0.0) * 0.0
     place = tl.load(tile + 2)
     tl.store(digests + place, tl.sum(digest).to(tl.int64, bitcast=True))
-    tl.store(broken + place, tl.sum(wrong).to(tl.int64))
+    tl.store(broken + place, (tl.sum(wrong) != 0.0).to(tl.int64))
