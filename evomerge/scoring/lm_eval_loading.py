@@ -75,20 +75,54 @@ def quietly() -> Iterator[None]:
     ...     logging.getLogger("lm_eval").level == logging.ERROR
     True
     """
-    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns wherever one forks
-    for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with levels_kept(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            mute_loggers()
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
         if parallelism is None:
             os.environ.pop("TOKENIZERS_PARALLELISM", None)
+
+
+def mute_loggers() -> None:
+    """Let the loggers of lm-eval and what it uses say errors alone.
+
+    >>> with levels_kept():
+    ...     mute_loggers()
+    ...     logging.getLogger("datasets").level == logging.ERROR
+    True
+    """
+    _set_levels(dict.fromkeys(_LOGGERS, logging.ERROR))
+
+
+@contextlib.contextmanager
+def levels_kept() -> Iterator[None]:
+    """Put back, on leaving, the levels that `mute_loggers` sets.
+
+    >>> before = logging.getLogger("datasets").level
+    >>> with levels_kept():
+    ...     mute_loggers()
+    >>> before == logging.getLogger("datasets").level
+    True
+    """
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    try:
+        yield
+    finally:
+        _set_levels(levels)
+
+
+def _set_levels(levels: Mapping[str, int]) -> None:
+    """Set the levels of loggers by name, where they are others.
+
+    Each time, Python empties the caches of all loggers; those of our libraries are five hundred.
+    """
+    for name, level in levels.items():
+        if logging.getLogger(name).level != level:
+            logging.getLogger(name).setLevel(level)
 
 
 def _of_name(name: str) -> tuple[Any, list[str] | None]:

@@ -10,6 +10,7 @@ import torch
 
 from evomerge.config.parts import WorkersSection
 from evomerge.scoring.generators import generators_kept
+from evomerge.scoring.lm_eval_loading import levels_kept
 from evomerge.workers.protocol import Finished, Job, Lost, Pool, WorkerPlan, WorkerState
 from evomerge.workers.worker import Worker, spare_collector
 
@@ -75,7 +76,7 @@ class InlinePool:
 def _process_kept() -> Iterator[None]:
     """Put back, on leaving, what a worker sets for the whole process."""
     threads = torch.get_num_threads()
-    with generators_kept():
+    with generators_kept(), levels_kept():
         try:
             yield
         finally:

@@ -24,6 +24,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
 from evomerge.scoring.fitness import Fitness
 from evomerge.scoring.generators import seed_torch
+from evomerge.scoring.lm_eval_loading import mute_loggers
 from evomerge.scoring.open_fitness import open_fitness
 from evomerge.scoring.outcome import Outcome
 from evomerge.sources.alignment import all_aligned
@@ -91,6 +92,7 @@ class Worker:
             self._fitness[objective] = fitness
         for fitness in self._fitness.values():
             fitness.follow(self._fitness)
+        mute_loggers()  # for good, as to do so for every score takes milliseconds
 
     def evaluate(self, job: Job) -> Outcome:
         """Merge and score one candidate; whatever it does wrong is in the outcome.
