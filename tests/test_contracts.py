@@ -1,7 +1,8 @@
 """What adapters lean on in libraries without being promised it; a failure says what broke.
 
 One test for each adapter: `search/controllers/nsga.py` and `optuna_samplers.py` (optuna),
-`scoring/lm_eval_task.py` and `lm_eval_model.py` (lm-eval), `search/controllers/cmaes.py` (pycma).
+`scoring/lm_eval_task.py` and `lm_eval_transformers.py` (lm-eval), `search/controllers/cmaes.py`
+(pycma).
 For transformers see test_contracts_transformers.py.
 """
 
@@ -64,17 +65,18 @@ def test_lm_eval_s_tasks_have_what_is_read_of_them(here):
         assert name in options, broke("lm_eval", f"build_all_requests takes no {name}")
     from lm_eval.models.huggingface import HFLM
 
-    names = ("tok_encode", "tok_batch_encode", "tok_decode", "loglikelihood", "generate_until")
+    names = ("tok_encode", "tok_batch_encode", "tok_decode", "loglikelihood")
     for name in names:
         assert hasattr(HFLM, name), broke(
-            "lm_eval", f"HFLM has no {name}, which WarmHFLM overrides"
+            "lm_eval", f"HFLM has no {name}, which TransformersEngine uses"
         )
 
 
 def test_lm_eval_s_answers_are_what_was_decoded_up_to_the_stop_string(world):
     from lm_eval.api.instance import Instance
 
-    from evomerge.scoring.lm_eval_model import Answer, answer, language_model
+    from evomerge.scoring.answer import Answer
+    from evomerge.scoring.lm_eval_model import answer, language_model
     from evomerge.testing.lm_eval_tasks import example_live, example_section
 
     lm = language_model(*example_live(), example_section())
@@ -82,7 +84,9 @@ def test_lm_eval_s_answers_are_what_was_decoded_up_to_the_stop_string(world):
     asked = Instance("generate_until", {}, prompt, 0, metadata=("example", 0, 1))
     answer(lm, [asked])
     (said,) = asked.said
-    assert isinstance(said, Answer), broke("lm_eval", "answers are no longer what tok_decode gives")
+    assert isinstance(said, Answer), broke(
+        "lm_eval", "answers are cut by something else than str.split"
+    )
     assert asked.resps == [str(said)] and len(said.tokens) == 4
 
 
