@@ -39,6 +39,7 @@ from evomerge.campaign.build import open_campaign, read_and_check
 from evomerge.campaign.campaign import Campaign
 from evomerge.canonical import item_hash
 from evomerge.scoring.fitness import TaskSection
+from evomerge.scoring.lm_eval_model import LoadedModel
 
 HERE = Path(__file__).parent
 CSV = Path(__file__).with_suffix(".csv")
@@ -173,7 +174,8 @@ def scored(campaign: Campaign, folder: Path) -> dict[str, dict[str, float]]:
     means: dict[str, dict[str, float]] = {"search": {}, "heldout": {}}
     for name, fitness in campaign.fitness.items():
         split = campaign.splits[name]
-        fitness.prepare(model, tokenizer, sorted((*split.search, *split.heldout)))
+        ordinals = sorted((*split.search, *split.heldout))
+        fitness.prepare(LoadedModel(model, tokenizer), ordinals)
         for side, of_side in means.items():
             with torch.inference_mode():
                 of_side[name] = float(fitness.score(split.of(side)).mean(dtype=np.float64))

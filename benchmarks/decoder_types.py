@@ -54,6 +54,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import Hop, RoutingRecipe
 from evomerge.scoring.fitness import FunctionSection
 from evomerge.scoring.function import FunctionFitness
+from evomerge.scoring.lm_eval_model import LoadedModel
 from evomerge.scoring.lm_eval_task import TaskFitness
 from evomerge.sources.architectures import family_of
 from evomerge.sources.model_class import speaks
@@ -352,7 +353,7 @@ class Sweep:
         if speaks(self.source.class_name):
             try:
                 fitness = task()
-                fitness.prepare(other, tokenizer, [0, 1, 2, 3])
+                fitness.prepare(LoadedModel(other, tokenizer), [0, 1, 2, 3])
                 expected = fitness.score([0, 1, 2, 3])
                 result = "task"
             except Exception as error:
@@ -365,10 +366,10 @@ class Sweep:
                 logits(other)
             except Exception:
                 return "-", "it runs on no text alone"
-            fitness.prepare(other, tokenizer, [0, 1])
+            fitness.prepare(LoadedModel(other, tokenizer), [0, 1])
             expected = fitness.score([0, 1])
         ordinals = [*range(len(expected))]
-        fitness.prepare(live.model, tokenizer, ordinals)
+        fitness.prepare(LoadedModel(live.model, tokenizer), ordinals)
         found = fitness.score(ordinals)
         if found.tolist() != expected.tolist():
             return "FAILED", f"scores are {found}, and {expected} of the directory"

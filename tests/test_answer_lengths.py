@@ -15,6 +15,7 @@ from evomerge.scoring.answer import Answer
 from evomerge.scoring.fitness import AnyFitness, Fitness
 from evomerge.scoring.followers import followed_split, with_followers
 from evomerge.scoring.items import Split, split_items
+from evomerge.scoring.lm_eval_model import LoadedModel
 from evomerge.scoring.open_fitness import open_fitness
 from evomerge.sections import parse
 from evomerge.testing.campaigns import example_campaign
@@ -37,8 +38,8 @@ def opened(**entries):
 def lengths_and_answers(live, ordinals=tuple(range(60)), **entry):
     """What is measured of a task's answers, and the answers."""
     fitness = opened(length={"cost": "tokens"}, task=GENERATES | entry)
-    fitness["task"].prepare(*live, ordinals)
-    fitness["length"].prepare(*live, ordinals)
+    fitness["task"].prepare(LoadedModel(*live), ordinals)
+    fitness["length"].prepare(LoadedModel(*live), ordinals)
     fitness["task"].score(ordinals)
     return fitness["length"].score(ordinals), fitness["task"].answers(ordinals)
 
@@ -145,7 +146,7 @@ def test_answers_drawn_several_times_count_by_their_mean(here, live):
     generation = LONG | {"do_sample": True, "temperature": 1.0}
     fitness = opened(often=GENERATES | {"task": "often.yaml", "generation": generation},
                      length={"cost": "tokens"})  # fmt: skip
-    fitness["often"].prepare(*live, range(6))
+    fitness["often"].prepare(LoadedModel(*live), range(6))
     torch.manual_seed(1)
     fitness["often"].score(range(6))
     found = fitness["length"].score(range(6))
@@ -189,7 +190,7 @@ def test_items_are_those_of_the_tasks_that_generate(here, live):
     assert fitness["maths"].items_of({"again": [1]}) == ()
     parts = {"maths": [3, 40], "again": [3, 8]}
     for name, part in parts.items():
-        fitness[name].prepare(*live, part)
+        fitness[name].prepare(LoadedModel(*live), part)
         fitness[name].score(part)
     ordinals = length.items_of(parts)
     found = length.score(ordinals)
@@ -205,7 +206,7 @@ def test_a_group_s_items_are_those_of_all_its_tasks(here, live):
     group = {"task": "both.yaml", "metric": "exact_match", "aggregate": "mean"}
     fitness = opened(both=group, length={"cost": "tokens", "of": ["both"]})
     assert fitness["length"].hashes == fitness["both"].hashes
-    fitness["both"].prepare(*live, range(120))
+    fitness["both"].prepare(LoadedModel(*live), range(120))
     part = [61, 2, 70]
     fitness["both"].score(part)
     ordinals = fitness["length"].items_of({"both": part})
@@ -245,7 +246,7 @@ def test_items_that_are_not_answered_in_words_are_left_out():
 
 def test_what_was_not_answered_last_is_not_measured(here, live):
     fitness = opened(maths=GENERATES, length={"cost": "tokens"})
-    fitness["maths"].prepare(*live, range(10))
+    fitness["maths"].prepare(LoadedModel(*live), range(10))
     with pytest.raises(ValueError, match="item 3 was not answered when the model was last scored"):
         fitness["length"].score([3])
     fitness["maths"].score([3, 4])

@@ -68,7 +68,7 @@ def test_lm_eval_s_tasks_have_what_is_read_of_them(here):
     names = ("tok_encode", "tok_batch_encode", "tok_decode", "loglikelihood")
     for name in names:
         assert hasattr(HFLM, name), broke(
-            "lm_eval", f"HFLM has no {name}, which TransformersEngine uses"
+            "lm_eval", f"HFLM has no {name}, which TransformersLM uses"
         )
 
 
@@ -76,10 +76,10 @@ def test_lm_eval_s_answers_are_what_was_decoded_up_to_the_stop_string(world):
     from lm_eval.api.instance import Instance
 
     from evomerge.scoring.answer import Answer
-    from evomerge.scoring.lm_eval_model import answer, language_model
+    from evomerge.scoring.lm_eval_model import answer
     from evomerge.testing.lm_eval_tasks import example_live, example_section
 
-    lm = language_model(*example_live(), example_section())
+    lm = example_live().language_model(example_section())
     prompt = ("w1 w2", {"until": ["</s>"], "max_gen_toks": 4})
     asked = Instance("generate_until", {}, prompt, 0, metadata=("example", 0, 1))
     answer(lm, [asked])

@@ -62,6 +62,7 @@ def test_plain_transformers_loads_it_and_scores_the_same(run, here):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from evomerge.scoring.fitness import TaskSection
+    from evomerge.scoring.lm_eval_model import LoadedModel
     from evomerge.scoring.open_fitness import open_fitness
 
     export_candidate(run, here / "out", "7", {}, True)
@@ -69,7 +70,8 @@ def test_plain_transformers_loads_it_and_scores_the_same(run, here):
     assert model.dtype == torch.bfloat16
     section = TaskSection(name="choice", task="choice.yaml", metric="acc", batch_size=16)
     fitness = open_fitness(section)
-    fitness.prepare(model, AutoTokenizer.from_pretrained(here / "out"), range(60))
+    tokenizer = AutoTokenizer.from_pretrained(here / "out")
+    fitness.prepare(LoadedModel(model, tokenizer), range(60))
     with torch.inference_mode():
         again = fitness.score(list(range(60)))
     archive = Archive(run / "archive.db")

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evomerge.errors import BadInput
 from evomerge.scoring.fitness import AnyFitness
 from evomerge.scoring.items import LastSection, TestSplitSection, split_items
+from evomerge.scoring.lm_eval_model import LoadedModel
 from evomerge.scoring.open_fitness import open_fitness
 from evomerge.sections import parse
 
@@ -92,7 +93,7 @@ def scored(live, **spec):
     """The scores of every document, taken twice."""
     fitness = opened(**{"batch_size": 16} | spec)
     ordinals = list(range(len(fitness.hashes)))
-    fitness.prepare(*live, ordinals)
+    fitness.prepare(LoadedModel(*live), ordinals)
     ours = fitness.score(ordinals)
     assert np.array_equal(ours, fitness.score(ordinals))  # again, the responses cleared
     return ours, fitness.answers(ordinals)
@@ -164,9 +165,9 @@ def test_scores_of_a_subset_belong_to_their_items(here, live):
     spec = {"name": "t", "task": "choice.yaml", "metric": "acc", "batch_size": 1}
     fitness = opened(**spec)
     wanted = [3, 50, 8, 21]
-    fitness.prepare(*live, range(60))
+    fitness.prepare(LoadedModel(*live), range(60))
     whole = fitness.score(list(range(60)))
-    fitness.prepare(*live, wanted)
+    fitness.prepare(LoadedModel(*live), wanted)
     assert np.array_equal(fitness.score(wanted), whole[wanted])
 
 
@@ -231,7 +232,7 @@ def test_brevity_is_the_number_of_tokens_of_a_greedy_answer(monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     fitness = opened(**{"name": "brevity", "function": "fitness/brevity.py"})
     ordinals = [0, 3, 5]
-    fitness.prepare(model, tokenizer, ordinals)
+    fitness.prepare(LoadedModel(model, tokenizer), ordinals)
     with torch.inference_mode():
         found = fitness.score(ordinals)
         for count, prompt in zip(found, (fitness._items[i] for i in ordinals), strict=True):

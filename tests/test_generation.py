@@ -9,7 +9,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import MultiTokenEOSCriteria
 
 from evomerge.scoring.generation import AllStopped, StopString
-from evomerge.scoring.lm_eval_transformers import TransformersEngine
+from evomerge.scoring.lm_eval_transformers import TransformersLM
 from evomerge.testing.lm_eval_tasks import example_live
 
 MODEL, TOKENIZER = example_live()
@@ -50,14 +50,14 @@ REQUESTS = {
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_answers_are_those_of_lm_eval_however_often_they_are_asked_for(kind, batch_size):
-    engine, requests = TransformersEngine(MODEL, TOKENIZER, batch_size), REQUESTS[kind]
+    engine, requests = TransformersLM(MODEL, TOKENIZER, batch_size), REQUESTS[kind]
     wanted = theirs(requests, batch_size)
     assert [ours(engine, requests) for _ in range(3)] == [wanted] * 3
     assert len(set(wanted)) > 1
 
 
 def test_answers_are_those_of_the_weights_there_are(restored):
-    engine, requests = TransformersEngine(MODEL, TOKENIZER, 4), REQUESTS["greedy"]
+    engine, requests = TransformersLM(MODEL, TOKENIZER, 4), REQUESTS["greedy"]
     first = ours(engine, requests)
     with torch.no_grad():
         for weight in MODEL.parameters():
@@ -73,7 +73,7 @@ def restored():
 
 
 def test_few_lists_of_requests_are_kept():
-    engine = TransformersEngine(MODEL, TOKENIZER, 4)
+    engine = TransformersLM(MODEL, TOKENIZER, 4)
     requests = REQUESTS["greedy"]
     wanted = theirs(requests, 4)
     for first in range(12):  # each in a batch of its own
@@ -84,7 +84,7 @@ def test_few_lists_of_requests_are_kept():
 
 
 def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused():
-    engine = TransformersEngine(MODEL, TOKENIZER, 4)
+    engine = TransformersLM(MODEL, TOKENIZER, 4)
     with pytest.raises(ValueError, match=r"an answer of 9999 tokens leaves no room for a prompt"):
         engine.generate_until(asked(1, max_gen_toks=9999))
 

@@ -17,6 +17,7 @@ from evomerge.campaign.run import run_campaign
 from evomerge.errors import BadInput
 from evomerge.scoring.fitness import AnyFitness
 from evomerge.scoring.items import TestSplitSection, split_items
+from evomerge.scoring.lm_eval_model import LoadedModel
 from evomerge.scoring.open_fitness import open_fitness
 from evomerge.sections import parse
 
@@ -123,14 +124,14 @@ def test_a_task_that_shuffles_has_the_same_items_in_every_process(write, here, l
     task = write("mixed", "process_docs: !function few_data.shuffled", body=CHOOSE)
     before = states()
     first = opened(task=task, metric="acc")
-    first.prepare(*live, range(24))
+    first.prepare(LoadedModel(*live), range(24))
     first.score(range(24))
     assert states() == before
     random.seed(99)
     again = opened(task=task, metric="acc")
     assert again.hashes == first.hashes and len(set(first.hashes)) == 24
     prompts = [request.args[0] for request in first.requests(range(24))]
-    again.prepare(*live, range(24))
+    again.prepare(LoadedModel(*live), range(24))
     assert prompts == [request.args[0] for request in again.requests(range(24))]
     # what is asked is what was hashed: the task is not shuffled anew for its requests
     asked = [request.doc for request in first.requests(range(24))][::3]
@@ -170,7 +171,7 @@ def name_of(doc):
 def prompts_of(fitness, live):
     """Each item's name and prompt."""
     ordinals = range(len(fitness.hashes))
-    fitness.prepare(*live, ordinals)
+    fitness.prepare(LoadedModel(*live), ordinals)
     return [(name_of(r.doc), r.args[0]) for o in ordinals for r in fitness.requests([o])[:1]]
 
 
@@ -299,7 +300,7 @@ def test_a_group_is_scored_over_the_items_of_its_tasks(group, live):
     one, two = (opened(**group | {"task": f"{t}.yaml"}, batch_size=1) for t in ("one", "two"))
     assert whole.hashes == one.hashes + two.hashes and len(whole.hashes) == 24
     for fitness in (whole, one, two):
-        fitness.prepare(*live, range(len(fitness.hashes)))
+        fitness.prepare(LoadedModel(*live), range(len(fitness.hashes)))
     apart = [*one.score(range(10)), *two.score(range(14))]
     said = one.answers(range(10)) + two.answers(range(14))
     assert whole.score(range(24)).tolist() == apart and whole.answers(range(24)) == said
@@ -315,7 +316,7 @@ def test_a_group_holds_out_the_test_splits_of_its_tasks(group, live):
     whole = opened(own_test=True, **group, aggregate="mean", fewshot=2)
     assert whole.notes == ["4 of its 33 documents serve as few-shot examples and are never scored"]
     assert whole.test_from == 5 and len(whole.hashes) == 29
-    whole.prepare(*live, range(29))
+    whole.prepare(LoadedModel(*live), range(29))
     asked = [whole._places[ordinal] for ordinal in range(29)]
     names = [name_of(task.requests([own])[0].doc) for task, own in asked]
     assert len(set(names)) == 29
@@ -332,7 +333,7 @@ def test_tasks_of_a_group_show_no_items_of_one_another(write, here, live):
     write("two", "num_fewshot: 4", body=SAY.replace('doc_to_text: "', 'doc_to_text: "w5 '))
     (here / "both.yaml").write_text("group: both\ntask: [one, two]\n")
     whole = opened(task="both.yaml", metric="exact_match", aggregate="mean")
-    whole.prepare(*live, range(len(whole.hashes)))
+    whole.prepare(LoadedModel(*live), range(len(whole.hashes)))
     requests = [task.requests([own])[0] for task, own in whole._places]
     scored = {name_of(request.doc) for request in requests}
     assert 24 - 6 <= len(scored) <= 24 - 4 and len(whole.hashes) == 2 * len(scored)

@@ -34,6 +34,7 @@ ROOM_OF_LIBRARY = {
     "threadpoolctl": "evomerge.search",
     "moocore": "evomerge.search",
     "ray": "evomerge.workers",
+    "vllm": "evomerge.engines",
     "lm_eval": "evomerge.scoring",
     "sqlite3": "evomerge.archive",
     "sqlite_utils": "evomerge.archive",
@@ -134,7 +135,8 @@ def test_each_library_has_one_room():
 
 def test_every_dependency_is_imported_and_every_import_is_a_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["bayes"]]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["bayes"], *extras["vllm"]]
     names = {re.split(r"[\[<>=]", entry)[0].lower() for entry in needed}
     by_module = metadata.packages_distributions()
     imported = {name.split(".")[0] for file in FILES for name in imports_of(file)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from evomerge.archive.references import pinned
 from evomerge.campaign.amounts import amount_faults
 from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.engine_check import missing_engine
 from evomerge.campaign.named_fitnesses import (
     chat_faults,
     open_fitnesses,
@@ -249,6 +250,7 @@ def open_campaign(
     campaign = _campaign(plan, stage, listed, _Named(opened, fitness), splits, warnings)
     faults.extend(chat_faults(campaign))
     faults.extend(scoring_faults(campaign))
+    faults.extend(missing_engine(campaign))
     faults.extend(amount_faults(campaign), f"stages.{stage}" if plan.stages else "")
     if not campaign.space.dimension:
         wrong, mend = "has no genes: there is nothing to search", "leave an axis or a choice free"
@@ -298,6 +300,7 @@ def _campaign(
         threads=_threads(plan.workers),
         device=plan.workers.device,
         trust=Trust(listed.trust_remote_code, functions=True),
+        engine=plan.workers.engine,
         sources_bytes=plan.workers.sources_bytes,
         device_share=plan.workers.device_share,
     )

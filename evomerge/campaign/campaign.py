@@ -195,4 +195,6 @@ class Campaign:
 
     def machine(self) -> dict[str, Any]:
         """Return what this start runs on, with the workers' threads and device."""
-        return provenance() | {"threads": self.worker.threads, "device": self.worker.device}
+        worker = self.worker
+        own = {"threads": worker.threads, "device": worker.device, "engine": worker.engine}
+        return provenance() | own

@@ -112,7 +112,9 @@ def differences(old: CampaignPlan, new: CampaignPlan) -> list[str]:
     for stages in (before["stages"], after["stages"]):
         if stages:  # the last one's budget may change as any other campaign's
             stages[-1].pop("budget")
-    return list(_differences(before, after, ""))
+    # workers may change, but not what answers: near-ties fall otherwise in another engine
+    engines = [] if old.workers.engine == new.workers.engine else ["workers.engine"]
+    return [*_differences(before, after, ""), *engines]
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:

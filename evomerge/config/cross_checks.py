@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from evomerge.config.parts import SourcesSection, StageSection
+from evomerge.config.parts import SourcesSection, StageSection, WorkersSection
 from evomerge.errors import Fault, Faults, nearest
-from evomerge.scoring.fitness import FitnessSection
+from evomerge.scoring.fitness import CostSection, FitnessSection, FunctionSection
 from evomerge.search.controllers import CONTROLLERS, ControllerSection
 from evomerge.search.controllers.cmaes import CmaEsSection
 from evomerge.search.objectives import parse_bound
@@ -46,6 +46,35 @@ def stage_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
             wrong = f"'{stage.name}' names a model or a stage before"
             yield Fault(f"stages.{index}.name", wrong, "rename the stage")
         names.add(stage.name)
+
+
+def engine_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
+    """Return what an engine other than transformers cannot do.
+
+    Args:
+        fields: those of a plan that are right by themselves.
+
+    >>> list(engine_faults({}))
+    []
+    """
+    workers: WorkersSection | None = fields.get("workers")
+    if workers is None or workers.engine == "transformers":
+        return
+    mend = "write workers.engine: transformers"
+    for index, section in enumerate(fields.get("fitness", ())):
+        if isinstance(section, FunctionSection):
+            wrong = f"a function is given transformers' model, and {workers.engine} has none"
+            yield Fault(f"fitness.{index}.function", wrong, mend)
+        elif isinstance(section, CostSection) and section.cost != "tokens":
+            wrong = f"is measured on transformers' model, and {workers.engine} has none"
+            yield Fault(f"fitness.{index}.cost", wrong, mend)
+    stages = fields.get("stages") or ()
+    spaces = {f"stages.{i}.space": stage.space for i, stage in enumerate(stages) if stage}
+    spaces |= {} if stages else {"space": fields.get("space")}
+    for key, space in spaces.items():
+        if space is not None and space.kind in ("routing", "explicit"):
+            wrong = f"{workers.engine} takes neither layers of several models nor evolved weights"
+            yield Fault(f"{key}.kind", wrong, mend)
 
 
 def search_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:

@@ -188,6 +188,11 @@ class WorkersSection(Section):
     cpus_each: Number | None = option(
         "CPUs that Ray reserves for each worker; null: as many as threads", None, unit="CPUs", gt=0
     )
+    engine: Literal["transformers", "vllm"] = option(
+        "what runs the merged models: transformers, or vLLM (the extra `vllm`), which generates"
+        " many answers at once; it stays the same for a whole campaign",
+        "transformers",
+    )
     threads: Whole | None = option(
         "torch threads of each worker; null: this machine's cores shared out", None, ge=1
     )

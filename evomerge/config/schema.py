@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from evomerge.config.cross_checks import objective_faults, search_faults, stage_faults
+from evomerge.config.cross_checks import (
+    engine_faults,
+    objective_faults,
+    search_faults,
+    stage_faults,
+)
 from evomerge.config.parts import (
     PLAIN_NAME,
     AnyController,
@@ -174,6 +179,7 @@ class CampaignPlan(Section):
             faults.add("name", f"'{name}' is no plain name", mend)
         faults.extend(stage_faults(fields))
         faults.extend(search_faults(fields))
+        faults.extend(engine_faults(fields))
         faults.extend(objective_faults(fields))
         for index, entry in enumerate(fields.get("init", ())):
             run, _, which = (entry or "RUN#best").rpartition("#")

@@ -1,12 +1,11 @@
 """How long the answers of other objectives are, in tokens, as an objective of its own."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from evomerge.errors import Faults, nearest
-from evomerge.scoring.fitness import CostSection, Fitness
+from evomerge.scoring.fitness import CostSection, Fitness, Scorable
 
 
 class AnswerLengths(Fitness):
@@ -20,7 +19,7 @@ class AnswerLengths(Fitness):
     >>> maths, lengths = example_lengths().values()
     >>> lengths.follows, lengths.items_of({"maths": [3, 5]})
     (('maths',), (3, 5))
-    >>> maths.prepare(*example_live(), [3, 5])
+    >>> maths.prepare(example_live(), [3, 5])
     >>> _ = maths.score([3, 5])
     >>> lengths.score([3, 5]).tolist()
     [4.0, 4.0]
@@ -58,7 +57,7 @@ class AnswerLengths(Fitness):
         places = [(name, ordinal) for name in self.follows for ordinal in ordinals.get(name, ())]
         return tuple(sorted(self._ordinals[p] for p in places if p in self._ordinals))
 
-    def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
+    def prepare(self, live: Scorable, ordinals: Sequence[int]) -> None:
         """Get ready: the objectives that it follows ask the model."""
 
     def score(self, ordinals: Sequence[int]) -> np.ndarray:

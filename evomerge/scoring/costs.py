@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.canonical import item_hash
-from evomerge.scoring.fitness import CostSection, Fitness
+from evomerge.scoring.fitness import CostSection, Fitness, Scorable
 
 # Enough of each to leave out what the first steps cost, and to take less than a second.
 _PROMPT, _TOKENS = 32, 16
@@ -32,8 +32,8 @@ class CostFitness(Fitness):
         self.hashes = [item_hash(section.cost)]
         self._measure = _MEASURES[section.cost]
 
-    def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
-        self._model = model
+    def prepare(self, live: Scorable, ordinals: Sequence[int]) -> None:
+        self._model = live.model
 
     def score(self, ordinals: Sequence[int]) -> np.ndarray:
         return np.full(len(ordinals), self._measure(self._model), np.float32)

@@ -7,7 +7,7 @@ An entry of a campaign's `fitness` is one of three sections, told apart by their
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BeforeValidator
@@ -168,6 +168,24 @@ else:
     AnyFitness = Annotated[one_of(_KINDS, _which), BeforeValidator(_one_kind)]
 
 
+class Scorable(Protocol):
+    """A live model as fitnesses see it; an engine is one, and so is a `LoadedModel`.
+
+    Attributes:
+        model: of transformers or of a factory; None where what runs it has none.
+        tokenizer: its own; None if it has none.
+    """
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    def language_model(self, section: TaskSection) -> Any:
+        """Return what answers requests of lm-eval, as a task's entry wants it."""
+
+
 class Fitness(ABC):
     """What scores a model on items known by their ordinal, 0 to len(hashes) - 1.
 
@@ -195,8 +213,8 @@ class Fitness(ABC):
     notes: Sequence[str] = ()
 
     @abstractmethod
-    def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
-        """Get ready to score `model`, whose weights will change, on any of `ordinals`."""
+    def prepare(self, live: Scorable, ordinals: Sequence[int]) -> None:
+        """Get ready to score a model, whose weights will change, on any of `ordinals`."""
 
     @abstractmethod
     def score(self, ordinals: Sequence[int]) -> np.ndarray:

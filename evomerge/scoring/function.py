@@ -7,13 +7,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
 from evomerge.canonical import file_hash, item_hash
 from evomerge.errors import BadInput, CandidateFailure, Fault, one_line, placed
-from evomerge.scoring.fitness import Fitness, FunctionSection
+from evomerge.scoring.fitness import Fitness, FunctionSection, Scorable
 
 _DEFINE = "define items() and score(model, tokenizer, items)"
 
@@ -22,12 +21,13 @@ class FunctionFitness(Fitness):
     """A Python module's `items()`, a list, and its `score`, one float for each item.
 
     >>> import tempfile
+    >>> from evomerge.scoring.lm_eval_model import LoadedModel
     >>> code = "def items(): return ['a', 'b']\\ndef score(m, t, items): return [1, 0.5]"
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = (Path(folder) / "fit.py").write_text(code)
     ...     section = FunctionSection(name="mine", function=f"{folder}/fit.py")
     ...     fitness = FunctionFitness(section)
-    >>> fitness.prepare(None, None, [0, 1])
+    >>> fitness.prepare(LoadedModel(None, None), [0, 1])
     >>> fitness.score([0, 1]).tolist()
     [1.0, 0.5]
     """
@@ -50,8 +50,8 @@ class FunctionFitness(Fitness):
                 raise BadInput(Fault("", wrong, "mend items()")) from error
         self.hashes = [item_hash(item) for item in self._items]
 
-    def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    def prepare(self, live: Scorable, ordinals: Sequence[int]) -> None:
+        self._model, self._tokenizer = live.model, live.tokenizer
 
     def score(self, ordinals: Sequence[int]) -> np.ndarray:
         items = [self._items[i] for i in ordinals]

@@ -8,9 +8,9 @@ import numpy as np
 
 from evomerge.canonical import file_hash, item_hash
 from evomerge.errors import BadInput, Fault
-from evomerge.scoring.fitness import Fitness, TaskSection
+from evomerge.scoring.fitness import Fitness, Scorable, TaskSection
 from evomerge.scoring.lm_eval_documents import TaskDocuments, open_documents, set_examples_aside
-from evomerge.scoring.lm_eval_model import answer, language_model
+from evomerge.scoring.lm_eval_model import answer
 from evomerge.scoring.lm_eval_task import TaskFitness
 
 _NAMED = 5  # tasks that a fault names
@@ -63,8 +63,8 @@ class GroupFitness(Fitness):
         total = sum(task.characters() * len(task.hashes) for task in self._tasks)
         return total / max(1, len(self.hashes))
 
-    def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
-        self._lm = language_model(model, tokenizer, self._section)
+    def prepare(self, live: Scorable, ordinals: Sequence[int]) -> None:
+        self._lm = live.language_model(self._section)
         for task, own, _ in self._by_task(ordinals):
             task.build(self._lm, own)
 

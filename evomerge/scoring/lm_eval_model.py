@@ -6,12 +6,12 @@ loglikelihood_rolling, generate_until); the tasks know no more of it.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from evomerge.scoring.answer import Answer
 from evomerge.scoring.fitness import TaskSection
 from evomerge.scoring.lm_eval_loading import quietly
-from evomerge.scoring.lm_eval_transformers import TransformersEngine
+from evomerge.scoring.lm_eval_transformers import TransformersLM
 
 DEFAULT_BATCH = 64  # prompts; a worker holds one model, and most fit its cache of keys and values
 
@@ -20,7 +20,7 @@ def answer(lm: Any, requests: Sequence[Any]) -> None:
     """Run a model on requests afresh.
 
     Args:
-        lm: see `language_model`.
+        lm: see `LoadedModel`.
         requests: lm-eval's; each then holds its answers, unfiltered, in `resps`, and in `said`
             those that the model generated, as `Answer`s.
 
@@ -40,17 +40,26 @@ def answer(lm: Any, requests: Sequence[Any]) -> None:
                 request.resps.append(said)
 
 
-def language_model(model: Any, tokenizer: Any, section: TaskSection) -> TransformersEngine:
-    """Return what answers for a live model.
+class LoadedModel(NamedTuple):
+    """A transformers model that fitnesses can score.
 
-    Args:
-        model: a transformers model, whose weights may change.
+    Attributes:
+        model: its weights may change.
         tokenizer: its own.
-        section: says how many prompts go at once.
 
     >>> from evomerge.testing.lm_eval_tasks import example_live, example_section
-    >>> language_model(*example_live(), example_section()).batch_size
+    >>> example_live().language_model(example_section()).batch_size
     64
     """
-    with quietly():
-        return TransformersEngine(model, tokenizer, section.batch_size or DEFAULT_BATCH)
+
+    model: Any
+    tokenizer: Any
+
+    def language_model(self, section: TaskSection) -> TransformersLM:
+        """Return what answers for the model.
+
+        Args:
+            section: says how many prompts go at once.
+        """
+        with quietly():
+            return TransformersLM(self.model, self.tokenizer, section.batch_size or DEFAULT_BATCH)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.canonical import file_hash
-from evomerge.scoring.fitness import Fitness, TaskSection
+from evomerge.scoring.fitness import Fitness, Scorable, TaskSection
 from evomerge.scoring.generators import seeded_as_lm_eval
 from evomerge.scoring.lm_eval_documents import (
     FEWSHOT_SEED,
@@ -23,7 +23,7 @@ from evomerge.scoring.lm_eval_documents import (
 )
 from evomerge.scoring.lm_eval_loading import is_of_public_data, quietly
 from evomerge.scoring.lm_eval_metric import choose_metric
-from evomerge.scoring.lm_eval_model import answer, language_model
+from evomerge.scoring.lm_eval_model import answer
 
 _SAMPLE = 32  # documents whose lengths are averaged; enough for an estimate
 
@@ -97,14 +97,14 @@ class TaskFitness(Fitness):
 
         return rendered
 
-    def prepare(self, model: Any, tokenizer: Any, ordinals: Sequence[int]) -> None:
-        self.build(language_model(model, tokenizer, self._section), ordinals)
+    def prepare(self, live: Scorable, ordinals: Sequence[int]) -> None:
+        self.build(live.language_model(self._section), ordinals)
 
     def build(self, lm: Any, ordinals: Sequence[int]) -> None:
         """Build the requests of items for a live model.
 
         Args:
-            lm: see `language_model`.
+            lm: see `Scorable.language_model`.
             ordinals: of the items.
         """
         self._lm = lm

@@ -15,11 +15,11 @@ from evomerge.scoring.generation import AllStopped, Batch, StopString
 _KEPT = 8
 
 
-class TransformersEngine:
+class TransformersLM:
     """Answers requests of lm-eval's three kinds; what it generates are `Answer`s.
 
     >>> from evomerge.testing.lm_eval_tasks import example_live
-    >>> engine = TransformersEngine(*example_live(), batch_size=2)
+    >>> engine = TransformersLM(*example_live(), batch_size=2)
     >>> engine.batch_size, engine.generate_until([])
     (2, [])
     """
@@ -40,7 +40,7 @@ class TransformersEngine:
             batch_size=batch_size,
             device=str(model.device),
         )
-        self._lm.tok_encode = _remembering(self._lm.tok_encode)
+        self._lm.tok_encode = remembering(self._lm.tok_encode)
         self._model, self._tokenizer = model, self._lm.tokenizer
         self._is_causal = self._lm.backend == "causal"
         self._end = self._lm.tok_decode(self._lm.eot_token_id, skip_special_tokens=False)
@@ -136,7 +136,12 @@ class TransformersEngine:
         return self._stops[text]
 
 
-def _remembering(encode: Callable[..., list[int]]) -> Callable[..., list[int]]:
+def remembering(encode: Callable[..., list[int]]) -> Callable[..., list[int]]:
+    """Return an encoding that encodes every text once.
+
+    >>> remembering(lambda text: [len(text)])("w1")
+    [2]
+    """
     known: dict[tuple, list[int]] = {}
 
     def encoded(text: str, *args: Any, **options: Any) -> list[int]:

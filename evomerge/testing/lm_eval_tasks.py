@@ -6,6 +6,7 @@ from typing import Any
 
 from evomerge.scoring.fitness import CostSection, Fitness, TaskSection
 from evomerge.scoring.lm_eval_loading import load_tasks
+from evomerge.scoring.lm_eval_model import LoadedModel
 from evomerge.scoring.open_fitness import open_fitness
 from evomerge.testing.campaigns import example_folder
 
@@ -71,16 +72,17 @@ def example_task(**options: Any) -> Any:
     return task
 
 
-def example_live() -> tuple[Any, Any]:
+def example_live() -> LoadedModel:
     """Return a tiny live model and its tokenizer.
 
-    >>> example_live()[0].config.model_type
+    >>> example_live().model.config.model_type
     'llama'
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = example_folder() / "a"
-    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return LoadedModel(model, AutoTokenizer.from_pretrained(folder))
 
 
 def example_lengths() -> dict[str, Fitness]:

@@ -69,6 +69,7 @@ class InlinePool:
     def close(self) -> None:
         """Drop what was not done."""
         self._jobs.clear()
+        self._worker.close()
         self._kept.close()
 
 

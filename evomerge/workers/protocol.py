@@ -33,6 +33,7 @@ class WorkerPlan:
         threads: torch threads in the worker.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         trust: what code of the sources may run.
+        engine: what runs the live model, see `engines`.
         sources_bytes: of the sources' tensors that stay on a GPU; None: what there is room for.
         device_share: of a GPU that the worker has.
 
@@ -55,6 +56,7 @@ class WorkerPlan:
     threads: int
     device: str = "auto"
     trust: Trust = NOBODY
+    engine: str = "transformers"
     sources_bytes: int | None = None
     device_share: float = 1.0
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from evomerge.engines import ENGINES, Engine, EngineOptions
+from evomerge.engines.transformers_engine import TransformersEngine
 from evomerge.errors import CandidateFailure, SourceChanged, one_line
 from evomerge.kernels.checksum import Checksum
-from evomerge.merging.live_model import FlatWeights, LiveModel, open_live_model
+from evomerge.merging.live_model import FlatWeights, Live, LiveModel, open_live_model
 from evomerge.merging.live_routing import Router
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import single
@@ -35,6 +37,8 @@ from evomerge.workers.protocol import Job, WorkerPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_MEMORY = 0.5  # of a device, for an engine that keeps its own caches there; sources lie beside it
 
 
 class Worker:
@@ -72,27 +76,32 @@ class Worker:
             plan.first, RoutingRecipe
         )  # then sources are on the device as models
         frame = self._sources[plan.frame]
-        self._live = open_live_model(frame, plan.compute_dtype, device, plan.trust.remote_code)
+        self._engine = self._open_engine(frame)
         room = 0 if is_routed else room_for_sources(device, plan.sources_bytes, plan.device_share)
         self._merger = Merger(self._sources, plan.hashes, device, room)
         self._merger.prepare(plan.first)
         self._flat: FlatWeights | None = None  # made for the first weights that come with a job
         self._router: Router | None = None
         if isinstance(plan.first, RoutingRecipe):
-            assert isinstance(self._live, LiveModel)  # modules of factories are not routed
+            live = self._live_model  # modules of factories are not routed
+            assert isinstance(live, LiveModel)
             models = {name: self._loaded(source) for name, source in self._sources.items()}
-            self._router = Router(self._live, self._sources, models)
+            self._router = Router(live, self._sources, models)
             self._router.route(plan.first)
         self._fitness: dict[str, Fitness] = {}
         for objective, section in plan.fitness.items():
             fitness = open_fitness(section, plan.own_test)
             split = plan.splits[objective]
             ordinals = sorted((*split.search, *split.heldout))
-            fitness.prepare(self._live.model, self._live.tokenizer, ordinals)
+            fitness.prepare(self._engine, ordinals)
             self._fitness[objective] = fitness
         for fitness in self._fitness.values():
             fitness.follow(self._fitness)
         mute_loggers()  # for good, as to do so for every score takes milliseconds
+
+    def close(self) -> None:
+        """Give back what the engine took; nothing is scored after that."""
+        self._engine.close()
 
     def evaluate(self, job: Job) -> Outcome:
         """Merge and score one candidate; whatever it does wrong is in the outcome.
@@ -131,6 +140,18 @@ class Worker:
             if not is_same:
                 raise SourceChanged(f"{source.place} has changed while the campaign ran")
 
+    def _open_engine(self, frame: Source) -> Engine:
+        plan = self._plan
+        options = EngineOptions(
+            plan.compute_dtype, self._device, plan.trust.remote_code, _MEMORY * plan.device_share
+        )
+        return ENGINES.get(plan.engine).open(frame, options)
+
+    @property
+    def _live_model(self) -> Live | None:
+        """What transformers runs; None in other engines."""
+        return self._engine.live if isinstance(self._engine, TransformersEngine) else None
+
     def _loaded(self, source: Source) -> "PreTrainedModel":
         """Return a source as a live model of its own."""
         plan = self._plan
@@ -149,18 +170,21 @@ class Worker:
             return ""  # no weight is made that could have a checksum
         if self._router is not None:
             self._router.restore()
-        digests = self._merger.fill(recipe, self._live.direct)
+        digests = self._merger.fill(recipe, self._engine.direct)
         tensors = self._merger.shapes(recipe)
         others = [name for name in tensors if name not in digests]
 
         # What transformers stacks or splits on loading is streamed.
-        self._live.load(self._merger.stream(recipe, others, digests))
+        self._engine.load(self._merger.stream(recipe, others, digests))
         return self._checksum(recipe, digests)
 
     def _take(self, recipe: Recipe, weights: np.ndarray) -> str:
         """Put flattened weights in place; return their checksum."""
         if self._flat is None:
-            self._flat = FlatWeights(self._live, self._sources[recipe.sources[0]])
+            live = self._live_model
+            if live is None:
+                raise CandidateFailure(f"the engine {self._plan.engine} takes no evolved weights")
+            self._flat = FlatWeights(live, self._sources[recipe.sources[0]])
         digests = self._flat.load(weights)
         return self._checksum(recipe, digests)
 

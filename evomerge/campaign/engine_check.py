@@ -1,0 +1,28 @@
+"""Whether the engine that a campaign asks for can be had."""
+
+import os
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+from evomerge.campaign.campaign import Campaign
+from evomerge.engines import ENGINES
+from evomerge.errors import Fault
+
+
+def missing_engine(campaign: Campaign) -> Iterable[Fault]:
+    """Return why a campaign's engine cannot run its models.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> list(missing_engine(example_campaign()))
+    []
+    """
+    engine = ENGINES.get(campaign.worker.engine)
+    if campaign.worker.engine == "transformers":
+        return
+    mend = "write workers.engine: transformers"
+    if campaign.sources[campaign.worker.frame].factory is not None:
+        yield Fault("workers.engine", f"{engine.name} runs no module of a factory", mend)
+    is_elsewhere = campaign.plan.workers.pool == "ray" and "RAY_ADDRESS" in os.environ
+    if engine.needs and not is_elsewhere and find_spec(engine.needs) is None:
+        wrong = f"{engine.name} is not installed"
+        yield Fault("workers.engine", wrong, f'pip install "evomerge[{engine.name}]"')

@@ -1,0 +1,83 @@
+"""What runs a live model: it takes merged weights, and answers what fitnesses ask.
+
+A new engine is one new file here. What an engine answers is part of a campaign: near-ties fall
+otherwise in another one, so that a campaign has one engine from its first candidate to its last.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from evomerge.registry import Registry
+from evomerge.scoring.fitness import TaskSection
+from evomerge.sources.source import Source
+
+
+class EngineOptions(NamedTuple):
+    """How an engine is made.
+
+    Attributes:
+        dtype: of the live weights, as recipes write it.
+        device: "cpu", "cuda" or "cuda:1".
+        trust_remote_code: whether modelling code that comes with the source may run.
+        memory: share of the device that it may take, caches of keys and values included.
+
+    >>> EngineOptions("bfloat16").device
+    'cpu'
+    """
+
+    dtype: str
+    device: str = "cpu"
+    trust_remote_code: bool = False
+    memory: float = 0.5
+
+
+class Engine(ABC):
+    """A model that is filled again and again, and answers.
+
+    Attributes:
+        name: of the engine, as campaign files write it.
+        needs: the package that it needs, if that is an extra.
+        model: of transformers or of a factory, in eval mode, for fitnesses in Python; None where
+            the engine has none.
+        tokenizer: the source's; None if it has none.
+        direct: the live tensors that hold a checkpoint's tensor as it is, by the latter's name;
+            the others are filled by `load`.
+
+    >>> sorted(ENGINES.all())
+    ['transformers', 'vllm']
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[str] = ""
+    model: torch.nn.Module | None
+    tokenizer: Any
+    direct: dict[str, torch.Tensor]
+
+    @classmethod
+    @abstractmethod
+    def open(cls, source: Source, options: EngineOptions) -> "Engine":
+        """Return an engine for models with the architecture of `source`; weights come later.
+
+        Raises:
+            BadInput: it has no such model.
+        """
+
+    @abstractmethod
+    def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Overwrite weights with a stream of (checkpoint name, tensor) in any order.
+
+        What is in `direct` may be left out, if it was overwritten before.
+        """
+
+    @abstractmethod
+    def language_model(self, section: TaskSection) -> Any:
+        """Return the model for lm-eval, as a task's entry wants it."""
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Give back what it took."""
+
+
+ENGINES: Registry[type[Engine]] = Registry("evomerge.engines", "engine")

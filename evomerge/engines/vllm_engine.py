@@ -1,0 +1,151 @@
+"""vLLM in the worker's own process: continuous batching and paged caches for one live model.
+
+Weights are replaced through its public `reload_weights`, from a stream, tensor by tensor: there is
+no second copy of the model.
+"""
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from evomerge.engines import ENGINES, Engine, EngineOptions
+from evomerge.errors import BadInput, Fault, one_line
+from evomerge.scoring.fitness import TaskSection
+from evomerge.scoring.lm_eval_vllm import VllmLM
+from evomerge.sources.model_class import empty_model
+from evomerge.sources.source import Source
+
+# What vLLM reads of the environment while it starts: one process, its own log silent.
+_SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+
+# Stop strings may be special tokens' texts.
+_SEEN = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
+
+_CPU_CACHE_GIB = 2  # of keys and values, where there is no GPU
+
+
+class VllmEngine(Engine):
+    """A model in vLLM, whose weights are replaced before every candidate.
+
+    >>> VllmEngine.needs
+    'vllm'
+    """
+
+    name = "vllm"
+    needs = "vllm"
+
+    def __init__(self, llm: Any, frame: Any, ties: dict[str, list[str]]):
+        """
+        Args:
+            llm: a `vllm.LLM`.
+            frame: transformers' model of the same config, without weights.
+            ties: name of a tensor -> the names that take it as well, each of its own memory here.
+        """
+        self.model, self.direct = None, {}
+        self._llm, self._ties, self._frame = llm, ties, frame
+        self.tokenizer = llm.get_tokenizer()
+
+    @classmethod
+    def open(cls, source: Source, options: EngineOptions) -> "VllmEngine":
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            wrong = f"vLLM cannot be used here: {one_line(error)}"
+            raise BadInput(Fault("engine", wrong, 'pip install "evomerge[vllm]"')) from None
+
+        ties = _ties(source, options.trust_remote_code)
+        is_on_cpu = options.device == "cpu"
+        settings = dict(_SETTINGS)
+        if is_on_cpu:
+            settings["VLLM_CPU_KVCACHE_SPACE"] = str(_CPU_CACHE_GIB)
+        with _environment(settings):
+            try:
+                llm = LLM(
+                    model=str(source.path),
+                    dtype=options.dtype,
+                    load_format="dummy",  # weights come by `load`
+                    trust_remote_code=options.trust_remote_code,
+                    # A head that shares its tensor was not refreshed by some builds: it gets one.
+                    hf_overrides={"tie_word_embeddings": False} if ties else None,
+                    enforce_eager=is_on_cpu,  # compiling costs more than it brings there
+                    gpu_memory_utilization=options.memory,
+                    seed=0,
+                    disable_log_stats=True,
+                )
+            except (ValueError, NotImplementedError) as error:
+                wrong = f"vLLM does not take {source.path}: {one_line(error)}"
+                mend = "write workers.engine: transformers"
+                raise BadInput(Fault("engine", wrong, mend)) from error
+        frame = empty_model(source.config, source.path, options.trust_remote_code)
+        return cls(llm, frame, ties)
+
+    def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self._llm.collective_rpc(
+            "reload_weights", kwargs={"weights_iterator": self._with_ties(stream)}
+        )
+        self._llm.reset_prefix_cache()  # of the weights before
+
+    def _with_ties(
+        self, stream: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in stream:
+            yield name, tensor
+            for other in self._ties.get(name, ()):
+                yield other, tensor
+
+    def language_model(self, section: TaskSection) -> Any:
+        longest = self._llm.llm_engine.model_config.max_model_len
+        return VllmLM(self._ask, self._frame, self.tokenizer, longest)
+
+    def _ask(
+        self, prompts: Sequence[Sequence[int]], options: Sequence[dict[str, Any]]
+    ) -> list[Any]:
+        """Return the tokens of each prompt's answer, or its own tokens' log-likelihoods."""
+        from vllm import SamplingParams, TokensPrompt
+
+        known = {id(some): SamplingParams(**_SEEN, **some) for some in options}
+        outputs = self._llm.generate(
+            [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
+            [known[id(some)] for some in options],
+            use_tqdm=False,
+        )
+        if options and options[0].get("prompt_logprobs") is not None:
+            return [output.prompt_logprobs for output in outputs]
+        return [output.outputs[0].token_ids for output in outputs]
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+
+
+def _ties(source: Source, trust_remote_code: bool) -> dict[str, list[str]]:
+    """Return which tensors of a checkpoint other names of the model take as well."""
+    if not source.config.get("tie_word_embeddings"):
+        return {}
+    model = empty_model(source.config, source.path, trust_remote_code)
+    tied = model._tied_weights_keys
+    ties: dict[str, list[str]] = {}
+    for other, name in (tied if isinstance(tied, dict) else {}).items():
+        if name in source.tensors and other not in source.tensors:
+            ties.setdefault(name, []).append(other)
+    return ties
+
+
+@contextlib.contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Set variables while something starts that reads them; the user's own come first."""
+    missing = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
+
+
+ENGINES.add("vllm", VllmEngine)
