@@ -1,0 +1,166 @@
+"""vLLM beside transformers, item by item. It needs vLLM: `make test-vllm` runs this in an
+environment of its own.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from evomerge.archive.archive import Archive
+from evomerge.campaign.run import run_campaign
+from evomerge.engines import ENGINES, EngineOptions
+from evomerge.errors import BadInput
+from evomerge.merging.merger import Merger
+from evomerge.recipes.parameters import ParametersRecipe, single, uniform
+from evomerge.scoring.fitness import CostSection, TaskSection
+from evomerge.scoring.open_fitness import open_fitness
+from evomerge.sources.digest import digest
+from evomerge.sources.source import open_source
+from evomerge.testing import tiny_llama
+
+KINDS = {
+    "generation": "exact_match",
+    "choice": "acc",
+    "likelihood": "acc",
+    "rolling": "bits_per_byte",
+}
+pytestmark = pytest.mark.xdist_group("vllm")  # an engine takes a process
+
+
+class Both:
+    """One merger, and both engines with the models that it merges."""
+
+    def __init__(self, names, dtype="float32"):
+        self.names = names
+        opened = {name: open_source(name) for name in names}
+        self.merger = Merger(opened, {n: digest(s).sha256 for n, s in opened.items()})
+        self.engines = {
+            name: ENGINES.get(name).open(opened[names[0]], EngineOptions(dtype))
+            for name in ("transformers", "vllm")
+        }
+
+    def load(self, recipe):
+        """Fill both engines; return the digests that each merge made."""
+        found = []
+        for engine in self.engines.values():
+            digests = self.merger.fill(recipe, engine.direct) if engine.direct else {}
+            others = [name for name in self.merger.shapes(recipe) if name not in digests]
+            engine.load(self.merger.stream(recipe, others, digests))
+            found.append(digests)
+        return found
+
+    def fitnesses(self, section, ordinals):
+        fitnesses = []
+        for engine in self.engines.values():
+            fitness = open_fitness(section)
+            fitness.prepare(engine, ordinals)
+            fitnesses.append(fitness)
+        return fitnesses
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def both(request, world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    names = []
+    for seed, name in enumerate("abc"):
+        near = {"near": folder / "a", "spread": 0.3} if seed else {}
+        tiny_llama(folder / name, seed, tie=request.param, hidden=64, **near)
+        names.append(str(folder / name))
+    both = Both(names)
+    yield both
+    both.engines["vllm"].close()
+
+
+def test_every_kind_of_task_is_answered_alike_by_every_model(both, world, monkeypatch):
+    """Back and forth, so that a weight that is not replaced shows, a tied head's too."""
+    monkeypatch.chdir(world)
+    recipes = [single(name, "bfloat16") for name in both.names]
+    recipes.append(uniform(tuple(both.names), "bfloat16"))
+    pairs = {}
+    for kind, metric in KINDS.items():
+        section = TaskSection(name=kind, task=f"{kind}.yaml", metric=metric, batch_size=16)
+        pairs[kind] = both.fitnesses(section, range(60))
+    seen = {kind: set() for kind in KINDS}
+    for recipe in [*recipes, *recipes]:
+        digests, streamed = both.load(recipe)
+        assert all(np.array_equal(digests[name], streamed[name]) for name in digests)
+        for kind, (plain, vllm) in pairs.items():
+            with torch.inference_mode():
+                wanted, found = plain.score(range(60)), vllm.score(range(60))
+            seen[kind].add(tuple(wanted.round(4).tolist()))
+            if kind == "rolling":
+                assert np.allclose(wanted, found, rtol=1e-4)
+            else:  # near-ties may fall otherwise
+                assert (wanted != found).sum() <= 1, kind
+            if kind == "generation":
+                pairs_of = zip(plain.answers(range(60)), vllm.answers(range(60)), strict=True)
+                assert sum(a != b for a, b in pairs_of) <= 1
+    assert len(seen["rolling"]) == len(recipes)  # the models differ
+
+
+def test_few_shot_prompts_share_their_beginning_and_not_the_weights_before(
+    both, world, monkeypatch
+):
+    """The cache of prefixes belongs to the weights that it was made by."""
+    monkeypatch.chdir(world)
+    section = TaskSection(name="x", task="generation.yaml", metric="exact_match", fewshot=3)
+    plain, vllm = both.fitnesses(section, range(60))
+    for name in (*both.names, both.names[0]):
+        both.load(single(name, "bfloat16"))
+        with torch.inference_mode():
+            assert (plain.score(range(60)) != vllm.score(range(60))).sum() <= 1
+
+
+def test_answers_are_as_long(both, world, monkeypatch):
+    monkeypatch.chdir(world)
+    section = TaskSection(
+        name="x",
+        task="generation.yaml",
+        metric="exact_match",
+        generation={"max_gen_toks": 6, "until": ["w1"]},
+    )
+    lengths = []
+    both.load(single(both.names[1], "bfloat16"))
+    for fitness in both.fitnesses(section, range(60)):
+        length = open_fitness(CostSection(name="length", cost="tokens"))
+        length.follow({"x": fitness})
+        with torch.inference_mode():
+            fitness.score(range(60))
+        lengths.append(length.score(range(60)))
+    assert (lengths[0] != lengths[1]).sum() <= 1 and len(set(lengths[0])) > 1
+
+
+def test_a_merge_that_is_not_finite_fails_before_it_is_all_there(both):
+    recipe = ParametersRecipe(
+        "linear",
+        tuple(both.names),
+        (Group(None, None, {"weight": (1e38, 1e38, 1e38)}),),
+        dtype="bfloat16",
+    )
+    from evomerge.errors import CandidateFailure
+
+    with pytest.raises(Exception, match="is not finite") as caught:
+        both.engines["vllm"].load(both.merger.stream(recipe))
+    assert isinstance(caught.value, CandidateFailure)
+    both.load(single(both.names[0], "bfloat16"))  # and it goes on
+
+
+def test_a_campaign_in_vllm_runs_resumes_and_is_exported(campaign_file, here, silent):
+    file = campaign_file(
+        fitness=[{"name": "said", "task": "generation.yaml", "metric": "exact_match"}],
+        workers={"engine": "vllm", "threads": 1},
+        budget={"evaluations": 8},
+        compute_dtype="float32",
+    )
+    assert run_campaign(file, directory=here / "run", observer=silent)
+    assert run_campaign(
+        file, directory=here / "run", settings=["budget.evaluations=12"], observer=silent
+    )
+    with Archive(here / "run" / "archive.db") as archive:
+        assert archive.counts()["failed"] == 0 and archive.proposed() == 12
+        assert archive.campaign["machine"]["engine"] == "vllm"
+    with pytest.raises(BadInput, match=r"workers.engine: differs from the campaign begun"):
+        settings = ["budget.evaluations=14", "workers.engine=transformers"]
+        run_campaign(file, directory=here / "run", settings=settings, observer=silent)
