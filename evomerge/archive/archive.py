@@ -17,7 +17,7 @@ from evomerge.archive.candidate_writer import CandidateWriter
 from evomerge.archive.database import Value
 from evomerge.archive.front import FrontKeeper
 from evomerge.archive.records import PartScores, RaceEnd
-from evomerge.scoring.outcome import Outcome, encode_scores, summary
+from evomerge.scoring.outcome import Outcome, Score, encode_scores
 
 log = logging.getLogger("evomerge")
 
@@ -135,10 +135,13 @@ class Archive(CandidateWriter):
                 weights_checksum=outcome.weights_checksum,
                 worker=outcome.worker,
             )
-            self._add_scores(candidate, "search", outcome.scores, part)
+            if part is None:
+                self._add_scores(candidate, "search", outcome.scores, outcome.summaries)
+            else:
+                self._add_scores(candidate, "search", outcome.scores, part.scores, part.which)
             self._add_event("tell", candidate)
             if outcome.status == "ok" and part is None:
-                self._front.place(candidate)
+                self._front.place(candidate, (violation, outcome.means or {}))
 
     def record_race_part(
         self, candidate: int, outcome: Outcome, part: PartScores, items: int
@@ -154,7 +157,7 @@ class Archive(CandidateWriter):
         with self._db.transaction():
             for table in ("scores", "item_scores"):
                 self._db.execute(f"DELETE FROM {table} WHERE candidate_id = ?", (candidate,))
-            self._add_scores(candidate, "search", part.items, part)
+            self._add_scores(candidate, "search", part.items, part.scores, part.which)
             note = {
                 "items": items,
                 "seconds_merge": outcome.seconds_merge,
@@ -278,7 +281,7 @@ class Archive(CandidateWriter):
                 seconds_score=outcome.seconds_score,
                 worker=outcome.worker,
             )
-            self._add_scores(candidate, "heldout", outcome.scores)
+            self._add_scores(candidate, "heldout", outcome.scores, outcome.summaries)
             for objective, answers in outcome.answers.items():
                 ordinals = sorted(self.item_hashes(objective, "heldout"))
                 self._db.execute_each(
@@ -304,17 +307,18 @@ class Archive(CandidateWriter):
         self,
         candidate: int,
         split: str,
-        scores: Mapping[str, np.ndarray],
-        part: PartScores | None = None,
+        items: Mapping[str, np.ndarray],
+        scores: Mapping[str, Score],
+        which: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        for objective, items in scores.items():
-            mean, stderr, count = part.scores[objective] if part else summary(items)
-            which = part.which[objective].astype("<u4").tobytes() if part else None
-            encoding, blob = encode_scores(items)
+        for objective, of_items in items.items():
+            mean, stderr, count = scores[objective]
+            positions = None if which is None else which[objective].astype("<u4").tobytes()
+            encoding, blob = encode_scores(of_items)
             key: dict[str, Value] = {
                 "candidate_id": candidate,
                 "objective": objective,
                 "split": split,
             }
             self._db.insert("scores", **key, mean=mean, stderr=stderr, items=count)
-            self._db.insert("item_scores", **key, encoding=encoding, which=which, scores=blob)
+            self._db.insert("item_scores", **key, encoding=encoding, which=positions, scores=blob)

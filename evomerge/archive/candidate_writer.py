@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +23,22 @@ class CandidateWriter(ArchiveReader):
     >>> writer.add_baseline("5f0c", single("models/ja", "bfloat16"), "ja").id
     1
     """
+
+    def __init__(self, path: Path | str, *, write: bool = False):
+        """Open an archive; see `ArchiveReader`."""
+        super().__init__(path, write=write)
+        self._writes = write
+        # what nobody else changes while this process writes, once it was read
+        self._proposed: dict[int, int] = {}
+        self._batch: int | None = None
+
+    def proposed_in(self, stage: int) -> int:
+        """See `Ledger.proposed_in`."""
+        if not self._writes:
+            return super().proposed_in(stage)
+        if stage not in self._proposed:
+            self._proposed[stage] = super().proposed_in(stage)
+        return self._proposed[stage]
 
     def add_baseline(self, recipe_id: str, recipe: Recipe, label: str) -> Candidate:
         """Add a candidate that no controller proposed."""
@@ -102,8 +119,7 @@ class CandidateWriter(ArchiveReader):
         """
         added = []
         with self._db.transaction():
-            batch = (self._db.rows("SELECT MAX(batch) FROM events")[0][0] or 0) + 1
-            ordinal = self.proposed_in(self.stage)
+            batch, ordinal = self._last_batch() + 1, self.proposed_in(self.stage)
             for proposal, (recipe_id, recipe) in zip(proposals, recipes, strict=True):
                 draft = Candidate.of(
                     0,
@@ -121,6 +137,7 @@ class CandidateWriter(ArchiveReader):
                 self._add_event("ask", candidate.id, batch=batch, asked=asked)
                 added.append(candidate)
                 ordinal += 1
+        self._batch, self._proposed[self.stage] = batch, ordinal
         return added
 
     def recommend(
@@ -135,7 +152,7 @@ class CandidateWriter(ArchiveReader):
         """
         added = []
         with self._db.transaction():
-            batch = (self._db.rows("SELECT MAX(batch) FROM events")[0][0] or 0) + 1
+            batch = self._last_batch() + 1
             for row in rows:
                 draft = Candidate.of(
                     0,
@@ -152,7 +169,14 @@ class CandidateWriter(ArchiveReader):
                 note = "last" if is_last else ""
                 self._add_event("recommend", candidate.id, batch=batch, asked=places, note=note)
                 added.append(candidate)
+        self._batch = batch
         return added
+
+    def _last_batch(self) -> int:
+        """Return the number of the latest ask or race."""
+        if self._batch is None:
+            self._batch = self._db.rows("SELECT MAX(batch) FROM events")[0][0] or 0
+        return self._batch
 
     def _add(self, draft: Candidate) -> Candidate:
         """Add a candidate; return it with its number."""

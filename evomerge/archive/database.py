@@ -11,9 +11,13 @@ import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evomerge.archive.schema import MIGRATIONS
 from evomerge.errors import EvomergeError
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 DatabaseError = sqlite3.Error  # what a full or failing disk raises
 
@@ -146,19 +150,31 @@ class Database:
 
     def insert(self, table: str, **columns: Value) -> int:
         """Insert one row by its columns' names; return its rowid."""
-        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-        sql = f"INSERT INTO {table} ({names}) VALUES ({marks})"
+        sql = _insertion(table, tuple(columns))
         return self._connection.execute(sql, tuple(columns.values())).lastrowid or 0
 
     def transaction(self) -> contextlib.AbstractContextManager[object]:
         """Commit all that is written within, or, where it raises, none of it."""
+        return self._utilities.atomic()
+
+    @functools.cached_property
+    def _utilities(self) -> "sqlite_utils.Database":
+        """The connection as sqlite-utils has it; made once, as SQLite then forgets its plans."""
         import sqlite_utils  # which takes longer to import than `evomerge status` to read
 
-        return sqlite_utils.Database(self._connection, execute_plugins=False).atomic()
+        return sqlite_utils.Database(
+            self._connection, recursive_triggers=False, execute_plugins=False
+        )
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+
+@functools.cache
+def _insertion(table: str, columns: tuple[str, ...]) -> str:
+    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+    return f"INSERT INTO {table} ({names}) VALUES ({marks})"
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """The Pareto front, kept up in the archive as outcomes come: `candidates.dominated_by`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from evomerge.archive.database import Database
 from evomerge.search.objectives import Objective
@@ -28,13 +28,21 @@ class FrontKeeper:
         self._db, self._objectives = db, objectives
         self._front: dict[int, Ranked] | None = None  # None: to be read before the next outcome
 
-    def place(self, candidate: int) -> None:
-        """Compare a candidate, whose outcome was just written, with the front."""
+    def place(
+        self, candidate: int, scored: tuple[float, Mapping[str, float]] | None = None
+    ) -> None:
+        """Compare a candidate, whose outcome was just written, with the front.
+
+        Args:
+            candidate: its number.
+            scored: its violation and its means by objective; read if they are not given.
+        """
         front, self._front = self._front, None  # it is read again if this fails half-way
         if front is None:
             front = self._ranked("c.dominated_by IS NULL AND c.part IS NULL")
             front.pop(candidate, None)
-        self._front = self._placed(candidate, front)
+        newcomer = self._read(candidate) if scored is None else self._compared(*scored)
+        self._front = self._placed(candidate, newcomer, front)
 
     def find(self) -> None:
         """Find the front anew, one outcome after the other."""
@@ -43,16 +51,17 @@ class FrontKeeper:
         self._front = None
         front: dict[int, Ranked] = {}
         for (candidate,) in self._db.rows(f"{scored} ORDER BY candidate_id"):
-            front = self._placed(candidate, front)
+            front = self._placed(candidate, self._read(candidate), front)
         self._front = front
 
     def set_dominated(self, candidate: int, *, by: int) -> None:
         """Note that one candidate is dominated by another."""
         self._db.execute("UPDATE candidates SET dominated_by = ? WHERE id = ?", (by, candidate))
 
-    def _placed(self, candidate: int, front: dict[int, Ranked]) -> dict[int, Ranked]:
+    def _placed(
+        self, candidate: int, newcomer: Ranked, front: dict[int, Ranked]
+    ) -> dict[int, Ranked]:
         """Return the front after a newcomer."""
-        newcomer = self._ranked("c.id = :id", id=candidate)[candidate]
         for other, ranked in front.items():
             if beats(ranked, newcomer):
                 self.set_dominated(candidate, by=other)
@@ -62,8 +71,16 @@ class FrontKeeper:
             self.set_dominated(other, by=candidate)
         return front | {candidate: newcomer}
 
+    def _read(self, candidate: int) -> Ranked:
+        """Return what a candidate is compared by, as it was written."""
+        return self._ranked("c.id = :id", id=candidate)[candidate]
+
+    def _compared(self, violation: float, means: Mapping[str, float]) -> Ranked:
+        """Return what is compared, with objectives in the plan's order."""
+        return violation, tuple(o.sign * means[o.name] for o in self._objectives())
+
     def _ranked(self, condition: str, **values: int) -> dict[int, Ranked]:
-        """Return what candidates are compared by, with objectives in the plan's order."""
+        """Return what candidates are compared by, as it was written."""
         sql = (
             "SELECT c.id, s.objective, s.mean, o.violation FROM candidates c"
             " JOIN outcomes o ON o.candidate_id = c.id AND o.status = 'ok'"
@@ -74,8 +91,4 @@ class FrontKeeper:
         for row in self._db.rows(sql, values):
             means.setdefault(row["id"], {})[row["objective"]] = row["mean"]
             violations[row["id"]] = row["violation"]
-        ranked = {}
-        for candidate, of in means.items():
-            signed = tuple(o.sign * of[o.name] for o in self._objectives())
-            ranked[candidate] = (violations[candidate], signed)
-        return ranked
+        return {number: self._compared(violations[number], of) for number, of in means.items()}

@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from evomerge.archive.archive import Archive
 from evomerge.archive.records import Candidate, PartScores
 from evomerge.campaign.campaign import Campaign
@@ -14,7 +16,7 @@ from evomerge.errors import EvomergeError
 from evomerge.merging.lineage_weights import Pedigree
 from evomerge.recipes.lineage import ExplicitRecipe
 from evomerge.scoring.followers import with_followers
-from evomerge.scoring.outcome import Outcome, Score, summary
+from evomerge.scoring.outcome import Outcome, Score
 from evomerge.search.controllers import Controller
 from evomerge.workers.protocol import Finished, Job, Lost, Pool, Side
 
@@ -24,7 +26,7 @@ _DEATHS_ALLOWED = 1  # a candidate that kills its worker once more than this has
 # Nodes may die by themselves, but a candidate that none outlives would go on for ever.
 _LOSSES_ALLOWED = 9
 _SAME_FAILURES = 20  # in a row, after which the campaign stops: that is no candidate's fault
-_HEARTBEAT = 1.0  # seconds between looks at the clock and at a request to stop
+_HEARTBEAT = 1.0  # seconds between looks at a request to stop, and between notes of the time
 
 
 class Evaluation:
@@ -80,6 +82,7 @@ class Evaluation:
         self._pedigree = Pedigree(shapes.weights, archive.recipe) if shapes.weights else None
         self._start = archive.start(campaign.machine())
         self._began, self._before = time.monotonic(), archive.seconds
+        self._noted = self._began
 
     @property
     def stop(self) -> bool:
@@ -91,6 +94,11 @@ class Evaluation:
     def seconds(self) -> float:
         """Wall time of all starts together."""
         return self._before + time.monotonic() - self._began
+
+    def note_seconds(self) -> None:
+        """Write down how long this start has run."""
+        self._noted = time.monotonic()
+        self.archive.set_seconds(self._start, self._noted - self._began)
 
     def score_all(self, waiting: Sequence[Candidate], submit: Callable[[Candidate], None]) -> None:
         """Submit candidates as workers are free; return when all are done, or at a stop."""
@@ -162,7 +170,8 @@ class Evaluation:
                     log.warning("%s", outcome.traceback)
             self._record(event.job, outcome)
             self._watch_failures(outcome)
-        self.archive.set_seconds(self._start, time.monotonic() - self._began)
+        if time.monotonic() - self._noted >= _HEARTBEAT:
+            self.note_seconds()
         self._observer.update(self.archive, self.pool.workers)
 
     def _after_loss(self, lost: Lost) -> Finished | None:
@@ -205,7 +214,7 @@ class Evaluation:
                 raise RuntimeError("a race was run before there was one")
             self.confirmation.hear(candidate.id, outcome, which, self._count(which))
             return
-        part, scores = None, {name: summary(items) for name, items in outcome.scores.items()}
+        part, scores = None, outcome.summaries
         if which is not None and scores:
             part = self._part(candidate, outcome, which)
             scores = dict(part.scores)
@@ -216,7 +225,7 @@ class Evaluation:
         self.archive.record(  # disk first,
             candidate.id, outcome, value, violation, items=items, part=part
         )
-        self._tell(candidate, scores or None)  # then memory
+        self._tell(candidate, scores or None, outcome.scores)  # then memory
         for twin in self._twins.pop((candidate.recipe_id, candidate.part), []):
             self._record_copy(twin, candidate.id)
 
@@ -235,10 +244,15 @@ class Evaluation:
         self.archive.record_copy(candidate.id, earlier)
         self._tell(candidate, self.archive.scores(candidate.id, "search") or None)
 
-    def _tell(self, candidate: Candidate, scores: Mapping[str, Score] | None) -> None:
+    def _tell(
+        self,
+        candidate: Candidate,
+        scores: Mapping[str, Score] | None,
+        items: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Let the controller hear of an outcome; baselines are told when it is built."""
         if candidate.origin == "baseline":
             return
         if self.controller is None or self.feedback is None:
             raise RuntimeError("a candidate was scored before there was a controller")
-        self.controller.tell(self.feedback.feedback(candidate, scores))
+        self.controller.tell(self.feedback.feedback(candidate, scores, items))

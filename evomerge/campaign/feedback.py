@@ -110,8 +110,19 @@ class FeedbackScale:
             self._predicted[part] = found
         return self._predicted[part]
 
-    def feedback(self, candidate: Candidate, scores: Mapping[str, Score] | None) -> Feedback:
-        """Return what a controller hears; `scores` are None for a failure."""
+    def feedback(
+        self,
+        candidate: Candidate,
+        scores: Mapping[str, Score] | None,
+        items: Mapping[str, np.ndarray] | None = None,
+    ) -> Feedback:
+        """Return what a controller hears.
+
+        Args:
+            candidate: whose outcome it is.
+            scores: of each objective; None for a failure.
+            items: objective -> float32 scores of its items; read from the archive if not given.
+        """
         ordinal = candidate.ordinal
         if ordinal is not None:
             ordinal = None if ordinal < self.offset else ordinal - self.offset
@@ -119,9 +130,9 @@ class FeedbackScale:
             return Feedback(ordinal, candidate.genome, None, None, candidate=candidate.id)
         means = {name: score.mean for name, score in scores.items()}
         value, violation = self.worth(means)
-        items = None
+        vector = None
         if self._items is not None:
-            items = self._items.vector(self._item_scores(candidate))
+            vector = self._items.vector(self._item_scores(candidate) if items is None else items)
         breeds = isinstance(self._space, BreedingSpace) and self._space.takes(
             candidate.origin, candidate.label
         )
@@ -138,7 +149,7 @@ class FeedbackScale:
             self.scale.vector(means),
             violation,
             candidate.id,
-            items,
+            vector,
             breeds,
             errors,
         )

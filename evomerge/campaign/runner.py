@@ -75,6 +75,12 @@ class Runner:
 
     def run(self) -> bool:
         """Baselines, search, finals; return whether the budget was spent (not interrupted)."""
+        try:
+            return self._run()
+        finally:
+            self._evaluation.note_seconds()
+
+    def _run(self) -> bool:
         evaluation = self._evaluation
         baselines = Baselines(self._campaign, evaluation)
         if self._campaign.stage:  # whose sources are judged on the first stage's scale

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 Status = Literal["ok", "stopped", "failed"]
+
+_ONE = np.float32(1.0).view(np.uint32)
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,15 @@ class Outcome:
     answers: Mapping[str, list[str]] = field(default_factory=dict)
     traceback: str = ""
 
+    @cached_property
+    def summaries(self) -> dict[str, "Score"]:
+        """The mean scores by objective, each with its standard error; none of a failure."""
+        return {objective: summary(items) for objective, items in self.scores.items()}
+
     @property
     def means(self) -> dict[str, float] | None:
         """The mean scores by objective; None of a failure."""
-        return {o: summary(items).mean for o, items in self.scores.items()} or None
+        return {objective: score.mean for objective, score in self.summaries.items()} or None
 
 
 class Score(NamedTuple):
@@ -79,10 +87,11 @@ def encode_scores(items: np.ndarray) -> tuple[str, bytes]:
     >>> encode_scores(np.array([1, 0, 1], np.float32))
     ('bits', b'\\xa0')
     """
-    items = np.asarray(items, np.float32)
-    plain = ~np.signbit(items)  # -0.0 is no bit
-    if ((items == 0.0) | (items == 1.0)).all() and plain.all():
-        return "bits", np.packbits(items.astype(bool)).tobytes()
+    items = np.ascontiguousarray(items, np.float32)
+    words = items.view(np.uint32)  # in which -0.0 is no bit
+    ones = words == _ONE
+    if (ones | (words == 0)).all():
+        return "bits", np.packbits(ones).tobytes()
     return "f32", items.astype("<f4").tobytes()
 
 

@@ -48,6 +48,7 @@ class Scale:
             baselines: the mean scores of each baseline that was scored, by objective name.
         """
         self.objectives = tuple(objectives)
+        self._weights = np.array([o.weight for o in self.objectives])
         self.low, self.range = [], []
         for objective in self.objectives:
             values = [objective.sign * b[objective.name] for b in baselines]
@@ -65,8 +66,7 @@ class Scale:
 
     def value(self, means: Mapping[str, float]) -> float:
         """Return the weighted mean of `vector`: what a controller of one objective gets."""
-        weights = np.array([o.weight for o in self.objectives])
-        return float(np.dot(weights, self.vector(means)) / weights.sum())
+        return float(np.dot(self._weights, self.vector(means)) / self._weights.sum())
 
 
 class Bound(NamedTuple):
@@ -190,6 +190,6 @@ class ItemScale:
         """Return (items,) float32 of all objectives, one after the other."""
         parts = []
         for name, sign, low, span in self._spans:
-            part = (scores[name] - low) / span
+            part = (np.asarray(scores[name], np.float32) - low) / span  # as an archive gives them
             parts.append(np.clip(part if sign > 0 else 1.0 - part, 0.0, 1.0))
         return np.concatenate(parts).astype(np.float32)
