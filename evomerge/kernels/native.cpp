@@ -623,6 +623,23 @@ extern "C" void evomerge_merge(Piece* pieces, int64_t count, int64_t tiles, cons
              });
 }
 
+// What `Sink` digests on the way, of elements that lie somewhere: one number a tile.
+extern "C" void evomerge_digest(const char* data, int64_t bytes, const uint32_t* keys,
+                                uint64_t* digests) {
+  for (int64_t start = 0; start < bytes; start += TILE_BYTES) {
+    const char* tile = data + start;
+    int64_t size = std::min<int64_t>(TILE_BYTES, bytes - start), words = size / 4;
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < words; i++) sum += (uint64_t)read<uint32_t>(tile + 4 * i) * keys[i];
+    if (size % 4) {
+      uint32_t last = 0;
+      memcpy(&last, tile + 4 * words, size % 4);
+      sum += (uint64_t)last * keys[words];
+    }
+    *digests++ = sum;
+  }
+}
+
 // `energy`: MOST numbers a tile, or null; see `survey`.
 extern "C" void evomerge_survey(Piece* pieces, int64_t count, int64_t tiles, double* energy,
                                 int threads) {

@@ -6,6 +6,7 @@ numbers; those of addresses are kept from merge to merge: for 25 million paramet
 to make, and a weighted sum 6 ms.
 """
 
+import functools
 import itertools
 import weakref
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from evomerge.kernels.chances import chances_of_rank, keep_by_chance
-from evomerge.kernels.checksum import TILE_BYTES, digest_keys, tile_digests
+from evomerge.kernels.checksum import TILE_BYTES, digest_keys
 from evomerge.kernels.magnitude_histogram import HistogramPlace, ranked
 from evomerge.kernels.masked import Masked
 from evomerge.kernels.merge_plan import (
@@ -49,12 +50,12 @@ class NativeKernels:
 
     def __init__(self) -> None:
         # by the operands, which live as long as whoever merges them again and again wants
-        self._tables: weakref.WeakKeyDictionary[Operands, _Tables] = weakref.WeakKeyDictionary()
+        self._places: weakref.WeakKeyDictionary[Operands, _Places] = weakref.WeakKeyDictionary()
 
     @property
     def nbytes(self) -> int:
         """The memory that the tables take."""
-        return sum(tables.nbytes for tables in self._tables.values())
+        return sum(places.nbytes for places in self._places.values())
 
     def takes(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> bool:
         """Tell whether `merge` can merge a plan into tensors."""
@@ -77,39 +78,38 @@ class NativeKernels:
         """See `merge_plan.MergeKernels.merge`."""
         if not targets:
             return {}
+        places = self._known(plan, targets)
+        if places is None:
+            places = self._places[plan.operands] = _Places(plan, targets)
         starts = _starts(plan)
-        if starts:
-            return self._merge_runs(plan, targets, starts)
-        tables = self._known(plan, targets)
-        if tables is None:
-            tables = self._tables[plan.operands] = _Tables(plan, targets, starts)
-        return tables.merge(plan)
+        return self._merge_runs(plan, places, starts) if starts else places.tables.merge(plan)
 
-    def _known(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> "_Tables | None":
-        """Return the tables of a plan's operands and of these targets, if they were made."""
-        tables = self._tables.get(plan.operands)
-        if tables is None or tables.targets is not targets or tables.dtype != plan.dtype:
+    def _known(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> "_Places | None":
+        """Return the places of a plan's operands and of these targets, if they were found."""
+        places = self._places.get(plan.operands)
+        if places is None or places.targets is not targets or places.dtype != plan.dtype:
             return None
-        return tables
+        return places
 
     def _merge_runs(
-        self,
-        plan: MergePlan,
-        targets: Mapping[str, torch.Tensor],
-        starts: Mapping[str, np.ndarray],
+        self, plan: MergePlan, places: "_Places", starts: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """Merge tensors of several runs, which have tiles across them: digested afterwards."""
+        targets = places.targets
         several = [name for name, of_name in starts.items() if len(of_name) > 1]
-        merged = dict(targets)
+        apart: dict[str, torch.Tensor] = {}
         for name in several:
             # digests are of what is merged, and a narrower target does not hold that
             if targets[name].dtype.itemsize < plan.dtype.itemsize:
-                merged[name] = torch.empty_like(targets[name], dtype=plan.dtype)
-        digests = _Tables(plan, merged, starts).merge(plan)
+                apart[name] = torch.empty_like(targets[name], dtype=plan.dtype)
+        merged = {**targets, **apart} if apart else targets
+        if apart:
+            places = _Places(plan, merged)
+        digests = _Tables(places, starts).merge(plan)
         for name in several:
-            digests[name] = tile_digests(merged[name].to(plan.dtype))
-            if merged[name] is not targets[name]:
-                targets[name].copy_(merged[name])
+            digests[name] = _digested(merged[name].to(plan.dtype))
+        for name, tensor in apart.items():
+            targets[name].copy_(tensor)
         return digests
 
 
@@ -129,41 +129,72 @@ def _starts(plan: MergePlan) -> dict[str, np.ndarray]:
     return starts
 
 
+def _digested(tensor: torch.Tensor) -> np.ndarray:
+    """Return what `tile_digests` does, of a contiguous tensor on the processor."""
+    native = library()
+    assert native is not None, "whoever merges asks `takes` first"
+    digests = np.empty(-(-tensor.nbytes // TILE_BYTES), np.uint64)
+    keys = digest_keys().ctypes.data
+    native.evomerge_digest(tensor.data_ptr(), tensor.nbytes, keys, digests.ctypes.data)
+    return digests
+
+
+class _Places:
+    """Where a plan's operands lie, and the tensors that they are merged into, name by name.
+
+    Found once for tensors that are merged again and again: of a small model that takes longer than
+    to merge it.
+    """
+
+    def __init__(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]):
+        self.targets, self.dtype = targets, plan.dtype
+        self._operands = plan.operands.tensors  # what the addresses point at stays alive
+        self.operands = _Addresses([self._operands[name] for name in targets])
+        self.outs = _Addresses([(target,) for target in targets.values()])
+        self.sizes = np.array([target.numel() for target in targets.values()])
+
+    @functools.cached_property
+    def tables(self) -> "_Tables":
+        """Those of whole tensors, to be merged again with other numbers."""
+        return _Tables(self, {})
+
+    @property
+    def nbytes(self) -> int:
+        return self.tables.nbytes if "tables" in vars(self) else 0
+
+
 class _Tables:
     """Addresses, and room for numbers, of tensors that may be merged again with other numbers.
 
     A row is a run of one tensor's elements, nearly always all of them.
     """
 
-    def __init__(
-        self,
-        plan: MergePlan,
-        targets: Mapping[str, torch.Tensor],
-        starts: Mapping[str, np.ndarray],
-    ):
-        self.targets, self.dtype = targets, plan.dtype
-        self._operands = plan.operands.tensors  # what the addresses point at stays alive
-        names = list(targets)
-        whole = np.zeros(1, np.int64)
+    def __init__(self, places: _Places, starts: Mapping[str, np.ndarray]):
+        """
+        Args:
+            places: of the tensors.
+            starts: name -> where its runs begin, if it has any.
+        """
+        names, whole = list(places.targets), np.zeros(1, np.int64)
         runs = [starts.get(name, whole) for name in names]
         counts = np.array([len(of_name) for of_name in runs])
-        sizes = [
-            np.diff(of_name, append=targets[name].numel())
-            for name, of_name in zip(names, runs, strict=True)
-        ]
-        self._first: dict[str, int] = dict(
-            zip(names, (np.cumsum(counts) - counts).tolist(), strict=True)
-        )
-        of, begin, size = np.repeat(np.arange(len(names)), counts), _joined(runs), _joined(sizes)
-        operands, self._dtypes = _addresses([self._operands[name] for name in names], of, begin)
-        outs, out_dtypes = _addresses([(targets[name],) for name in names], of, begin)
+        ends = counts.cumsum()
+        self._first: dict[str, int] = dict(zip(names, (ends - counts).tolist(), strict=True))
+        of, begin = np.arange(len(names)).repeat(counts), np.concatenate(runs)
+        size = np.empty_like(begin)
+        size[:-1] = begin[1:]
+        size[ends - 1] = places.sizes
+        size -= begin
+        operands, self._dtypes = places.operands.of_runs(of, begin)
+        outs, out_dtypes = places.outs.of_runs(of, begin)
         self._pieces = np.zeros(len(of), PIECE)
         self._terms = np.zeros(operands.shape, TERM)
-        tiles = (size * plan.dtype.itemsize + TILE_BYTES - 1) // TILE_BYTES
-        self._tiles = np.concatenate([[0], np.cumsum(tiles)])
+        tiles = (size * places.dtype.itemsize + TILE_BYTES - 1) // TILE_BYTES
+        self._tiles = np.zeros(len(of) + 1, np.int64)
+        tiles.cumsum(out=self._tiles[1:])
         self._digests = np.empty(self._tiles[-1], np.uint64)
         pieces, terms = self._pieces, self._terms
-        pieces["size"], pieces["dtype"] = size, _DTYPES[plan.dtype]
+        pieces["size"], pieces["dtype"] = size, _DTYPES[places.dtype]
         pieces["out"], pieces["out_dtype"] = outs[:, 0], out_dtypes[:, 0]
         pieces["first_tile"] = self._tiles[:-1]
         pieces["digests"] = self._digests.ctypes.data + 8 * self._tiles[:-1].astype(np.uint64)
@@ -184,11 +215,10 @@ class _Tables:
             if isinstance(group, WeightedSums):
                 self._weigh(self._of(group.names), group.coefficients)
             elif isinstance(group, SegmentedSums):
-                counts = [len(rows) for rows in group.coefficients]
-                firsts = self._of(group.names)
-                rows = np.concatenate(
-                    [np.arange(a, a + n) for a, n in zip(firsts, counts, strict=True)]
-                )
+                counts = np.array([len(rows) for rows in group.coefficients])
+                # of each tensor its first row and those after it
+                skipped = self._of(group.names) - (counts.cumsum() - counts)
+                rows = skipped.repeat(counts) + np.arange(counts.sum())
                 self._weigh(rows, np.concatenate(group.coefficients))
             else:
                 self._thin(self._of(group.names), group)
@@ -313,26 +343,25 @@ class _Tables:
         )
 
 
-def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(arrays).astype(np.int64)
+class _Addresses:
+    """Where tensors lie, of each name its operands; fewer than others' are followed by zeros."""
 
+    def __init__(self, tensors: Sequence[Sequence[torch.Tensor]]):
+        shape = len(tensors), max(map(len, tensors))
+        self._data, self._width = np.zeros(shape, np.uint64), np.zeros(shape, np.uint64)
+        self._dtypes = np.zeros(shape, np.int32)
+        for row, operands in enumerate(tensors):
+            count = len(operands)
+            self._data[row, :count] = [tensor.data_ptr() for tensor in operands]
+            self._width[row, :count] = [tensor.element_size() for tensor in operands]
+            self._dtypes[row, :count] = [_DTYPES[tensor.dtype] for tensor in operands]
 
-def _addresses(
-    tensors: Sequence[Sequence[torch.Tensor]], of: np.ndarray, begin: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return where runs of tensors begin, and their dtypes, each (runs, operands).
+    def of_runs(self, of: np.ndarray, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where runs of tensors begin, and their dtypes, each (runs, operands).
 
-    Args:
-        tensors: of each name, its operands; fewer than others' are followed by zeros.
-        of: (runs,), the place of each run's name in `tensors`.
-        begin: (runs,), its first element.
-    """
-    shape = len(tensors), max(map(len, tensors))
-    data, width = np.zeros(shape, np.uint64), np.zeros(shape, np.uint64)
-    dtypes = np.zeros(shape, np.int32)
-    for row, operands in enumerate(tensors):
-        count = len(operands)
-        data[row, :count] = [tensor.data_ptr() for tensor in operands]
-        width[row, :count] = [tensor.element_size() for tensor in operands]
-        dtypes[row, :count] = [_DTYPES[tensor.dtype] for tensor in operands]
-    return data[of] + width[of] * begin[:, None].astype(np.uint64), dtypes[of]
+        Args:
+            of: (runs,), the place of each run's name.
+            begin: (runs,), its first element.
+        """
+        start = self._width[of] * begin[:, None].astype(np.uint64)
+        return self._data[of] + start, self._dtypes[of]

@@ -77,6 +77,8 @@ def library() -> ctypes.CDLL | None:
     for function in (native.evomerge_merge, native.evomerge_survey):
         function.restype = None
         function.argtypes = [pointer, number, number, pointer, ctypes.c_int]
+    native.evomerge_digest.restype = None
+    native.evomerge_digest.argtypes = [pointer, number, pointer, pointer]
     return native
 
 

@@ -89,6 +89,8 @@ class Merger:
         self._methods = MethodMerger(self.sources, self.hashes, self._weights)
         self._indices: dict[str, ParameterIndex] = {}
         self._wider_by_frame: dict[tuple[str, str], dict[str, str]] = {}
+        self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        self._dtypes: dict[tuple[str, str, bool], dict[str, str]] = {}
         self._parted: _Parted = {}, "", []
 
     def bytes_kept(self) -> int:
@@ -104,24 +106,30 @@ class Merger:
         if isinstance(recipe, ParametersRecipe):
             self._methods.resolve(recipe)
 
-    def shapes(self, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    def shapes(self, recipe: Recipe) -> Mapping[str, tuple[int, ...]]:
         """Return name -> shape of a recipe's tensors, in canonical order."""
         if isinstance(recipe, RoutingRecipe):
             origins = routed_tensors(recipe, self.sources)
             return {name: origin.shape for name, origin in origins.items()}
-        tensors = self.sources[recipe.sources[0]].tensors
-        return {name: tensor.shape for name, tensor in tensors.items()}
+        frame = recipe.sources[0]
+        if frame not in self._shapes:
+            tensors = self.sources[frame].tensors
+            self._shapes[frame] = {name: tensor.shape for name, tensor in tensors.items()}
+        return self._shapes[frame]
 
-    def dtypes(self, recipe: Recipe) -> dict[str, str]:
+    def dtypes(self, recipe: Recipe) -> Mapping[str, str]:
         """Return name -> dtype of a recipe's tensors, in canonical order: see `Source.dtype_of`."""
         if isinstance(recipe, RoutingRecipe):
             dtypes = {}
             for name, origin in routed_tensors(recipe, self.sources).items():
                 dtypes[name] = self.sources[origin.source].dtype_of(origin.name, recipe.dtype)
             return dtypes
-        dtypes = dict.fromkeys(self.shapes(recipe), recipe.dtype)
-        # of an explicit recipe all is one vector
-        return dtypes if isinstance(recipe, ExplicitRecipe) else dtypes | self._wider(recipe)
+        is_flat = isinstance(recipe, ExplicitRecipe)  # all is one vector, of one dtype
+        key = (recipe.sources[0], recipe.dtype, is_flat)
+        if key not in self._dtypes:
+            dtypes = dict.fromkeys(self.shapes(recipe), recipe.dtype)
+            self._dtypes[key] = dtypes if is_flat else dtypes | self._wider(recipe)
+        return self._dtypes[key]
 
     def _wider(self, recipe: Recipe) -> dict[str, str]:
         """Return the dtypes of a recipe's tensors that are not its own, by name."""

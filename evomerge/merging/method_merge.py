@@ -16,10 +16,6 @@ from evomerge.merging.validation import by_method, group_index, method_of, value
 from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.sources.source import Source
 
-# Sets of operands that are kept: a search over methods comes back to each. They hold addresses,
-# some kilobytes, and no copy of a tensor.
-_MOST_OPERANDS = 8
-
 
 class MethodMerger:
     """Plans merges by methods over one set of sources; keeps what does not depend on a genome.
@@ -53,7 +49,6 @@ class MethodMerger:
         self._sources, self._hashes, self.weights = sources, hashes, weights
         self.statistics = Statistics(sources, hashes, weights.tensor)
         self._directions: dict[str, tuple[str, ...]] = {}
-        self._operands: dict[tuple[tuple[str, tuple[str, ...]], ...], Operands] = {}
 
     def resolve(self, recipe: ParametersRecipe) -> "MethodMerge":
         """Return the merge of a recipe; transform task vectors where its methods ask for it.
@@ -67,26 +62,6 @@ class MethodMerger:
             method = method_of(part)
             parts[name] = _Part(part, method, self._sources_of(method, part), self)
         return MethodMerge(recipe, parts, self)
-
-    def operands(self, reads: Mapping[str, tuple[str, ...]], keep: bool) -> Operands:
-        """Return tensors with what they are made of: the tensors of sources.
-
-        Args:
-            reads: tensor's name -> sources.
-            keep: return the same object when it is asked for again.
-        """
-        key = tuple(reads.items())
-        operands = self._operands.pop(key, None)
-        if operands is None:
-            tensors = {}
-            for name, sources in reads.items():
-                tensors[name] = tuple(self.weights.tensor(source, name) for source in sources)
-            operands = Operands(tensors)
-        if keep:
-            self._operands[key] = operands  # at the end: the latest is the last to go
-            if len(self._operands) > _MOST_OPERANDS:
-                del self._operands[next(iter(self._operands))]
-        return operands
 
     def _sources_of(self, method: MergeMethod, recipe: ParametersRecipe) -> tuple[str, ...]:
         """Return the sources that a method merges: the models, or their prepared directions."""
@@ -162,7 +137,7 @@ class MethodMerge:
             else:
                 groups.append(part.sums(index, group, of_group))
                 reads |= dict.fromkeys(of_group, part.reads)
-        operands = self._merger.operands(reads, keep=again and not joined)
+        operands = self._merger.weights.operands(reads, keep=again and not joined)
         if joined:
             operands = Operands({**operands.tensors, **joined})
         return MergePlan(operands, self.dtype, tuple(groups))

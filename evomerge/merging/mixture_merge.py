@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from evomerge.errors import CandidateFailure
-from evomerge.kernels.merge_plan import MergePlan, Operands, SegmentedSums
+from evomerge.kernels.merge_plan import MergePlan, SegmentedSums
 from evomerge.merging.source_weights import SourceWeights
 from evomerge.recipes.mixture import MixtureRecipe
 from evomerge.recipes.parameter_index import ParameterIndex
@@ -47,11 +47,11 @@ class MixtureMerge:
 
     def plan(self, names: Sequence[str], again: bool = False) -> MergePlan:
         """Return the plan by which some tensors are merged; see `MethodMerge.plan`."""
-        tensors, starts, coefficients = {}, [], []
+        starts, coefficients = [], []
         for name in names:
-            tensors[name] = tuple(self._weights.tensor(m, name) for m in self._recipe.models)
             begins, rows = self._recipe.runs(name, *self._index.span[name])
             starts.append(begins)
             coefficients.append(rows)
         sums = SegmentedSums(tuple(names), tuple(starts), tuple(coefficients))
-        return MergePlan(Operands(tensors), self.dtype, (sums,))
+        operands = self._weights.operands(dict.fromkeys(names, self._recipe.models), keep=again)
+        return MergePlan(operands, self.dtype, (sums,))

@@ -11,12 +11,17 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from evomerge.kernels.merge_plan import Operands
 from evomerge.kernels.task_vector import gram_matrix
 from evomerge.sources.alignment import aligned
 from evomerge.sources.lora import LowRank
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source, open_source
 from evomerge.sources.trust import NOBODY, Trust
+
+# Sets of operands that are kept: a search over methods comes back to each. They hold addresses,
+# some kilobytes, and no copy of a tensor.
+_MOST_OPERANDS = 8
 
 
 class SourceWeights:
@@ -47,6 +52,7 @@ class SourceWeights:
         self._on_device: dict[tuple[Path, str, tuple[int, ...]], torch.Tensor] = {}
         self._kept_bytes, self._passes = 0, False
         self._sender = _Sender(device)
+        self._operands: dict[tuple[tuple[str, tuple[str, ...]], ...], Operands] = {}
 
     def add(self, sources: Mapping[str, Source]) -> None:
         """Know more sources, by name."""
@@ -71,6 +77,26 @@ class SourceWeights:
         dtype = torch.promote_types(tensor.dtype, torch.float32)
         left, right = self._factors(factor, dtype)
         return torch.addmm(tensor.to(dtype), left, right, alpha=factor.scale)
+
+    def operands(self, reads: Mapping[str, tuple[str, ...]], keep: bool) -> Operands:
+        """Return tensors with what they are made of: the tensors of sources.
+
+        Args:
+            reads: tensor's name -> sources.
+            keep: return the same object when it is asked for again.
+        """
+        key = tuple(reads.items())
+        operands = self._operands.pop(key, None)
+        if operands is None:
+            tensors = {}
+            for name, sources in reads.items():
+                tensors[name] = tuple(self.tensor(source, name) for source in sources)
+            operands = Operands(tensors)
+        if keep:
+            self._operands[key] = operands  # at the end: the latest is the last to go
+            if len(self._operands) > _MOST_OPERANDS:
+                del self._operands[next(iter(self._operands))]
+        return operands
 
     def adapted(self, sources: Sequence[str]) -> bool:
         """Tell whether one of the sources has an adapter."""

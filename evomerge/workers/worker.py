@@ -67,11 +67,11 @@ class Worker:
         self.name = f"{platform.node()}/{os.getpid()}/{device}"
         self._plan, self._device = plan, device
         self._sources = _open_sources(plan)
-        self._files = [
-            (source, str(file), touched(file))
-            for source in self._sources.values()
-            for file in files_of(source)
-        ]
+        self._files: dict[str, tuple[Source, tuple[int, ...]]] = {}
+        for source in self._sources.values():
+            for file in map(str, files_of(source)):
+                if file not in self._files:  # which sources may share
+                    self._files[file] = (source, touched(file))
         is_routed = isinstance(
             plan.first, RoutingRecipe
         )  # then sources are on the device as models
@@ -132,7 +132,7 @@ class Worker:
         return Outcome("ok", "", scores, merging, scoring, checksum, self.name, answers)
 
     def _check_sources(self) -> None:
-        for source, file, before in self._files:
+        for file, (source, before) in self._files.items():
             try:
                 is_same = touched(file) == before
             except OSError:
