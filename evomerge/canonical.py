@@ -27,6 +27,8 @@ def positive_zeros(data: Any) -> Any:
     """
     if isinstance(data, float):
         return data + 0.0  # -0.0 + 0.0 is 0.0
+    if data is None or isinstance(data, str | int):  # nearly all: a look at `Mapping` is slow
+        return data
     if isinstance(data, Mapping):
         return {key: positive_zeros(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -85,7 +85,7 @@ def _grown(
     Args:
         steps: parents first.
         seeds: gives a model's weights.
-        known: the weights of parents that are no steps.
+        known: the weights of parents that are no steps; read before the first is yielded.
     """
     children_left: collections.Counter[int | str] = collections.Counter()
     for step in steps:
@@ -141,7 +141,7 @@ class Pedigree:
                 steps.append(_Step(recipe_id, recipe.births[0], slerp))
             else:
                 steps.append(_Step(recipe_id, recipe.models[0], False))
-        for key, weights in _grown(steps, self._seeds, dict(self._kept)):
+        for key, weights in _grown(steps, self._seeds, self._kept):
             self._kept[str(key)] = weights  # kin that the next one asked for may share
             if len(self._kept) > max(_FEWEST_KEPT, _KEPT_BYTES // max(weights.nbytes, 1)):
                 del self._kept[next(iter(self._kept))]

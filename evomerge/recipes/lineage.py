@@ -5,7 +5,7 @@ is its lineage: who was crossed with whom, where and by how much, and the seed o
 weights of those that live are a cache, which the lineage can always rebuild.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -77,9 +77,16 @@ class ExplicitRecipe(Recipe):
 
     def id(self, hashes: Mapping[str, str]) -> str:
         """Return the recipe's id: a hash of the last birth and of its parents' ids."""
-        ids = [single(model, self.dtype).id(hashes) for model in self.models]
+        ids: list[str] = []  # of the births
         for birth in self.births:
-            parents = [p if isinstance(p, str) else ids[p] for p in birth.parents]
+            parents = [self._parent_id(parent, ids, hashes) for parent in birth.parents]
             data = [self.parameter_index_hash, self.interpolation, parents, *birth[1:]]
             ids.append(json_hash(data))
         return ids[-1]
+
+    def _parent_id(self, parent: str | int, ids: Sequence[str], hashes: Mapping[str, str]) -> str:
+        if isinstance(parent, str):
+            return parent
+        if parent < len(self.models):
+            return single(self.models[parent], self.dtype).id(hashes)
+        return ids[parent - len(self.models)]

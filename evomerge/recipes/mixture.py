@@ -48,7 +48,7 @@ class Chromosome:
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Return the (positions, models) coefficients of parameters."""
-        segment = np.searchsorted(self.edges, positions, side="right") - 1
+        segment = self.edges.searchsorted(positions, side="right") - 1
         return self.coefficients[segment]
 
     def to_json(self) -> dict[str, Any]:
@@ -106,8 +106,8 @@ class MixtureRecipe(Recipe):
         """
         chromosome = next(c for c in self.chromosomes if c.modules is None or c.modules in name)
         last_segment = len(chromosome.coefficients) - 1
-        low = min(int(np.searchsorted(chromosome.edges, first, side="right")) - 1, last_segment)
-        high = max(low + 1, int(np.searchsorted(chromosome.edges, last, side="left")))
+        low = min(int(chromosome.edges.searchsorted(first, side="right")) - 1, last_segment)
+        high = max(low + 1, int(chromosome.edges.searchsorted(last, side="left")))
         starts = np.maximum(chromosome.edges[low:high], first) - first
         return starts, chromosome.coefficients[low:high]
 

@@ -49,12 +49,15 @@ class FunctionFitness(Fitness):
                 wrong = f"{path}{_line(error, path)}: items() failed with {one_line(error)}"
                 raise BadInput(Fault("", wrong, "mend items()")) from error
         self.hashes = [item_hash(item) for item in self._items]
+        self._last: tuple[tuple[int, ...], list[Any]] = ((), [])  # that were scored
 
     def prepare(self, live: Scorable, ordinals: Sequence[int]) -> None:
         self._model, self._tokenizer = live.model, live.tokenizer
 
     def score(self, ordinals: Sequence[int]) -> np.ndarray:
-        items = [self._items[i] for i in ordinals]
+        if self._last[0] != tuple(ordinals):
+            self._last = tuple(ordinals), [self._items[i] for i in ordinals]
+        items = list(self._last[1])  # the user's code may change it
         try:
             found = self._module.score(self._model, self._tokenizer, items)
             scores = np.asarray(found, np.float32)

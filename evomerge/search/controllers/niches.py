@@ -84,7 +84,7 @@ class NaturalNiches(Controller):
         self._asked = self._children = self._bred = 0
         self._members: list[int] = []
         self._violations: list[float] = []
-        self._scores = np.zeros((0, 0), np.float32)  # (members, items)
+        self._scores = np.zeros((0, 0))  # (members, items)
         self._part = -1  # of the epoch, whose number it has
         self._waiting: list[int] = []  # individuals that are to be scored on the part
         self._again: dict[int, int] = {}  # ordinal -> individual, of those that are scored now
@@ -117,7 +117,7 @@ class NaturalNiches(Controller):
         self._part, self._bred = self._part + 1, 0
         self._waiting = list(self._members)
         self._members, self._violations = [], []
-        self._scores = np.zeros((0, 0), np.float32)
+        self._scores = np.zeros((0, 0))
 
     def _child(self) -> Proposal:
         if not self._members:
@@ -157,11 +157,12 @@ class NaturalNiches(Controller):
             if without is not None and len(weights) > 1:
                 weights[without] = 0.0
             total = weights.sum()
-        return int(self._rng.choice(len(weights), p=weights / total))
+        # as `Generator.choice` draws one, without its checks
+        shares = (weights / total).cumsum()
+        return int((shares / shares[-1]).searchsorted(self._rng.random(), side="right"))
 
     def _shared(self, scores: np.ndarray) -> np.ndarray:
         """Return each member's share of every resource, (members, items) float64 (equation 5)."""
-        scores = scores.astype(np.float64)
         if self._options.subtract_worst:
             scores = scores - scores.min(axis=0)
         used = scores.sum(axis=0)
@@ -183,7 +184,7 @@ class NaturalNiches(Controller):
             return
         self._members.append(candidate)
         self._violations.append(feedback.violation)
-        row = feedback.items[None]
+        row = feedback.items[None].astype(np.float64)
         self._scores = np.concatenate([self._scores, row]) if self._scores.size else row
         if len(self._members) > self._options.population:
             worst = self._worst()

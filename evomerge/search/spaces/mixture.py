@@ -6,6 +6,7 @@ c_k need not add up to one (task arithmetic, arXiv:2212.04089): the same mixture
 the models.
 """
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -109,7 +110,9 @@ class MixtureSpace(BreedingSpace):
         self.mixed = shapes.models
         if options.task_vectors and shapes.base is not None:
             self.mixed = (shapes.base, *shapes.models)
-        self._prefix: list[np.ndarray] | None = None
+        self._prefix: list[_Lines] | None = None
+        # of individuals that live; of each chromosome with itself
+        self._squares: weakref.WeakKeyDictionary[Chromosome, float] = weakref.WeakKeyDictionary()
 
     @property
     def names(self) -> list[str]:
@@ -191,10 +194,16 @@ class MixtureSpace(BreedingSpace):
 
     def _angle(self, index: int, a: Chromosome, b: Chromosome) -> float:
         """Return the angle between two individuals' vectors of one chromosome."""
-        dot, mine, theirs = (self._inner(index, *p) for p in ((a, b), (a, a), (b, b)))
+        dot, mine, theirs = self._inner(index, a, b), self._square(index, a), self._square(index, b)
         if mine <= 0.0 or theirs <= 0.0:
             return 0.0
         return float(np.arccos(np.clip(dot / np.sqrt(mine * theirs), -1.0, 1.0)))
+
+    def _square(self, index: int, a: Chromosome) -> float:
+        """Return <A, A>, which an individual keeps for all its children."""
+        if a not in self._squares:
+            self._squares[a] = self._inner(index, a, a)
+        return self._squares[a]
 
     def _inner(self, index: int, a: Chromosome, b: Chromosome) -> float:
         """Return <A, B> from the models' Gram matrices, summed up over the tensors."""
@@ -208,20 +217,55 @@ class MixtureSpace(BreedingSpace):
                 mine = {n for n in self.index.names if modules is None or modules in n} - taken
                 taken |= mine
                 there = np.array([n in mine for n in self.index.names])
-                sums = np.cumsum(grams * there[:, None, None], axis=0)
-                self._prefix.append(np.concatenate([np.zeros_like(sums[:1]), sums]))
-        edges = np.union1d(a.edges, b.edges)
+                sums = np.cumsum(grams * there[:, None, None], axis=0).reshape(len(there), -1)
+                sums = np.concatenate([np.zeros_like(sums[:1]), sums])
+                self._prefix.append(_Lines(self.index.edges, sums))
+        edges = a.edges if a is b else _united(a.edges, b.edges)
         # Within a tensor the products are taken as spread evenly: only the angle depends on it.
         count = len(self.mixed)
-        flat = self._prefix[index].reshape(-1, count * count)
-        at = np.stack([np.interp(edges, self.index.edges, column) for column in flat.T], axis=1)
-        grams = np.diff(at, axis=0).reshape(-1, count, count)
-        return float(np.einsum("si,sij,sj->", a.at(edges[:-1]), grams, b.at(edges[:-1])))
+        at = self._prefix[index](edges)
+        grams = (at[1:] - at[:-1]).reshape(-1, count, count)
+        of_a = a.at(edges[:-1])
+        of_b = of_a if a is b else b.at(edges[:-1])
+        return float(np.einsum("si,sij,sj->", of_a, grams, of_b))
+
+
+class _Lines:
+    """Straight lines between points, of several functions at once.
+
+    >>> _Lines(np.array([0, 2, 3]), np.array([[0.0, 1.0], [4.0, 1.0], [5.0, 0.0]]))([1, 3])
+    array([[2., 1.],
+           [5., 0.]])
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray):
+        """
+        Args:
+            x: (points,), ascending.
+            y: (points, functions).
+        """
+        wide = np.diff(x) > 0  # a tensor without elements is no line
+        self._x, self._y = x[np.append(wide, True)], y[np.append(wide, True)]
+        self._slopes = np.diff(self._y, axis=0) / np.diff(self._x)[:, None]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return the (points, functions) values at `x`, from the first point to the last."""
+        line = self._x.searchsorted(x, side="right") - 1
+        inside = np.minimum(line, len(self._slopes) - 1)
+        found = self._slopes[inside] * (x - self._x[inside])[:, None] + self._y[inside]
+        found[line > inside] = self._y[-1]
+        return found
+
+
+def _united(*edges: np.ndarray) -> np.ndarray:
+    """Return what is in any of several arrays, ascending, once each."""
+    every = np.sort(np.concatenate(edges))
+    return every[np.append(True, every[1:] != every[:-1])]
 
 
 def _crossed(a: Chromosome, b: Chromosome, mix: float, split: int, angle: float) -> Chromosome:
     total = int(a.edges[-1])
-    edges = np.union1d(np.union1d(a.edges, b.edges), [min(max(split, 0), total)])
+    edges = _united(a.edges, b.edges, np.array([min(max(split, 0), total)]))
     starts = edges[:-1]
     shares = np.array([interpolated(mix, angle), interpolated(1.0 - mix, angle)])
     side = (starts >= split).astype(int)
