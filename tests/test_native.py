@@ -24,6 +24,7 @@ from evomerge.merging.methods import METHODS
 from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
 
+BYTES = [0, 1, 2, 3, 4, 7, 65_535, 65_536, 65_537, 200_003]
 SHAPES = [(), (1,), (0,), (17,), (33, 65), (3, 5, 7), (129, 1), (40_001,)]
 DTYPES = [torch.bfloat16, torch.float32, torch.float16]
 
@@ -53,6 +54,12 @@ def assert_same(plan, out, wanted):
         with pytest.raises(CandidateFailure, match="merged tensor w is not finite"):
             kernels.merge(plan, targets)
     assert np.array_equal(bits(out), bits(wanted.to(out.dtype)))
+
+
+@pytest.mark.parametrize("size", BYTES)
+def test_what_lies_in_memory_is_digested_alike(size):
+    data = torch.randint(0, 256, (size,), dtype=torch.uint8)
+    assert np.array_equal(native._digested(data), tile_digests(data))
 
 
 @given(

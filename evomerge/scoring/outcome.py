@@ -77,8 +77,10 @@ def summary(items: np.ndarray) -> Score:
     n = len(wide)
     if not n:
         return Score(float("nan"), float("nan"), 0)
-    stderr = float(wide.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
-    return Score(float(wide.mean()), stderr, n)
+    mean = wide.mean()
+    apart = wide - mean  # as `std` does it, which would look for the mean again
+    stderr = float(np.sqrt((apart * apart).sum() / (n - 1)) / np.sqrt(n)) if n > 1 else 0.0
+    return Score(float(mean), stderr, n)
 
 
 def encode_scores(items: np.ndarray) -> tuple[str, bytes]:

@@ -145,7 +145,8 @@ class NaturalNiches(Controller):
         if self._options.attraction:
             # g(A, B) = sum_j c_j / z_j^alpha max(s(x_j|B) - s(x_j|A), 0)  (equation 4;
             # with equation 5's alpha, as in the authors' code)
-            fitness = np.maximum(shared - shared[first], 0.0).sum(axis=1)
+            lacking = shared - shared[first]
+            fitness = np.maximum(lacking, 0.0, out=lacking).sum(axis=1)
         fitness[first] = 0.0
         return first, self._roulette(fitness, without=first)
 
