@@ -76,10 +76,12 @@ def test_the_weights_are_those_that_peft_merges(here, variant):
     assert changed == len({*source.adapter.factors, *source.adapter.replaced}) > 0
 
 
-def test_tensors_are_kept_for_the_next_recipe_unless_told_otherwise(here):
+def test_tensors_stay_for_the_next_recipe_where_there_is_room(here):
     sources, name = {"a": open_source("a")}, "model.embed_tokens.weight"
-    for keep in (True, False):
-        weights = SourceWeights(sources, torch.device("cpu"), keep)
+    size = sources["a"].tensors[name].elements * 2
+    for room, keep in ((None, True), (0, False), (size, True), (size - 1, False)):
+        weights = SourceWeights(sources, torch.device("cpu"), room)
+        assert weights.keeps_all == (room is None)
         with pytest.raises(KeyError), weights.read_once():
             once = weights.tensor("a", name)
             assert weights.tensor("a", name) is not once
@@ -87,6 +89,10 @@ def test_tensors_are_kept_for_the_next_recipe_unless_told_otherwise(here):
         first = weights.tensor("a", name)
         assert torch.equal(first, once)
         assert (weights.tensor("a", name) is first) == keep
+        if room == size:  # the first that come stay, and no later one takes their place
+            norm = weights.tensor("a", "model.norm.weight")
+            assert weights.tensor("a", "model.norm.weight") is not norm
+            assert weights.tensor("a", name) is first
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "slerp", "ties"])

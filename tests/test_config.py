@@ -157,6 +157,16 @@ MALFORMED = [
     (("workers", {"count": 2}), "workers.count: the inline pool has one worker"),
     (("workers", {"timeout": 5}), "workers.timeout: the inline pool has one worker"),
     (("workers", {"gpus": 1}), "workers.gpus: unknown key 'gpus'; did you mean 'gpus_each'?"),
+    (
+        ("workers", {"pool": "ray", "gpus_each": 2}),
+        "workers.gpus_each: a worker's model lies on one GPU, and the others would be idle",
+    ),
+    (
+        ("workers", {"pool": "ray", "gpus_each": 1, "device": "cuda:1"}),
+        "workers.device: a worker sees the GPU alone that Ray reserves for it, and no cuda:1",
+    ),
+    (("workers", {"sources_memory": -1}), "workers.sources_memory: -1"),
+    (("workers", {"engine": "vlm"}), "workers.engine: 'vlm' is none of what it may be"),
     (("finals", -1), "finals: -1"),
 ]
 

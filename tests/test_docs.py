@@ -162,7 +162,7 @@ def wrong_with(words):
         except click.UsageError as error:
             return error.message
     elif program == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
         unknown = [word for word in arguments if "=" not in word and word not in targets]
         return f"no target {unknown}" if unknown else None
     elif program == "python":

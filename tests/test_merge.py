@@ -11,11 +11,12 @@ from evomerge.errors import BadInput, CandidateFailure
 from evomerge.kernels.checksum import Checksum
 from evomerge.merging.live_model import LiveModel
 from evomerge.merging.merger import Merger
+from evomerge.merging.methods import METHODS
 from evomerge.merging.validation import method_of
 from evomerge.recipes.parameters import Group, ParametersRecipe, single, uniform
 from evomerge.sources.digest import digest
 from evomerge.sources.source import open_source
-from evomerge.testing import tiny_llama
+from evomerge.testing import recipe_of, tiny_llama
 
 
 @pytest.fixture
@@ -29,6 +30,37 @@ def test_a_single_source_comes_out_bit_for_bit(world, merger):
     merged = dict(merger.stream(single("a", "bfloat16")))
     assert merged.keys() == stored.keys()
     assert all(torch.equal(merged[n], stored[n]) for n in stored)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "della", "sce", "slerp"])
+def test_sources_that_are_streamed_are_merged_as_those_that_stay(
+    merger, method, device, monkeypatch
+):
+    """With room for a half of them, and for none; a few tensors at a time."""
+    from evomerge.merging import merger as module
+
+    monkeypatch.setattr(module, "_REMADE", 1000)
+    models = ["a", "b", "c"][: METHODS.get(method).models or 3]
+    recipe = replace(recipe_of(method, models, "base", density=0.4), dtype="bfloat16")
+    names = merger.shapes(recipe)
+    size = sum(source.bytes for source in merger.sources.values())
+    made = []
+    for room in (None, size // 2, 0):
+        own = Merger(merger.sources, merger.hashes, device, room)
+        assert own._planned(recipe).remade == (room is not None)
+        for _ in range(2):
+            live = {
+                n: torch.zeros(s, dtype=torch.bfloat16, device=device) for n, s in names.items()
+            }
+            digests = own.fill(recipe, live)
+            made.append((digests, live))
+        assert list(dict(own.stream(recipe))) == list(names)
+    (digests, live), *others = made
+    for other_digests, other in others:
+        for name in names:
+            assert torch.equal(live[name], other[name]), name
+            assert np.array_equal(digests[name], other_digests[name]), name
 
 
 def test_groups_apply_where_they_say(world, merger):

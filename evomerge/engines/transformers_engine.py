@@ -33,6 +33,7 @@ class TransformersEngine(Engine):
     def __init__(self, live: Live):
         self.live, self.model, self.tokenizer = live, live.model, live.tokenizer
         self.direct = live.direct
+        self._language_models: dict[int | None, Any] = {}  # by prompts at once
 
     @classmethod
     def open(cls, source: Source, options: EngineOptions) -> "TransformersEngine":
@@ -43,7 +44,11 @@ class TransformersEngine(Engine):
         self.live.load(stream)
 
     def language_model(self, section: TaskSection) -> Any:
-        return LoadedModel(self.model, self.tokenizer).language_model(section)
+        size = section.batch_size
+        if size not in self._language_models:
+            loaded = LoadedModel(self.model, self.tokenizer)
+            self._language_models[size] = loaded.language_model(section)
+        return self._language_models[size]
 
 
 ENGINES.add("transformers", TransformersEngine)

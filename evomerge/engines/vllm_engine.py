@@ -48,6 +48,7 @@ class VllmEngine(Engine):
         self.model, self.direct = None, {}
         self._llm, self._ties, self._frame = llm, ties, frame
         self.tokenizer = llm.get_tokenizer()
+        self._language_model: VllmLM | None = None
 
     @classmethod
     def open(cls, source: Source, options: EngineOptions) -> "VllmEngine":
@@ -98,8 +99,10 @@ class VllmEngine(Engine):
                 yield other, tensor
 
     def language_model(self, section: TaskSection) -> Any:
-        longest = self._llm.llm_engine.model_config.max_model_len
-        return VllmLM(self._ask, self._frame, self.tokenizer, longest)
+        if self._language_model is None:
+            longest = self._llm.llm_engine.model_config.max_model_len
+            self._language_model = VllmLM(self._ask, self._frame, self.tokenizer, longest)
+        return self._language_model
 
     def _ask(
         self, prompts: Sequence[Sequence[int]], options: Sequence[dict[str, Any]]

@@ -220,6 +220,18 @@ class Fitness(ABC):
     def score(self, ordinals: Sequence[int]) -> np.ndarray:
         """Return the (len(ordinals),) float32 scores of the model as it is now."""
 
+    def questions(self, ordinals: Sequence[int]) -> tuple[Any, list[Any]] | None:
+        """Return what answers lm-eval's requests, and those of some items; None if it has none.
+
+        Whoever has them answered finds the scores by `scores`. So several fitnesses can be asked
+        at once, in batches that are fuller.
+        """
+        return None
+
+    def scores(self, ordinals: Sequence[int]) -> np.ndarray:
+        """Return the (len(ordinals),) float32 scores of the answers to its questions."""
+        raise TypeError(f"{type(self).__name__} asks no questions")
+
     def is_public_test_split(self) -> bool:
         """Tell whether the items are the test split of a data set that others report on."""
         return False

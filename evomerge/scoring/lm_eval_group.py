@@ -68,12 +68,17 @@ class GroupFitness(Fitness):
         for task, own, _ in self._by_task(ordinals):
             task.build(self._lm, own)
 
-    def score(self, ordinals: Sequence[int]) -> np.ndarray:
-        scores = np.empty(len(ordinals), np.float32)
+    def questions(self, ordinals: Sequence[int]) -> tuple[Any, list[Any]]:
         by_task = self._by_task(ordinals)
-        # all at once, so that small tasks share their batches
-        answer(self._lm, [r for task, own, _ in by_task for r in task.requests(own)])
-        for task, own, at in by_task:
+        return self._lm, [r for task, own, _ in by_task for r in task.requests(own)]
+
+    def score(self, ordinals: Sequence[int]) -> np.ndarray:
+        answer(*self.questions(ordinals))
+        return self.scores(ordinals)
+
+    def scores(self, ordinals: Sequence[int]) -> np.ndarray:
+        scores = np.empty(len(ordinals), np.float32)
+        for task, own, at in self._by_task(ordinals):
             scores[at] = task.scores(own)
         return scores
 

@@ -139,12 +139,14 @@ class TaskFitness(Fitness):
         """Return what a model is asked for items, as lm-eval's requests."""
         return [request for ordinal in ordinals for request in self._requests[ordinal]]
 
+    def questions(self, ordinals: Sequence[int]) -> tuple[Any, list[Any]]:
+        return self._lm, self.requests(ordinals)
+
     def score(self, ordinals: Sequence[int]) -> np.ndarray:
         answer(self._lm, self.requests(ordinals))
         return self.scores(ordinals)
 
     def scores(self, ordinals: Sequence[int]) -> np.ndarray:
-        """Return the (len(ordinals),) float32 scores of what was answered last."""
         scores = []
         self._answered = frozenset(ordinals)
         with quietly(), seeded_as_lm_eval():

@@ -9,7 +9,7 @@ import platform
 import time
 import traceback
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from evomerge.recipes.routing import RoutingRecipe
 from evomerge.scoring.fitness import Fitness
 from evomerge.scoring.generators import seed_torch
 from evomerge.scoring.lm_eval_loading import mute_loggers
+from evomerge.scoring.lm_eval_model import answer
 from evomerge.scoring.open_fitness import open_fitness
 from evomerge.scoring.outcome import Outcome
 from evomerge.sources.alignment import all_aligned
@@ -197,17 +198,34 @@ class Worker:
     def _score(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Return objective -> (items,) float32 scores of the live model."""
         scores = {}
+        asked = self._ask(wanted)
         # what measures answers comes after what is answered
         for objective in sorted(wanted, key=lambda name: bool(self._fitness[name].follows)):
-            ordinals = wanted[objective]
-            seed_torch(0)  # a task that samples draws the same for every candidate
+            fitness, ordinals = self._fitness[objective], wanted[objective]
+            seed_torch(0)  # a function that samples draws the same for every candidate
             with torch.inference_mode():
-                items = self._fitness[objective].score(ordinals)
+                items = fitness.scores(ordinals) if objective in asked else fitness.score(ordinals)
             if not np.isfinite(items).all():
                 first = int(np.flatnonzero(~np.isfinite(items))[0])
                 raise CandidateFailure(f"{objective} scored {items[first]} on item {first}")
             scores[objective] = items
         return {objective: scores[objective] for objective in wanted}
+
+    def _ask(self, wanted: Mapping[str, tuple[int, ...]]) -> set[str]:
+        """Have the tasks' questions answered, those of all at once; return whose they were."""
+        asked = set()
+        by_model: dict[int, tuple[Any, list[Any]]] = {}
+        for objective, ordinals in wanted.items():
+            questions = self._fitness[objective].questions(ordinals)
+            if questions is not None:
+                model, requests = questions
+                by_model.setdefault(id(model), (model, []))[1].extend(requests)
+                asked.add(objective)
+        seed_torch(0)  # a task that samples draws the same for every candidate
+        with torch.inference_mode():
+            for model, requests in by_model.values():
+                answer(model, requests)
+        return asked
 
     def _answers(self, side: str) -> dict[str, list[str]]:
         answers = {}
