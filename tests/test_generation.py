@@ -47,8 +47,15 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-@pytest.mark.parametrize("kind", REQUESTS)
+@pytest.mark.parametrize(
+    "kind, batch_size",
+    [
+        *((kind, 4) for kind in REQUESTS),
+        ("a stop string", 1),
+        ("a stop string", 64),
+        ("several", 64),
+    ],
+)
 def test_answers_are_those_of_lm_eval_however_often_they_are_asked_for(kind, batch_size):
     engine, requests = TransformersLM(MODEL, TOKENIZER, batch_size), REQUESTS[kind]
     wanted = theirs(requests, batch_size)

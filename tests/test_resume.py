@@ -18,10 +18,10 @@ POINTS = [
     for name, counts in {
         "begin": (1,),
         "add_baseline": (1, 3),
-        "propose": (1, 2, 7, 12),
-        "record": (1, 5, 6, 9, 14),
-        "submit": (1, 6, 11),
-        "score": (3, 8, 20),
+        "propose": (1, 7),
+        "record": (1, 6, 14),
+        "submit": (1, 6),
+        "score": (3, 20),
         "record_final": (1, 3),
     }.items()
     for when in ("before", "after")
