@@ -96,6 +96,12 @@ def killed(world, tmp_path_factory):
     return {r["point"]: r for r in reports}, folder, scored
 
 
+def test_a_group_of_tests_stays_in_one_process(request):
+    """Or Ray's would run beside others', and what is made once for a module be made twice."""
+    if request.config.getoption("numprocesses", None) or hasattr(request.config, "workerinput"):
+        assert request.node.nodeid.endswith("@resume")
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_and_resumed_is_the_same_campaign(killed, point):
     reports, folder, _ = killed
