@@ -193,6 +193,7 @@ def engines(options: argparse.Namespace, folder: Path) -> None:
             work()
             rows.append([dtype, "continuous batching", len(prompts) / seconds_of(work)])
         del model
+    print(f"\n{options.model}: {len(prompts)} prompts, {options.tokens} tokens each")
     print(common.table(("dtype", "engine", "answers a second"), rows, ("", "", ".1f")))
 
 
