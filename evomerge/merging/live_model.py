@@ -17,9 +17,9 @@ from evomerge.sources.model_class import class_of
 from evomerge.sources.source import Source
 from evomerge.sources.transformers_loading import (
     Conversion,
-    compute_buffers,
     conversions,
     converted,
+    initialize_rest,
     kept_in_float32,
     optional_patterns,
 )
@@ -138,7 +138,6 @@ class LiveModel:
             self.model: PreTrainedModel = class_._from_config(config, dtype=getattr(torch, dtype))
         self.model.to_empty(device=device)
         self.model.tie_weights()  # what shared one tensor got one each
-        compute_buffers(self.model)
         for tensor in kept_in_float32(self.model):
             tensor.data = tensor.data.float()
         self.model.eval().requires_grad_(False)
@@ -155,9 +154,12 @@ class LiveModel:
             **dict(self.model.named_parameters(remove_duplicate=False)),
             **dict(self.model.named_buffers(remove_duplicate=False)),
         }
-        for name, conversion in conversions(self.model, source.carried).items():
-            self._targets[conversion.target].copy_(read_stored(source.carried[name]))
+        carried = conversions(self.model, source.carried)
         self._conversions = self._known(conversions(self.model, source.tensors), source)
+        known = [*carried.values(), *self._conversions.values()]
+        initialize_rest(self.model, [self._targets[c.target] for c in known])
+        for name, conversion in carried.items():
+            self._targets[conversion.target].copy_(read_stored(source.carried[name]))
         self._needed: dict[str, int] = {}  # how many tensors of the checkpoint make one
         for conversion in self._conversions.values():
             self._needed[conversion.target] = self._needed.get(conversion.target, 0) + 1

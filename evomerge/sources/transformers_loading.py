@@ -204,27 +204,28 @@ def kept_in_float32(model: "PreTrainedModel") -> "list[torch.Tensor]":
     ]
 
 
-def compute_buffers(model: "PreTrainedModel") -> None:
-    """Compute the buffers that no checkpoint holds as `from_pretrained` does: in float32.
+def initialize_rest(model: "PreTrainedModel", filled: "Iterable[torch.Tensor]") -> None:
+    """Give what no checkpoint fills the values that `from_pretrained` gives it.
 
-    A model that is made in a narrower dtype has computed some of them in it.
+    Buffers that the class computes, tables of positions, a bias of zeros: a model that was made
+    without memory has none of them.
+
+    Args:
+        model: with memory for all of it.
+        filled: its parameters and buffers that a checkpoint fills; they are left as they are.
 
     >>> import torch
-    >>> from transformers import GPTJConfig, GPTJForCausalLM
-    >>> config = GPTJConfig(vocab_size=8, n_embd=8, n_layer=1, n_head=1, rotary_dim=8)
-    >>> model = GPTJForCausalLM._from_config(config, dtype=torch.bfloat16)
-    >>> before = model.transformer.rotary_emb.embed_positions.clone()
-    >>> compute_buffers(model)
-    >>> torch.equal(before, model.transformer.rotary_emb.embed_positions)
-    False
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, head_dim=4)
+    >>> with torch.device("meta"):
+    ...     model = LlamaForCausalLM(config)
+    >>> _ = model.to_empty(device="cpu")
+    >>> initialize_rest(model, model.parameters())
+    >>> model.model.rotary_emb.inv_freq
+    tensor([1.0000, 0.0100])
     """
-    from transformers import PreTrainedModel
-
-    def compute(module: "torch.nn.Module", owner: PreTrainedModel) -> None:
-        owner = module if isinstance(module, PreTrainedModel) else owner
-        for child in module.children():
-            compute(child, owner)
-        if module._non_persistent_buffers_set:
-            owner._init_weights(module)
-
-    compute(model, model)
+    for module in model.modules():
+        module.__dict__.pop("_is_hf_initialized", None)  # said when nothing had memory
+    for tensor in filled:
+        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    model.initialize_weights()
