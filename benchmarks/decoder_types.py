@@ -501,7 +501,7 @@ def main() -> None:
     parser.add_argument("types", nargs="*", metavar="TYPE", help="model types; all by default")
     parser.add_argument("--out", type=Path, help=f"CSV of the rows; {KEPT} where all are swept")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    options = common.parsed(parser, types=["llama", "gpt2", "t5"])
+    options = common.parsed(parser, types=["llama", "gpt2", "t5", "falcon_h1", "marian"])
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")

@@ -194,7 +194,8 @@ def test_routing(desk: Path) -> None:
 
 def test_decoder_types(desk: Path) -> None:
     rows = table(run(desk, "benchmarks/decoder_types.py --short"))
-    assert {row["type"] for row in rows} == {"llama", "gpt2", "t5"}
+    # falcon_h1 and marian have numbers that no checkpoint holds, in a buffer and in a parameter
+    assert {row["type"] for row in rows} == {"llama", "gpt2", "t5", "falcon_h1", "marian"}
     for row in rows:
         assert [row[name] for name in ("result", "linear", "ties", "reload", "live")] == ["ok"] * 5
     scored = {row["class_name"]: (row["scored"], row["routed"]) for row in rows}
