@@ -216,7 +216,8 @@ def initialize_rest(model: "PreTrainedModel", filled: "Iterable[torch.Tensor]") 
 
     >>> import torch
     >>> from transformers import LlamaConfig, LlamaForCausalLM
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, head_dim=4)
+    >>> shape = {"vocab_size": 8, "hidden_size": 8, "num_attention_heads": 2}
+    >>> config = LlamaConfig(**shape, num_hidden_layers=1)
     >>> with torch.device("meta"):
     ...     model = LlamaForCausalLM(config)
     >>> _ = model.to_empty(device="cpu")
