@@ -27,6 +27,7 @@ from evomerge.kernels.merge_plan import (
     Sums,
     WeightedSums,
     not_finite,
+    run_starts,
 )
 
 _CODES = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2}
@@ -93,7 +94,7 @@ class FusedKernels:
         self, plan: MergePlan, groups: Sequence[Sums], targets: Mapping[str, torch.Tensor]
     ) -> dict[str, np.ndarray]:
         names = [name for group in groups for name in group.names]
-        starts = _starts(groups)
+        starts = run_starts(groups)
         if starts:
             return _merge_runs(plan, groups, names, targets, starts, self._block)
         tables = self._tables.get(plan.operands)
@@ -112,15 +113,6 @@ def _has_form(plan: MergePlan, group: Sums, targets: Mapping[str, torch.Tensor])
         tensors += plan.operands.tensors[name]
     known = {tensor.dtype for tensor in tensors} | {plan.dtype} <= _CODES.keys()
     return known and all(tensor.is_contiguous() for tensor in tensors)
-
-
-def _starts(groups: Sequence[Sums]) -> dict[str, np.ndarray]:
-    """Return where runs begin, of the tensors that have them."""
-    starts: dict[str, np.ndarray] = {}
-    for group in groups:
-        if isinstance(group, SegmentedSums):
-            starts |= zip(group.names, group.starts, strict=True)
-    return starts
 
 
 def _merge_runs(

@@ -6,7 +6,7 @@ key) is worked out by whoever makes the plan, except for what needs a pass over 
 themselves: there the plan says where to look, and each back end looks by itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -134,6 +134,20 @@ class MergePlan:
     operands: Operands
     dtype: torch.dtype
     groups: tuple[Sums, ...]
+
+
+def run_starts(groups: Sequence[Sums]) -> dict[str, np.ndarray]:
+    """Return where runs begin, of the tensors that have them.
+
+    >>> cut = SegmentedSums(("w",), (np.array([0, 4]),), (np.eye(2),))
+    >>> run_starts([cut])
+    {'w': array([0, 4])}
+    """
+    starts: dict[str, np.ndarray] = {}
+    for group in groups:
+        if isinstance(group, SegmentedSums):
+            starts |= zip(group.names, group.starts, strict=True)
+    return starts
 
 
 class MergeKernels(Protocol):

@@ -26,6 +26,7 @@ from evomerge.kernels.merge_plan import (
     Sums,
     WeightedSums,
     not_finite,
+    run_starts,
 )
 from evomerge.kernels.native_library import MOST, PIECE, TERM, library
 
@@ -81,7 +82,7 @@ class NativeKernels:
         places = self._known(plan, targets)
         if places is None:
             places = self._places[plan.operands] = _Places(plan, targets)
-        starts = _starts(plan)
+        starts = run_starts(plan.groups)
         return self._merge_runs(plan, places, starts) if starts else places.tables.merge(plan)
 
     def _known(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]) -> "_Places | None":
@@ -118,15 +119,6 @@ def _has_form(group: Sums) -> bool:
     if isinstance(group, MaskedSums):
         return group.masked.thin == "variance" or not group.masked.energy
     return True
-
-
-def _starts(plan: MergePlan) -> dict[str, np.ndarray]:
-    """Return where runs begin, of the tensors that have them."""
-    starts: dict[str, np.ndarray] = {}
-    for group in plan.groups:
-        if isinstance(group, SegmentedSums):
-            starts |= zip(group.names, group.starts, strict=True)
-    return starts
 
 
 def _digested(tensor: torch.Tensor) -> np.ndarray:
