@@ -165,6 +165,10 @@ MALFORMED = [
         ("workers", {"pool": "ray", "gpus_each": 1, "device": "cuda:1"}),
         "workers.device: a worker sees the GPU alone that Ray reserves for it, and no cuda:1",
     ),
+    (
+        ("workers", {"engine": "vllm", "device": "cuda:1"}),
+        "workers.device: vLLM takes the first GPU that it sees, and not cuda:1",
+    ),
     (("workers", {"sources_memory": -1}), "workers.sources_memory: -1"),
     (("workers", {"engine": "vlm"}), "workers.engine: 'vlm' is none of what it may be"),
     (("finals", -1), "finals: -1"),

@@ -210,7 +210,8 @@ for thin, join, normalize in ((0, 0, False), (1, 1, True), (2, 0, False)):
     options = {"num_warps": 4, "enable_fp_fusion": False}
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
     print(len(re.findall(r"\\bfma\\.", ptx)), len(re.findall(r"\\bmul\\.(?:rn\\.)?f32", ptx)),
-          len(re.findall(r"ld\\.global\\.v4", ptx)), len(re.findall(r"\\bmad\\.f", ptx)))
+          len(re.findall(r"ld\\.global\\.v4", ptx)), len(re.findall(r"\\bmad\\.f", ptx)),
+          len(re.findall(r"mul\\.(?:rn\\.)?f32[^;]*0f00000000;", ptx)), ptx.count("setp.neu.f32"))
 """
 
 
@@ -224,8 +225,10 @@ def test_what_is_compiled_for_a_gpu_contracts_nothing_and_reads_sixteen_bytes_at
     assert done.returncode == 0, done.stderr
     lines = [list(map(int, line.split())) for line in done.stdout.splitlines()]
     assert len(lines) == 3
-    for contracted, products, wide_loads, mads in lines:
+    for contracted, products, wide_loads, mads, by_zero, is_not_zero in lines:
         assert contracted == mads == 0 and products > 0 and wide_loads >= 8
+        # what is not finite is found by its product with 0, which no compiler may leave out
+        assert by_zero > 0 and is_not_zero > 0
 
 
 def test_without_triton_a_gpu_merges_in_eager_torch_and_says_so(monkeypatch, caplog):

@@ -113,8 +113,7 @@ def check(file: Path, settings: tuple[str, ...], moved: tuple[str, ...], as_json
     paths = _by_label(moved)
     plan = read_and_check(file, settings, paths)
     with placed(file=str(file)):
-        campaigns = checked_campaigns(plan, paths)
-    stages = [estimate(campaign) for campaign in campaigns]
+        stages = [estimate(campaign) for campaign in checked_campaigns(plan, paths)]
     if as_json:
         _print_json(stages[0] if len(stages) == 1 else {"stages": stages})
     else:

@@ -228,6 +228,9 @@ class WorkersSection(Section):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             mend = "write auto, cpu, cuda or cuda:1"
             yield Fault("device", f"there is no device '{device}'", mend)
+        if fields.get("engine") == "vllm" and device.startswith("cuda:"):
+            wrong = f"vLLM takes the first GPU that it sees, and not {device}"
+            yield Fault("device", wrong, "write cuda, and set CUDA_VISIBLE_DEVICES")
         gpus = fields.get("gpus_each", 0.0)
         if gpus > 1:
             wrong = "a worker's model lies on one GPU, and the others would be idle"
