@@ -4,21 +4,27 @@ The one in vLLM is asked in tests/test_vllm.py, by `make test-vllm`, as vLLM nee
 its own; here its questions are answered by plain transformers, prompt by prompt.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from evomerge.cli.main import main
 from evomerge.engines import ENGINES, EngineOptions
+from evomerge.engines.alike import check_alike
 from evomerge.errors import BadInput
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import single
+from evomerge.scoring.fitness import TaskSection
 from evomerge.scoring.lm_eval_vllm import VllmLM
 from evomerge.sources.source import open_source
 from evomerge.testing.lm_eval_tasks import example_live
+from evomerge.workers.engine_trial import quickest
 
 LONGEST = 64  # tokens that the tiny models take
 
@@ -202,6 +208,116 @@ def test_an_engine_that_is_not_installed_is_named_with_its_extra(campaign_file, 
 
     with pytest.raises(BadInput, match=r"workers.engine: vllm is not installed.*evomerge\[vllm\]"):
         checked_campaigns(plan, None, True)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Let vLLM seem to be there, and to have answered in some seconds."""
+    from evomerge.campaign import engine_choice
+
+    asked = []
+
+    def trial_on(workers, plan, engines, ordinals):
+        asked.append(ordinals)
+        return {
+            "transformers": {"generate_until": 6.8, "loglikelihood": 5.0, "update": 0.1},
+            "vllm": {"generate_until": 2.3, "loglikelihood": 11.0, "update": 0.2},
+        }
+
+    monkeypatch.setattr(engine_choice, "find_spec", lambda name: True)
+    monkeypatch.setattr(engine_choice, "trial_on", trial_on)
+    return asked
+
+
+def test_the_engines_that_were_measured_once_are_archived(measured, campaign_file, here, silent):
+    from evomerge.archive.archive import Archive
+    from evomerge.campaign.build import checked
+    from evomerge.campaign.engine_choice import with_engine
+    from evomerge.campaign.resume import begin
+
+    scoring = {"kind": "batches", "items": 6}
+    file = campaign_file(fitness=TASK, workers={"engine": "auto"}, scoring=scoring)
+    (campaign,) = checked(file)
+    hashes = dict.fromkeys(campaign.worker.sources, "")
+    campaign = replace(campaign, worker=replace(campaign.worker, hashes=hashes))
+    archive = Archive(here / "archive.db", write=True)
+    begin(archive, campaign, here)
+    found = with_engine(campaign, archive, silent).worker
+    chosen = {"generate_until": "vllm", "loglikelihood": "transformers"}
+    assert (found.engine, found.by_request) == ("auto", chosen)
+    assert archive.engine == "transformers and vllm"
+    assert silent.said[1] == "generate_until: vllm (6.80 s by transformers, 2.30 s by vllm)"
+    assert len(measured[0]["said"]) == 6  # as many items as a candidate is scored on
+    assert with_engine(campaign, archive, silent).worker == found
+    assert len(measured) == 1
+    archive.close()
+
+
+@pytest.mark.parametrize(
+    "changes, engines",
+    [
+        ({"fitness": TASK}, ["transformers", "vllm"]),
+        ({}, ["transformers"]),  # a function alone is given transformers' model
+        ({"fitness": TASK, "space": {"kind": "routing"}}, ["transformers"]),
+    ],
+)
+def test_what_auto_may_choose_from(measured, campaign_file, changes, engines):
+    from evomerge.campaign.build import checked
+    from evomerge.campaign.engine_choice import possible
+
+    (campaign,) = checked(campaign_file(workers={"engine": "auto"}, **changes))
+    assert possible(campaign) == engines
+
+
+def test_a_function_keeps_the_engine_that_has_a_model():
+    seconds = {
+        "transformers": {"generate_until": 6.8, "update": 0.1},
+        "vllm": {"generate_until": 2.3, "update": 0.2},
+    }
+    assert quickest(seconds) == {"generate_until": "vllm"}
+    chosen = quickest(seconds, model="transformers")
+    assert chosen == {"generate_until": "vllm", "model": "transformers"}
+    # what one engine more would save has to be worth its memory
+    seconds["transformers"]["generate_until"] = 2.5
+    assert quickest(seconds, model="transformers")["generate_until"] == "transformers"
+
+
+def test_an_engine_with_other_weights_is_noticed(world, monkeypatch):
+    monkeypatch.chdir(world)
+    section = TaskSection(name="x", task="generation.yaml", metric="exact_match")
+    engines = [
+        ENGINES.get("transformers").open(open_source(name), EngineOptions("float32"))
+        for name in "ab"
+    ]
+    opened = {name: open_source(name) for name in "ab"}
+    merger = Merger(opened, dict.fromkeys("ab", ""))
+    for engine in engines:
+        engine.become(merger, single("a", "float32"))
+    assert check_alike("vllm", *engines, section, ["w1 w2 w3"], "float32") == 0.0
+    engines[0].become(merger, single("b", "float32"))
+    wrong = r"workers.engine: vllm reads otherwise than transformers with the same weights"
+    with pytest.raises(BadInput, match=rf"{wrong} \(.* nats a token apart\); write workers.engine"):
+        check_alike("vllm", *engines, section, ["w1 w2 w3"], "float32")
+
+
+def test_how_transformers_scores_the_best_is_told(tmp_path):
+    from evomerge.archive.reader import BY_TRANSFORMERS
+    from evomerge.scoring.outcome import Outcome
+    from evomerge.testing.archives import example_archive
+
+    archive = example_archive(tmp_path / "archive.db")
+    best = archive.best()
+    scores = archive.item_scores(best, "accuracy", "heldout")
+    other = scores.copy()
+    other[0] = 1.0 - other[0]
+    archive.record_by_transformers(best, Outcome("ok", scores={"accuracy": other}))
+    found = archive.agreement(best)["accuracy"]
+    assert (found.items, found.differing) == (len(scores), 1)
+    assert (found.mean, found.by_transformers) == (scores.mean(), other.mean())
+    assert archive.means(best, BY_TRANSFORMERS) == {"accuracy": other.mean()}
+    told = CliRunner().invoke(main, ["front", str(tmp_path)]).output
+    assert f"by transformers: accuracy {other.mean():.3f} (1 of {len(scores)} items fall" in told
+    archive.close()
 
 
 def test_a_campaign_keeps_its_engine(campaign_file):

@@ -3,6 +3,7 @@ environment of its own.
 """
 
 import contextlib
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ pytest.importorskip("vllm")
 from evomerge.archive.archive import Archive
 from evomerge.campaign.run import run_campaign
 from evomerge.engines import ENGINES, EngineOptions
+from evomerge.engines.alike import check_alike
+from evomerge.engines.auto_engine import AutoEngine
 from evomerge.errors import BadInput, CandidateFailure
+from evomerge.export.candidates import export_candidate
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import single, uniform
 from evomerge.scoring.fitness import CostSection, TaskSection
@@ -145,11 +149,83 @@ def test_a_merge_that_fails_on_the_way_is_the_candidate_s_failure(both):
     both.load(single(both.names[0], "bfloat16"))  # and it goes on
 
 
-def test_a_campaign_in_vllm_runs_and_resumes(campaign_file, here, silent):
+def test_each_kind_of_request_goes_to_its_engine(both, world, monkeypatch):
+    """One model in two engines, and each question answered by the one that was chosen."""
+    monkeypatch.chdir(world)
+    chosen = {"generate_until": "vllm", "loglikelihood": "transformers"}
+    engine = AutoEngine(both.engines, chosen)
+    assert [part.name for part in engine.parts] == ["transformers", "vllm"]
+    recipe = uniform(tuple(both.names), "bfloat16")
+    both.load(single(both.names[2], "bfloat16"))  # something else, that has to be replaced
+    digests = engine.become(both.merger, recipe)
+    assert sorted(digests) == sorted(both.merger.shapes(recipe))
+    asked = []
+    for name, one in both.engines.items():
+        lm = one.language_model(TaskSection(name="x", task="choice.yaml", metric="acc"))
+        for kind in ("generate_until", "loglikelihood"):
+            monkeypatch.setattr(lm, kind, _noting(asked, (name, kind), getattr(lm, kind)))
+    for kind in ("generation", "choice"):
+        section = TaskSection(name=kind, task=f"{kind}.yaml", metric=KINDS[kind])
+        fitness = open_fitness(section)
+        fitness.prepare(engine, range(60))
+        with torch.inference_mode():
+            found = fitness.score(range(60))
+            for plain in both.fitnesses(section, range(60)):
+                assert (plain.score(range(60)) != found).sum() <= 1
+    assert asked[:1] == [("vllm", "generate_until")] and ("transformers", "loglikelihood") in asked
+    engine._language_models.clear()
+
+
+def _noting(asked, what, answer):
+    def noting(*args, **options):
+        asked.append(what)
+        return answer(*args, **options)
+
+    return noting
+
+
+def test_what_vllm_reads_is_compared_with_transformers(both, world, monkeypatch):
+    monkeypatch.chdir(world)
+    section = TaskSection(name="x", task="generation.yaml", metric="exact_match")
+    both.load(single(both.names[1], "bfloat16"))
+    pair = both.engines["vllm"], both.engines["transformers"]
+    assert check_alike("vllm", *pair, section, ["w1 w2 w3 w4 w5"], "float32") < 1e-4
+    both.engines["transformers"].become(both.merger, single(both.names[2], "bfloat16"))
+    with pytest.raises(BadInput, match=r"workers.engine: vllm reads otherwise than transformers"):
+        check_alike("vllm", *pair, section, ["w1 w2 w3 w4 w5"], "float32")
+
+
+@pytest.fixture
+def sources_for_vllm(here):
     for seed, name in enumerate(("base", "a", "b", "c")):  # of heads that vLLM takes
         (here / name).unlink()
         near = {"near": here / "base", "spread": 0.3} if seed else {}
         tiny_llama(here / name, seed, hidden=64, **near)
+
+
+def test_a_campaign_whose_engine_is_measured(sources_for_vllm, campaign_file, here, silent):
+    tasks = {"said": ("generation.yaml", "exact_match"), "chosen": ("choice.yaml", "acc")}
+    file = campaign_file(
+        fitness=[{"name": n, "task": task, "metric": m} for n, (task, m) in tasks.items()],
+        workers={"engine": "auto", "threads": 1},
+        budget={"evaluations": 4},
+        compute_dtype="float32",
+    )
+    assert run_campaign(file, directory=here / "run", observer=silent)
+    assert len([line for line in silent.said if line.startswith("trying which of")]) == 1
+    with contextlib.closing(Archive(here / "run" / "archive.db")) as archive:
+        assert archive.counts()["failed"] == 0
+        measured = archive.campaign["provenance"]["engines"]
+    seconds = measured["seconds"]
+    assert set(measured["chosen"]) == {"generate_until", "loglikelihood"}
+    assert set(seconds) == {"transformers", "vllm"}
+    assert all(set(of) == {"generate_until", "loglikelihood", "update"} for of in seconds.values())
+    settings = ["budget.evaluations=6"]
+    assert run_campaign(file, directory=here / "run", settings=settings, observer=silent)
+    assert len([line for line in silent.said if line.startswith("trying which of")]) == 1
+
+
+def test_a_campaign_in_vllm_runs_and_resumes(sources_for_vllm, campaign_file, here, silent):
     file = campaign_file(
         fitness=[{"name": "said", "task": "generation.yaml", "metric": "exact_match"}],
         workers={"engine": "vllm", "threads": 1},
@@ -163,6 +239,15 @@ def test_a_campaign_in_vllm_runs_and_resumes(campaign_file, here, silent):
     with contextlib.closing(Archive(here / "run" / "archive.db")) as archive:
         assert archive.counts()["failed"] == 0 and archive.proposed() == 12
         assert archive.campaign["provenance"]["machine"]["engine"] == "vllm"
+        best = archive.best()
+        (agreement,) = archive.agreement(best).values()  # the best is compared at the end
+        assert agreement.differing <= 1 < agreement.items
+        assert agreement.mean == pytest.approx(archive.means(best, "heldout")["said"])
+    compared = export_candidate(here / "run", here / "merged", "best").compared
+    assert re.fullmatch(
+        r"as scored; scored by vllm, [01] of \d+ held-out items fall otherwise by transformers",
+        compared,
+    )
     with pytest.raises(BadInput, match=r"workers.engine: differs from the campaign begun"):
         settings = ["budget.evaluations=14", "workers.engine=transformers"]
         run_campaign(file, directory=here / "run", settings=settings, observer=silent)

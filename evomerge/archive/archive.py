@@ -16,6 +16,7 @@ import numpy as np
 from evomerge.archive.candidate_writer import CandidateWriter
 from evomerge.archive.database import Value
 from evomerge.archive.front import FrontKeeper
+from evomerge.archive.reader import BY_TRANSFORMERS
 from evomerge.archive.records import PartScores, RaceEnd
 from evomerge.scoring.outcome import Outcome, Score, encode_scores
 
@@ -75,6 +76,19 @@ class Archive(CandidateWriter):
         """Add a later stage's sources to the provenance, by label; see `SourceRecord`."""
         provenance = self.campaign["provenance"]
         provenance["sources"] |= sources
+        self._db.execute("UPDATE campaign SET provenance = ?", (json.dumps(provenance),))
+
+    def set_engines(
+        self, chosen: Mapping[str, str], seconds: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """Add to the provenance which engine answers what, and what was measured for that.
+
+        Args:
+            chosen: kind of request -> engine; see `ArchiveReader.engines`.
+            seconds: engine -> kind of request -> seconds.
+        """
+        provenance = self.campaign["provenance"]
+        provenance["engines"] = {"chosen": dict(chosen), "seconds": seconds}
         self._db.execute("UPDATE campaign SET provenance = ?", (json.dumps(provenance),))
 
     def set_state(self, state: str, reason: str = "") -> None:
@@ -289,6 +303,11 @@ class Archive(CandidateWriter):
                     [(candidate, objective, *row) for row in zip(ordinals, answers, strict=True)],
                 )
             self._add_event("final", candidate)
+
+    def record_by_transformers(self, candidate: int, outcome: Outcome) -> None:
+        """Record how transformers scores the held-out items of what another engine scored."""
+        with self._db.transaction():
+            self._add_scores(candidate, BY_TRANSFORMERS, outcome.scores, outcome.summaries)
 
     def set_values(self, values: Mapping[int, tuple[float, float]]) -> None:
         """Fill in value and violation of what was recorded before the baselines were complete.

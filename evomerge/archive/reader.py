@@ -12,11 +12,23 @@ import numpy as np
 
 from evomerge.archive.database import Value
 from evomerge.archive.ledger import Ledger
-from evomerge.archive.records import AnswerRow, CampaignRow, FinalRow, OutcomeRow, SourceRecord
+from evomerge.archive.records import (
+    Agreement,
+    AnswerRow,
+    CampaignRow,
+    FinalRow,
+    OutcomeRow,
+    SourceRecord,
+)
 from evomerge.archive.shapes import PartsShape
 from evomerge.errors import EvomergeError
 from evomerge.scoring.outcome import Score, decode_scores
 from evomerge.search.objectives import Objective
+
+# The split of held-out scores by transformers, where another engine scored the search.
+BY_TRANSFORMERS = "heldout by transformers"
+
+_ROUNDED = 1e-2  # by which scores of one item may differ without falling otherwise
 
 _MOST_ESTIMATES = 4000  # that are looked at for whom to score in full; more would take seconds
 
@@ -55,6 +67,20 @@ class ArchiveReader(Ledger):
         """The sources of all stages that have begun, in the order of the campaign file."""
         listed = self.campaign["provenance"]["sources"]
         return [SourceRecord(label, **source) for label, source in listed.items()]
+
+    @property
+    def engines(self) -> dict[str, str] | None:
+        """Which engine answers each kind of request, where that was measured; else None."""
+        measured = self.campaign["provenance"].get("engines")
+        return None if measured is None else measured["chosen"]
+
+    @property
+    def engine(self) -> str:
+        """What answered for the models: an engine's name, or several joined by "and"."""
+        named = self.campaign["plan"].get("workers", {}).get("engine", "transformers")
+        if (chosen := self.engines) is not None:
+            named = " and ".join(sorted(set(chosen.values()))) or "transformers"
+        return str(named)
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:
@@ -225,6 +251,23 @@ class ArchiveReader(Ledger):
         for row in self._db.rows(sql, {"stage": self.stage, "most": _MOST_ESTIMATES}):
             score = Score(row["mean"], math.sqrt(row["spread"]) / row["items"], row["items"])
             found.setdefault(row["id"], {})[row["objective"]] = score
+        return found
+
+    def agreement(self, candidate: int) -> dict[str, Agreement]:
+        """Return how a candidate's held-out scores by its engine and by transformers compare.
+
+        By objective; empty where only one of them scored it.
+        """
+        found = {}
+        for objective in self.scores(candidate, BY_TRANSFORMERS):
+            one = self.item_scores(candidate, objective, "heldout")
+            other = self.item_scores(candidate, objective, BY_TRANSFORMERS)
+            if one is None or other is None:
+                continue
+            # continuous scores are rounded otherwise in every item
+            differing = ~np.isclose(one, other, rtol=_ROUNDED, atol=_ROUNDED)
+            mean, plain = float(one.mean()), float(other.mean())
+            found[objective] = Agreement(len(one), int(differing.sum()), mean, plain)
         return found
 
     def best(self) -> int | None:

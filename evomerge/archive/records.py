@@ -170,6 +170,25 @@ class Recommended(NamedTuple):
     again: int | None = None
 
 
+class Agreement(NamedTuple):
+    """How two engines' scores of one objective's held-out items compare.
+
+    Attributes:
+        items: that both scored.
+        differing: that fall otherwise.
+        mean: by the campaign's engine.
+        by_transformers: the mean by transformers.
+
+    >>> Agreement(400, 3, 0.6425, 0.64).differing
+    3
+    """
+
+    items: int
+    differing: int
+    mean: float
+    by_transformers: float
+
+
 class CampaignRow(TypedDict):
     """The row of `campaign`, with plan and provenance decoded from JSON."""
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from evomerge.archive.archived_plan import whole_budget
 from evomerge.archive.database import DatabaseError
 from evomerge.archive.reader import ArchiveReader
+from evomerge.archive.records import Agreement
 from evomerge.archive.run_lock import RunLock
 from evomerge.archive.selection import candidate_number, hypervolume_of, pick
 from evomerge.archive.shapes import (
@@ -230,6 +231,24 @@ def gap(directory: Path | str) -> dict[str, ScoreShape]:
                 "items": min(a.items, b.items),
             }
     return found
+
+
+@as_written()
+def agreement(directory: Path | str) -> dict[str, Agreement]:
+    """Return how the best's held-out scores by its engine and by transformers compare.
+
+    By objective; none where transformers scored the whole campaign.
+
+    >>> import tempfile
+    >>> from evomerge.testing.archives import example_archive
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     example_archive(f"{run}/archive.db").close()
+    ...     agreement(run)
+    {}
+    """
+    with contextlib.closing(open_run(directory)) as archive:
+        best = archive.best()
+        return {} if best is None else archive.agreement(best)
 
 
 @as_written()

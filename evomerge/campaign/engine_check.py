@@ -16,9 +16,9 @@ def missing_engine(campaign: Campaign) -> Iterable[Fault]:
     >>> list(missing_engine(example_campaign()))
     []
     """
-    engine = ENGINES.get(campaign.worker.engine)
-    if campaign.worker.engine == "transformers":
+    if campaign.worker.engine in ("transformers", "auto"):
         return
+    engine = ENGINES.get(campaign.worker.engine)
     mend = "write workers.engine: transformers"
     if campaign.sources[campaign.worker.frame].factory is not None:
         yield Fault("workers.engine", f"{engine.name} runs no module of a factory", mend)

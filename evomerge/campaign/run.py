@@ -10,8 +10,10 @@ from pathlib import Path
 from evomerge.archive.archive import Archive
 from evomerge.archive.database import DatabaseError
 from evomerge.archive.run_lock import RunLock
+from evomerge.campaign.agreement import compare_best
 from evomerge.campaign.build import checked_campaigns, open_campaign, pinned_plan, read_and_check
 from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.engine_choice import with_engine
 from evomerge.campaign.observer import Observer
 from evomerge.campaign.resume import begin, earlier_starts, is_spent
 from evomerge.campaign.runner import Runner, never
@@ -195,11 +197,16 @@ def _drive(
                 f" {workers.count} worker(s), pool {workers.pool}; starting"
             )
             log.info("start on %s", json.dumps(campaign.machine()))
+            campaign = with_engine(campaign, archive, observer)
             pool = make_pool(campaign.worker, workers)
             runner = Runner(
                 campaign, archive, pool, observer, rebuild_controller=rebuild_controller, stop=stop
             )
             finished = runner.run()
+            if finished and campaign.is_last:
+                pool.close()  # whose engine may take all of a GPU
+                pool = None
+                finished = compare_best(campaign, archive, observer, stop)
             if campaign.is_last or not finished:
                 archive.set_state("finished" if finished else "interrupted")
             log.info("finished" if finished else "interrupted")

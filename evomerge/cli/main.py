@@ -214,8 +214,12 @@ def front(directory: Path, as_json: bool) -> None:
         _print_json(rows)
     else:
         click.echo(tables.front(printable(rows), summary.standing(directory), terminal()))
-        if told := tables.gap(summary.gap(directory)):
-            click.echo(told)
+        for told in (
+            tables.gap(summary.gap(directory)),
+            tables.agreement(summary.agreement(directory)),
+        ):
+            if told:
+                click.echo(told)
 
 
 @main.command()

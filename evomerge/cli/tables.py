@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from evomerge.archive.records import Agreement
 from evomerge.archive.shapes import CandidateShape, DetailsShape, ScoreShape, StatusShape
 from evomerge.cli.console import Cell, table
 from evomerge.cli.recipe_text import recipe_text
@@ -142,6 +143,22 @@ def gap(found: Mapping[str, ScoreShape]) -> str:
         return ""
     parts = [f"{n} {s['mean']:+.3f} ± {Z95 * s['stderr']:.3f}" for n, s in found.items()]
     return f"best, search minus held-out: {', '.join(parts)} (it was chosen by the former)"
+
+
+def agreement(found: Mapping[str, Agreement]) -> str:
+    """Return what transformers says to the best as a line; "" where nothing was compared.
+
+    >>> from evomerge.archive.records import Agreement
+    >>> agreement({"maths": Agreement(400, 3, 0.6425, 0.64)})
+    'best, held out, by transformers: maths 0.640 (3 of 400 items fall otherwise)'
+    """
+    if not found:
+        return ""
+    parts = []
+    for name, one in found.items():
+        fallen = f"{one.differing} of {one.items} items fall otherwise"
+        parts.append(f"{name} {one.by_transformers:.3f} ({fallen})")
+    return f"best, held out, by transformers: {', '.join(parts)}"
 
 
 def of_limit(count: int, limit: int | None) -> str:

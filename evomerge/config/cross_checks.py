@@ -58,8 +58,8 @@ def engine_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
     []
     """
     workers: WorkersSection | None = fields.get("workers")
-    if workers is None or workers.engine == "transformers":
-        return
+    if workers is None or workers.engine != "vllm":
+        return  # transformers can do all, and `auto` takes it where another cannot
     mend = "write workers.engine: transformers"
     for index, section in enumerate(fields.get("fitness", ())):
         if isinstance(section, FunctionSection):

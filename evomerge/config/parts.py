@@ -188,9 +188,10 @@ class WorkersSection(Section):
     cpus_each: Number | None = option(
         "CPUs that Ray reserves for each worker; null: as many as threads", None, unit="CPUs", gt=0
     )
-    engine: Literal["transformers", "vllm"] = option(
+    engine: Literal["transformers", "vllm", "auto"] = option(
         "what runs the merged models: transformers, or vLLM (the extra `vllm`), which generates"
-        " many answers at once; it stays the same for a whole campaign",
+        " many answers at once; auto: for each kind of question the one that answers it sooner,"
+        " measured when the campaign begins; it stays the same for a whole campaign",
         "transformers",
     )
     threads: Whole | None = option(

@@ -5,11 +5,15 @@ otherwise in another one, so that a campaign has one engine from its first candi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 
+from evomerge.merging.merger import Merger
+from evomerge.recipes.recipe import Recipe
 from evomerge.registry import Registry
 from evomerge.scoring.fitness import TaskSection
 from evomerge.sources.source import Source
@@ -23,6 +27,8 @@ class EngineOptions(NamedTuple):
         device: "cpu", "cuda" or "cuda:1".
         trust_remote_code: whether modelling code that comes with the source may run.
         memory: share of the device that it may take, caches of keys and values included.
+        by_request: kind of request, as lm-eval calls them, or "model" for fitnesses in Python ->
+            the engine that answers it, where there are several.
 
     >>> EngineOptions("bfloat16").device
     'cpu'
@@ -32,6 +38,7 @@ class EngineOptions(NamedTuple):
     device: str = "cpu"
     trust_remote_code: bool = False
     memory: float = 0.5
+    by_request: Mapping[str, str] = MappingProxyType({})
 
 
 class Engine(ABC):
@@ -47,7 +54,7 @@ class Engine(ABC):
             the others are filled by `load`.
 
     >>> sorted(ENGINES.all())
-    ['transformers', 'vllm']
+    ['auto', 'transformers', 'vllm']
     """
 
     name: ClassVar[str]
@@ -72,9 +79,26 @@ class Engine(ABC):
         What is in `direct` may be left out, if it was overwritten before.
         """
 
+    def become(self, merger: Merger, recipe: Recipe) -> dict[str, np.ndarray]:
+        """Let the model be that of a recipe; return the digests of its tensors by name.
+
+        Raises:
+            CandidateFailure: see `Merger.stream`; the weights are of no model then.
+        """
+        digests = merger.fill(recipe, self.direct)
+        # what transformers stacks or splits on loading is streamed
+        others = [name for name in merger.shapes(recipe) if name not in digests]
+        self.load(merger.stream(recipe, others, digests))
+        return digests
+
     @abstractmethod
     def language_model(self, section: TaskSection) -> Any:
         """Return the model for lm-eval, as a task's entry wants it."""
+
+    @property
+    def parts(self) -> Sequence["Engine"]:
+        """The engines that it is made of: itself, or those that share the work."""
+        return (self,)
 
     def close(self) -> None:  # noqa: B027 (most have nothing to do)
         """Give back what it took."""

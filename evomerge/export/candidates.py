@@ -249,7 +249,23 @@ def _exported(
         written=_as_merged(recipe, archive, places, first, trust),
     )
     compared = "as scored" if verify else "not compared"
-    return Exported(candidate.id, checksum, compared if scored else "scales folded in")
+    compared = compared if scored else "scales folded in"
+    return Exported(candidate.id, checksum, compared + _by_transformers(archive, candidate.id))
+
+
+def _by_transformers(archive: ArchiveReader, candidate: int) -> str:
+    """Return what transformers says to a candidate that another engine scored, or nothing."""
+    with as_written():
+        engine = archive.engine
+        if engine == "transformers":
+            return ""
+        compared = archive.agreement(candidate)
+        if not compared:
+            return f"; scored by {engine}, not compared with transformers"
+        differing = sum(one.differing for one in compared.values())
+        items = sum(one.items for one in compared.values())
+        told = f"{differing} of {items} held-out items fall otherwise by transformers"
+        return f"; scored by {engine}, {told}"
 
 
 def _as_merged(

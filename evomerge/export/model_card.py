@@ -99,7 +99,7 @@ def _provenance(archive: ArchiveReader) -> list[str]:
     controllers = ", then ".join(_code(part["controller"]["kind"]) for part in searches(plan))
     return [
         f"- search: {controllers}, seed {_plain(provenance['seed'])}, {archive.proposed()}"
-        f" candidates, {archive.items_scored()} scored items",
+        f" candidates, {archive.items_scored()} items scored by {_plain(archive.engine)}",
         f"- begun {_plain(machine['at'])} on {_plain(machine['cores'])} cores,"
         f" {_plain(machine['platform'])}",
         f"- {_plain(versions)}; git commit {_plain(commit)}",

@@ -40,6 +40,26 @@ def answer(lm: Any, requests: Sequence[Any]) -> None:
                 request.resps.append(said)
 
 
+def text_likelihoods(lm: Any, texts: Sequence[str]) -> list[float]:
+    """Return the log-likelihood of each text as a whole, in nats.
+
+    Args:
+        lm: see `answer`.
+        texts: to be read.
+
+    >>> from evomerge.testing.lm_eval_tasks import example_live, example_section
+    >>> [round(text) for text in text_likelihoods(example_live().language_model(example_section()),
+    ...                                           ["w1 w2 w3"])]
+    [-10]
+    """
+    from lm_eval.api.instance import Instance
+
+    kind = "loglikelihood_rolling"
+    requests = [Instance(kind, {}, (text,), number) for number, text in enumerate(texts)]
+    with quietly():
+        return [float(found) for found in lm.loglikelihood_rolling(requests, disable_tqdm=True)]
+
+
 class LoadedModel(NamedTuple):
     """A transformers model that fitnesses can score.
 

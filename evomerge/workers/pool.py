@@ -28,7 +28,7 @@ class InlinePool:
 
     def __init__(self, plan: WorkerPlan):
         with contextlib.ExitStack() as kept:
-            kept.enter_context(_process_kept())
+            kept.enter_context(process_kept())
             self._worker = Worker(plan)
             spare_collector()
             self._kept = kept.pop_all()
@@ -74,8 +74,12 @@ class InlinePool:
 
 
 @contextlib.contextmanager
-def _process_kept() -> Iterator[None]:
-    """Put back, on leaving, what a worker sets for the whole process."""
+def process_kept() -> Iterator[None]:
+    """Put back, on leaving, what a worker sets for the whole process.
+
+    >>> with process_kept():
+    ...     torch.set_num_threads(1)
+    """
     threads = torch.get_num_threads()
     with generators_kept(), levels_kept():
         try:

@@ -1,7 +1,7 @@
 """What a campaign and its workers say to each other."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -34,6 +34,7 @@ class WorkerPlan:
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         trust: what code of the sources may run.
         engine: what runs the live model, see `engines`.
+        by_request: which engine answers what, see `EngineOptions`.
         sources_bytes: of the sources' tensors that stay on a GPU; None: what there is room for.
         device_share: of a GPU that the worker has.
 
@@ -57,6 +58,7 @@ class WorkerPlan:
     device: str = "auto"
     trust: Trust = NOBODY
     engine: str = "transformers"
+    by_request: Mapping[str, str] = field(default_factory=dict)
     sources_bytes: int | None = None
     device_share: float = 1.0
 

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from evomerge.errors import EvomergeError, SourceChanged, one_line
@@ -177,9 +177,7 @@ class RayPool:
             ending.start()
             ending.join(self._HEAD_PATIENCE)
         if self._is_ours:
-            for variable in os.environ.keys() - self._environment.keys():
-                del os.environ[variable]
-            os.environ.update(self._environment)
+            _restore(self._environment)
 
     def _end(self) -> None:
         for worker in (*self._free, *self._starting.values()):
@@ -207,14 +205,14 @@ class RayPool:
         try:
             self._ray.get(future)
         except self._ray.exceptions.RayError as error:
-            log.warning("a worker did not start: %s", one_line(_cause(error)))
+            log.warning("a worker did not start: %s", one_line(cause_of(error)))
             self._failed_starts += 1
             if self._failed_starts >= self._START_FAILURES:
                 if self._running or self._free or self._starting:
                     self._count -= 1
                     log.warning("going on with %d worker(s)", self._count)
                     return
-                cause = _cause(error)
+                cause = cause_of(error)
                 reason = str(cause) if isinstance(cause, EvomergeError) else one_line(cause)
                 raise EvomergeError(f"workers do not start: {reason}") from None
             self._start()
@@ -229,14 +227,14 @@ class RayPool:
             outcome = self._ray.get(future)
         except self._ray.exceptions.RayError as error:
             if isinstance(error, SourceChanged):
-                raise SourceChanged(str(_cause(error))) from None
+                raise SourceChanged(str(cause_of(error))) from None
             # evaluate() catches what a candidate does wrong: this is the worker's death. A
             # living node tells of a process that died; of a dead one Ray says so, or nothing.
             unreachable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
             blamed = not unreachable and "node has died" not in str(error)
             self._ray.kill(worker.actor)
             self._start()
-            return Lost(job, one_line(_cause(error)), blamed)
+            return Lost(job, one_line(cause_of(error)), blamed)
         self._free.append(worker)
         self._dispatch()
         return Finished(job, outcome)
@@ -298,6 +296,31 @@ def _ray(cpus: int) -> tuple[Any, bool]:
 
 
 @contextlib.contextmanager
+def connected(cpus: float) -> Iterator[Any]:
+    """Give the module ray, connected as for a pool, and leave it as it was found.
+
+    >>> with connected(1) as ray:
+    ...     ray.is_initialized()
+    True
+    """
+    environment = dict(os.environ)
+    ray, is_ours = _ray(max(math.ceil(cpus), 1))
+    try:
+        yield ray
+    finally:
+        if is_ours:
+            ray.shutdown()
+            _restore(environment)
+
+
+def _restore(environment: Mapping[str, str]) -> None:
+    """Take back the variables that `ray.init` sets."""
+    for variable in os.environ.keys() - environment.keys():
+        del os.environ[variable]
+    os.environ.update(environment)
+
+
+@contextlib.contextmanager
 def _process_kept() -> Iterator[None]:
     """Put back what `ray.init` sets in this process: its log's form, and what SIGTERM does."""
     logger, on_terminate = logging.getLogger("ray"), signal.getsignal(signal.SIGTERM)
@@ -312,5 +335,10 @@ def _process_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, on_terminate)
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
+    """Return what was raised in the other process.
+
+    >>> cause_of(ValueError("here"))
+    ValueError('here')
+    """
     return getattr(error, "cause", None) or error

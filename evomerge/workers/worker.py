@@ -3,18 +3,20 @@
 It is warm: sources mapped, one model on its device, requests built.
 """
 
+import functools
 import gc
 import os
 import platform
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from evomerge.engines import ENGINES, Engine, EngineOptions
+from evomerge.engines import ENGINES, EngineOptions
+from evomerge.engines.alike import check_alike, texts_of
 from evomerge.engines.transformers_engine import TransformersEngine
 from evomerge.errors import CandidateFailure, SourceChanged, one_line
 from evomerge.kernels.checksum import Checksum
@@ -24,7 +26,7 @@ from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import single
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
-from evomerge.scoring.fitness import Fitness
+from evomerge.scoring.fitness import Fitness, TaskSection
 from evomerge.scoring.generators import seed_torch
 from evomerge.scoring.lm_eval_loading import mute_loggers
 from evomerge.scoring.lm_eval_model import answer
@@ -38,6 +40,10 @@ from evomerge.workers.protocol import Job, WorkerPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+UPDATE = "update"  # beside kinds of request: the change of weights before they are answered
+
+_QUICK = 5.0  # seconds, in which what is done for the first time may count
 
 _MEMORY = 0.5  # of a device, for an engine that keeps its own caches there; sources lie beside it
 
@@ -77,7 +83,7 @@ class Worker:
             plan.first, RoutingRecipe
         )  # then sources are on the device as models
         frame = self._sources[plan.frame]
-        self._engine = self._open_engine(frame)
+        self._engine = ENGINES.get(plan.engine).open(frame, self._engine_options)
         room = 0 if is_routed else room_for_sources(device, plan.sources_bytes, plan.device_share)
         self._merger = Merger(self._sources, plan.hashes, device, room)
         self._merger.prepare(plan.first)
@@ -98,6 +104,7 @@ class Worker:
             self._fitness[objective] = fitness
         for fitness in self._fitness.values():
             fitness.follow(self._fitness)
+        self._check_engine(frame)
         mute_loggers()  # for good, as to do so for every score takes milliseconds
 
     def close(self) -> None:
@@ -141,12 +148,40 @@ class Worker:
             if not is_same:
                 raise SourceChanged(f"{source.place} has changed while the campaign ran")
 
-    def _open_engine(self, frame: Source) -> Engine:
+    @property
+    def _engine_options(self) -> EngineOptions:
         plan = self._plan
-        options = EngineOptions(
-            plan.compute_dtype, self._device, plan.trust.remote_code, _MEMORY * plan.device_share
+        return EngineOptions(
+            plan.compute_dtype,
+            self._device,
+            plan.trust.remote_code,
+            _MEMORY * plan.device_share,
+            plan.by_request,
         )
-        return ENGINES.get(plan.engine).open(frame, options)
+
+    def _check_engine(self, frame: Source) -> None:
+        """Refuse an engine that reads otherwise than transformers with the same weights.
+
+        transformers' model is made beside it for a moment, where there is none, in this machine's
+        memory and not the GPU's.
+        """
+        by_name = {part.name: part for part in self._engine.parts}
+        plain = by_name.pop("transformers", None)
+        if not by_name:
+            return
+        first = self._plan.first
+        if plain is None:
+            plain = TransformersEngine.open(frame, self._engine_options._replace(device="cpu"))
+            plain.become(self._merger, first)
+        self._materialize(first)
+        for objective, section in self._plan.fitness.items():
+            ordinals = self._plan.splits[objective].search[:2]
+            questions = self._fitness[objective].questions(ordinals)
+            if questions is None or not isinstance(section, TaskSection):
+                continue
+            texts = texts_of(questions[1])
+            for name, part in by_name.items():
+                check_alike(name, part, plain, section, texts, self._plan.compute_dtype)
 
     @property
     def _live_model(self) -> Live | None:
@@ -171,13 +206,7 @@ class Worker:
             return ""  # no weight is made that could have a checksum
         if self._router is not None:
             self._router.restore()
-        digests = self._merger.fill(recipe, self._engine.direct)
-        tensors = self._merger.shapes(recipe)
-        others = [name for name in tensors if name not in digests]
-
-        # What transformers stacks or splits on loading is streamed.
-        self._engine.load(self._merger.stream(recipe, others, digests))
-        return self._checksum(recipe, digests)
+        return self._checksum(recipe, self._engine.become(self._merger, recipe))
 
     def _take(self, recipe: Recipe, weights: np.ndarray) -> str:
         """Put flattened weights in place; return their checksum."""
@@ -213,6 +242,17 @@ class Worker:
 
     def _ask(self, wanted: Mapping[str, tuple[int, ...]]) -> set[str]:
         """Have the tasks' questions answered, those of all at once; return whose they were."""
+        asked, questions = self._questions(wanted)
+        seed_torch(0)  # a task that samples draws the same for every candidate
+        with torch.inference_mode():
+            for model, requests in questions:
+                answer(model, requests)
+        return asked
+
+    def _questions(
+        self, wanted: Mapping[str, tuple[int, ...]]
+    ) -> tuple[set[str], list[tuple[Any, list[Any]]]]:
+        """Return the objectives that ask lm-eval's questions, and these by who answers them."""
         asked = set()
         by_model: dict[int, tuple[Any, list[Any]]] = {}
         for objective, ordinals in wanted.items():
@@ -221,11 +261,32 @@ class Worker:
                 model, requests = questions
                 by_model.setdefault(id(model), (model, []))[1].extend(requests)
                 asked.add(objective)
-        seed_torch(0)  # a task that samples draws the same for every candidate
+        return asked, list(by_model.values())
+
+    def answer_seconds(
+        self, recipe: Recipe, wanted: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, float]:
+        """Return how long its engine takes to answer, by kind of request.
+
+        Args:
+            recipe: whose model answers.
+            wanted: objective -> ordinals of the items that are asked.
+
+        Returns:
+            Kind of request, as lm-eval calls it -> seconds; under `UPDATE`, those in which the
+            engine takes other weights. What is quick is done twice, and the second counts.
+        """
+        found = {UPDATE: _seconds(lambda: self._materialize(recipe))}
+        _, questions = self._questions(wanted)
         with torch.inference_mode():
-            for model, requests in by_model.values():
-                answer(model, requests)
-        return asked
+            for model, requests in questions:
+                by_kind: dict[str, list[Any]] = {}
+                for request in requests:
+                    by_kind.setdefault(request.request_type, []).append(request)
+                for kind, alike in by_kind.items():
+                    ask = functools.partial(answer, model, alike)
+                    found[kind] = found.get(kind, 0.0) + _seconds(ask)
+        return found
 
     def _answers(self, side: str) -> dict[str, list[str]]:
         answers = {}
@@ -252,6 +313,18 @@ def _open_sources(plan: WorkerPlan) -> dict[str, Source]:
             raise SourceChanged(f"{source.place} has changed: {hashes} when it was hashed")
         sources[name] = source
     return all_aligned(sources)
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    """Return how long something takes; what is quick is done twice, and the second counts."""
+    began = time.perf_counter()
+    act()
+    seconds = time.perf_counter() - began
+    if seconds > _QUICK:
+        return seconds
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
 
 
 def _told(error: BaseException) -> str:

@@ -1,0 +1,98 @@
+"""How soon each engine answers what a campaign asks: tried once, on one candidate's items."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+
+from evomerge.config.parts import WorkersSection
+from evomerge.errors import BadInput
+from evomerge.workers.pool import process_kept
+from evomerge.workers.protocol import WorkerPlan
+from evomerge.workers.worker import UPDATE, Worker
+
+# A second engine takes the memory of a second model: it has to save so much of the time.
+_LEAST_GAIN = 0.1
+
+
+def trial(
+    plan: WorkerPlan, engines: Sequence[str], ordinals: Mapping[str, tuple[int, ...]]
+) -> dict[str, dict[str, float]]:
+    """Return engine -> kind of request -> seconds, and under `UPDATE` those of a weight update.
+
+    One engine after the other is opened and closed in this process. One that cannot run the model
+    is left out.
+
+    Args:
+        plan: of the workers.
+        engines: to be tried.
+        ordinals: objective -> items that are asked, of the first recipe of the space.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> campaign = example_campaign(hashed=True)
+    >>> list(trial(campaign.worker, ["transformers"], {})["transformers"])
+    ['update']
+    """
+    found = {}
+    for engine in engines:
+        try:
+            worker = Worker(replace(plan, engine=engine))
+        except BadInput:
+            if engine == engines[0]:
+                raise
+            continue
+        try:
+            found[engine] = worker.answer_seconds(plan.first, ordinals)
+        finally:
+            worker.close()
+    return found
+
+
+def quickest(seconds: Mapping[str, Mapping[str, float]], model: str = "") -> dict[str, str]:
+    """Return which engine is to answer each kind of request, so that a candidate takes least.
+
+    Args:
+        seconds: see `trial`; the engine that comes first is taken where it makes no difference.
+        model: the engine whose model fitnesses in Python are given; "" where there are none.
+
+    >>> quickest({"transformers": {"generate_until": 6.8, "loglikelihood": 5.0, "update": 0.1},
+    ...           "vllm": {"generate_until": 2.3, "loglikelihood": 11.0, "update": 0.2}})
+    {'generate_until': 'vllm', 'loglikelihood': 'transformers'}
+    >>> quickest({"transformers": {"generate_until": 2.4, "update": 0.1},
+    ...           "vllm": {"generate_until": 2.3, "update": 0.1}})
+    {'generate_until': 'transformers'}
+    """
+    kinds = sorted({kind for of_engine in seconds.values() for kind in of_engine} - {UPDATE})
+    choices = []
+    for engines in product(seconds, repeat=len(kinds)):
+        used = {*engines, model} - {""}
+        total = sum(seconds[engine][kind] for engine, kind in zip(engines, kinds, strict=True))
+        total += sum(seconds[engine][UPDATE] for engine in used)
+        choices.append((total, len(used), engines))
+    least = min(total for total, _, _ in choices)
+    # of those that take hardly longer, the one with the fewest engines, the first of equals
+    near = [choice for choice in choices if choice[0] * (1.0 - _LEAST_GAIN) <= least]
+    _, _, engines = min(near, key=lambda choice: choice[1])
+    found = dict(zip(kinds, engines, strict=True))
+    return found | ({"model": model} if model else {})
+
+
+def trial_on(
+    workers: WorkersSection,
+    plan: WorkerPlan,
+    engines: Sequence[str],
+    ordinals: Mapping[str, tuple[int, ...]],
+) -> dict[str, dict[str, float]]:
+    """Run `trial` where a campaign's workers run: in this process, or in one of Ray's.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> campaign = example_campaign(hashed=True)
+    >>> list(trial_on(WorkersSection(), campaign.worker, ["transformers"], {}))
+    ['transformers']
+    """
+    if workers.pool == "inline":
+        with process_kept():
+            return trial(plan, engines, ordinals)
+    from evomerge.workers.ray_task import on_a_worker  # which starts Ray
+
+    cpus_each = workers.cpus_each or plan.threads
+    return on_a_worker(trial, (plan, engines, ordinals), cpus_each, workers.gpus_each)
