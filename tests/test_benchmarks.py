@@ -144,6 +144,17 @@ def test_gpu(desk: Path) -> None:
     assert all(float(row["answers a second"]) > 0 for row in engines)
 
 
+def test_engines(desk: Path) -> None:
+    output = run(desk, "benchmarks/engines.py --short")
+    rows = table(output)
+    assert [row["engine"] for row in rows] == [
+        "transformers"
+    ] * 3  # vLLM is not in this environment
+    assert all(float(row["items/s"]) > 0 for row in rows)
+    assert all(row["as transformers"] == "12 of 12" for row in rows)
+    assert "auto chooses {'generate_until': 'transformers'" in output
+
+
 def test_resume(desk: Path) -> None:
     (row,) = table(run(desk, "benchmarks/resume.py --candidates 1000 10000 100000 --short"))
     assert int(row["candidates"]) > 0 and int(row["bytes each"]) > 100 and int(row["on it"]) > 0

@@ -406,3 +406,24 @@ def test_more_groups_of_layers_than_layers_are_told(campaign_file, inner):
         checked(campaign_file(space=space))
     key = "space.spaces.0.layer_groups" if inner else "space.layer_groups"
     assert f"{key}: 999 are more than the 2 layers of the models; write 1 to 2" in str(caught.value)
+
+
+def test_models_that_do_not_fit_the_gpu_are_refused_and_sources_that_do_not_are_told(
+    campaign_file, monkeypatch
+):
+    """A GPU of so many bytes is seen here; a tiny model's weights take 10,400 (5,200 of bfloat16)."""
+    from evomerge.campaign import device_room
+
+    file = campaign_file(workers={"device": "cuda"})
+    plan = read_and_check(file)
+    monkeypatch.setattr(device_room, "gpu_bytes", lambda device: 13_000)
+    with pytest.raises(BadInput, match=r"workers.device: models of 10.4 kB do not fit a worker's"):
+        checked_campaigns(plan)
+    monkeypatch.setattr(device_room, "gpu_bytes", lambda device: 20_000)
+    (campaign,) = checked_campaigns(plan)
+    assert device_room.kept_bytes(campaign) == 15_000 - 10_400
+    (told,) = [line for line in estimate(campaign)["warnings"] if "stay on the GPU" in line]
+    assert told == (
+        "of the sources' 41.6 kB, 4.6 kB stay on the GPU and 37.0 kB are read again for every"
+        " candidate"
+    )

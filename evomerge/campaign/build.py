@@ -11,6 +11,7 @@ from pathlib import Path
 from evomerge.archive.references import pinned
 from evomerge.campaign.amounts import amount_faults
 from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.device_room import gpu_faults
 from evomerge.campaign.engine_check import missing_engine
 from evomerge.campaign.named_fitnesses import (
     chat_faults,
@@ -251,6 +252,7 @@ def open_campaign(
     faults.extend(chat_faults(campaign))
     faults.extend(scoring_faults(campaign))
     faults.extend(missing_engine(campaign))
+    faults.extend(gpu_faults(campaign))
     faults.extend(amount_faults(campaign), f"stages.{stage}" if plan.stages else "")
     if not campaign.space.dimension:
         wrong, mend = "has no genes: there is nothing to search", "leave an axis or a choice free"

@@ -6,14 +6,13 @@ from typing import TypedDict
 
 from evomerge.campaign.amounts import amounts, baseline_count, limits_text, scoring_text
 from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.device_room import kept_bytes, live_bytes, on_gpu
 from evomerge.config.parts import WorkersSection
 from evomerge.dtypes import CODES, DTYPES, SIZE
-from evomerge.errors import BadInput, Fault
 from evomerge.merging.methods import METHODS
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.text import byte_size, duration
-from evomerge.workers.device_memory import RESERVED
 
 _BYTES = {dtype: SIZE[code] for dtype, code in CODES.items()}
 _CHARACTERS_PER_TOKEN = 4.0  # of English under common tokenizers
@@ -59,21 +58,15 @@ def estimate(campaign: Campaign) -> Estimate:
     frame = campaign.sources[worker.frame]
     parameters = sum(tensor.elements for tensor in frame.tensors.values())
     is_routed = isinstance(campaign.search.space, RoutingSection)
-    # A routing worker keeps a live model of each source besides the one that is scored.
-    listed = len(campaign.listed.models) + (campaign.listed.base is not None)
-    live = 1 + listed if is_routed else 1
-    model = live * parameters * _BYTES[worker.compute_dtype]
     sources = sum(source.bytes for source in campaign.sources.values())
-    resident = 0  # of the sources; a path's are among the live models
+    kept = kept_bytes(campaign)
+    model = live_bytes(campaign) + kept
     warnings = [*campaign.warnings, *_shared_gpu(worker.device, workers)]
-    if on_gpu(worker.device, workers) and not is_routed:
-        resident = min(sources, _room(model, workers, worker.device))
-        model += resident
-        if resident < sources:
-            warnings.append(
-                f"of the sources' {byte_size(sources)}, {byte_size(resident)} stay on the GPU and"
-                f" {byte_size(sources - resident)} are read again for every candidate"
-            )
+    if on_gpu(worker.device, workers) and not is_routed and kept < sources:
+        warnings.append(
+            f"of the sources' {byte_size(sources)}, {byte_size(kept)} stay on the GPU and"
+            f" {byte_size(sources - kept)} are read again for every candidate"
+        )
     searched = {name: len(split.search) for name, split in campaign.splits.items()}
     heldout = {name: len(split.heldout) for name, split in campaign.splits.items()}
     baselines = baseline_count(campaign)
@@ -125,25 +118,6 @@ def estimate(campaign: Campaign) -> Estimate:
     }
 
 
-def _room(model: int, workers: WorkersSection, device: str) -> int:
-    """Return the bytes of sources that a worker has room for beside its live model.
-
-    Raises:
-        BadInput: the live model alone does not fit the GPU.
-    """
-    import torch
-
-    if not torch.cuda.is_available():  # workers' GPUs are elsewhere
-        return workers.sources_bytes if workers.sources_bytes is not None else 1 << 62
-    total = torch.cuda.get_device_properties(device if device != "auto" else "cuda").total_memory
-    room = int(total * workers.device_share * (1.0 - RESERVED)) - model
-    if room < 0:
-        wrong = f"a model of {byte_size(model)} does not fit its share of a GPU"
-        wrong += f" of {byte_size(total)}, a quarter of which is left to batches"
-        raise BadInput(Fault("workers.device", wrong, "write cpu, or fewer workers for each GPU"))
-    return room if workers.sources_bytes is None else min(workers.sources_bytes, room)
-
-
 def _shared_gpu(device: str, workers: WorkersSection) -> list[str]:
     """Return a warning where Ray would put all workers onto one GPU."""
     is_shared = workers.pool == "ray" and workers.count > 1 and not workers.gpus_each
@@ -173,19 +147,6 @@ def _forward_seconds(campaign: Campaign, parameters: int, items: int) -> float |
         rate *= max(1.0, workers.count * min(1.0, workers.gpus_each))
     candidates = items / max(1, campaign.search_items)
     return 2.0 * parameters * tokens * candidates / rate
-
-
-def on_gpu(device: str, workers: WorkersSection) -> bool:
-    """Tell whether workers of a campaign have a GPU, as far as it can be told here.
-
-    >>> on_gpu("cuda:1", WorkersSection()), on_gpu("cpu", WorkersSection())
-    (True, False)
-    """
-    import torch
-
-    if device != "auto":
-        return device.startswith("cuda")
-    return bool(workers.gpus_each) or torch.cuda.is_available()
 
 
 def _multiply_rate(dtype: str, is_on_gpu: bool) -> float:
