@@ -159,7 +159,7 @@ MALFORMED = [
     (("workers", {"gpus": 1}), "workers.gpus: unknown key 'gpus'; did you mean 'gpus_each'?"),
     (
         ("workers", {"pool": "ray", "gpus_each": 2}),
-        "workers.gpus_each: a worker's model lies on one GPU, and the others would be idle",
+        "workers.gpus_each: a model of transformers lies on one GPU, and the others would be idle",
     ),
     (
         ("workers", {"pool": "ray", "gpus_each": 1, "device": "cuda:1"}),
@@ -411,7 +411,7 @@ def test_more_groups_of_layers_than_layers_are_told(campaign_file, inner):
 def test_models_that_do_not_fit_the_gpu_are_refused_and_sources_that_do_not_are_told(
     campaign_file, monkeypatch
 ):
-    """A GPU of so many bytes is seen here; a tiny model's weights take 10,400 (5,200 of bfloat16)."""
+    """A GPU of so many bytes is seen here; a tiny model's weights take 10,400."""
     from evomerge.campaign import device_room
 
     file = campaign_file(workers={"device": "cuda"})

@@ -19,12 +19,12 @@ from evomerge.engines.auto_engine import AutoEngine
 from evomerge.errors import BadInput, CandidateFailure
 from evomerge.export.candidates import export_candidate
 from evomerge.merging.merger import Merger
-from evomerge.recipes.parameters import single, uniform
+from evomerge.recipes.parameters import Group, ParametersRecipe, single, uniform
 from evomerge.scoring.fitness import CostSection, TaskSection
 from evomerge.scoring.open_fitness import open_fitness
 from evomerge.sources.digest import digest
 from evomerge.sources.source import open_source
-from evomerge.testing import tiny_llama
+from evomerge.testing import WORDS, tiny_llama
 
 KINDS = {
     "generation": "exact_match",
@@ -182,6 +182,44 @@ def _noting(asked, what, answer):
         return answer(*args, **options)
 
     return noting
+
+
+def test_a_model_is_spread_over_two_ranks(world, tmp_path, monkeypatch):
+    """Each merges all and keeps its share; on a processor the ranks are processes with a core."""
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|0")
+    names, words = [], (*WORDS, *(f"x{i}" for i in range(96)))  # so that both have some of them
+    for seed, name in enumerate("abc"):
+        near = {"near": tmp_path / "a", "spread": 0.3} if seed else {}
+        tiny_llama(tmp_path / name, seed, hidden=64, words=words, **near)
+        names.append(str(tmp_path / name))
+    opened = {name: open_source(name) for name in names}
+    merger = Merger(opened, {n: digest(s).sha256 for n, s in opened.items()})
+    plain = ENGINES.get("transformers").open(opened[names[0]], EngineOptions("float32"))
+    spread = ENGINES.get("vllm").open(opened[names[0]], EngineOptions("float32", gpus=2))
+    try:
+        section = TaskSection(name="x", task="choice.yaml", metric="acc")
+        fitnesses = [open_fitness(section) for _ in range(2)]
+        for fitness, engine in zip(fitnesses, (plain, spread), strict=True):
+            fitness.prepare(engine, range(60))
+        texts = ["w1 w2 w3 w4 w5", "w20 w3 w7"]
+        for recipe in (*(single(n, "bfloat16") for n in names), uniform(tuple(names), "bfloat16")):
+            wanted = plain.become(merger, recipe)
+            found = spread.become(merger, recipe)
+            assert sorted(found) == sorted(wanted)
+            assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+            assert check_alike("vllm", spread, plain, section, texts, "float32") < 1e-4
+        with torch.inference_mode():
+            assert (fitnesses[0].score(range(60)) != fitnesses[1].score(range(60))).sum() <= 1
+        groups = (Group(None, None, {"weight": (1e9,)}),)
+        huge = ParametersRecipe("task_arithmetic", (names[1],), groups, names[0], "float16")
+        with pytest.raises(CandidateFailure, match=r"not finite"):
+            spread.become(merger, huge)
+        for engine in (spread, plain):  # and it goes on
+            engine.become(merger, single(names[0], "float16"))
+        assert check_alike("vllm", spread, plain, section, texts, "float32") < 1e-4
+    finally:
+        spread.close()
 
 
 def test_what_vllm_reads_is_compared_with_transformers(both, world, monkeypatch):

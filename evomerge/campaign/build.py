@@ -305,6 +305,7 @@ def _campaign(
         engine=plan.workers.engine,
         sources_bytes=plan.workers.sources_bytes,
         device_share=plan.workers.device_share,
+        gpus=max(1, int(plan.workers.gpus_each)),
     )
     objectives = []
     for section in plan.fitness:

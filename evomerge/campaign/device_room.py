@@ -6,9 +6,9 @@ from evomerge.campaign.campaign import Campaign
 from evomerge.config.parts import WorkersSection
 from evomerge.dtypes import CODES, SIZE
 from evomerge.errors import Fault
+from evomerge.merging.device_memory import RESERVED
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.text import byte_size
-from evomerge.workers.device_memory import RESERVED
 
 _BYTES = {dtype: SIZE[code] for dtype, code in CODES.items()}
 
@@ -60,7 +60,7 @@ def kept_bytes(campaign: Campaign) -> int:
         kept = min(kept, workers.sources_bytes)
     total = gpu_bytes(device)
     if total is not None:
-        kept = min(kept, max(0, _share(total, workers) - live_bytes(campaign)))
+        kept = min(kept, max(0, _share(total, workers) - _live_on_each(campaign)))
     return kept
 
 
@@ -73,9 +73,9 @@ def gpu_faults(campaign: Campaign) -> Iterable[Fault]:
     """
     workers, device = campaign.plan.workers, campaign.worker.device
     total = gpu_bytes(device) if on_gpu(device, workers) else None
-    if total is not None and live_bytes(campaign) > _share(total, workers):
-        wrong = f"models of {byte_size(live_bytes(campaign))} do not fit a worker's share of a GPU"
-        wrong += f" of {byte_size(total)}, a quarter of which is left to batches"
+    if total is not None and _live_on_each(campaign) > _share(total, workers):
+        wrong = f"models of {byte_size(_live_on_each(campaign))} do not fit a worker's share of"
+        wrong += f" a GPU of {byte_size(total)}, a quarter of which is left to batches"
         yield Fault("workers.device", wrong, "write cpu, or fewer workers for each GPU")
 
 
@@ -91,6 +91,11 @@ def gpu_bytes(device: str) -> int | None:
         return None
     named = "cuda" if device == "auto" else device
     return int(torch.cuda.get_device_properties(named).total_memory)
+
+
+def _live_on_each(campaign: Campaign) -> int:
+    """Return the bytes of live models on each GPU, of several that hold a model together."""
+    return live_bytes(campaign) // campaign.worker.gpus
 
 
 def _share(total: int, workers: WorkersSection) -> int:

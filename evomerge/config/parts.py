@@ -184,7 +184,12 @@ class WorkersSection(Section):
         "inline",
     )
     count: Whole = option("workers", 1, unit="workers", ge=1)
-    gpus_each: Number = option("GPUs that Ray reserves for each worker", 0.0, unit="GPUs", ge=0)
+    gpus_each: Number = option(
+        "GPUs that Ray reserves for each worker; with engine: vllm, several hold one model",
+        0.0,
+        unit="GPUs",
+        ge=0,
+    )
     cpus_each: Number | None = option(
         "CPUs that Ray reserves for each worker; null: as many as threads", None, unit="CPUs", gt=0
     )
@@ -233,9 +238,12 @@ class WorkersSection(Section):
             wrong = f"vLLM takes the first GPU that it sees, and not {device}"
             yield Fault("device", wrong, "write cuda, and set CUDA_VISIBLE_DEVICES")
         gpus = fields.get("gpus_each", 0.0)
-        if gpus > 1:
-            wrong = "a worker's model lies on one GPU, and the others would be idle"
-            yield Fault("gpus_each", wrong, "write 1, and more in workers.count")
+        if gpus > 1 and fields.get("engine") != "vllm":
+            wrong = "a model of transformers lies on one GPU, and the others would be idle"
+            mend = "write 1, and more in workers.count; or engine: vllm, which spreads one model"
+            yield Fault("gpus_each", wrong, mend)
+        elif gpus > 1 and gpus != int(gpus):
+            yield Fault("gpus_each", "a model is spread over whole GPUs", "write 2, 4 or 8")
         if fields.get("pool") != "inline":
             if gpus and device not in ("auto", "cuda"):
                 wrong = f"a worker sees the GPU alone that Ray reserves for it, and no {device}"

@@ -27,6 +27,9 @@ class EngineOptions(NamedTuple):
         device: "cpu", "cuda" or "cuda:1".
         trust_remote_code: whether modelling code that comes with the source may run.
         memory: share of the device that it may take, caches of keys and values included.
+        gpus: that hold the model together.
+        sources_bytes: of the sources' weights that stay on each of several GPUs; None: as many as
+            fit.
         by_request: kind of request, as lm-eval calls them, or "model" for fitnesses in Python ->
             the engine that answers it, where there are several.
 
@@ -38,6 +41,8 @@ class EngineOptions(NamedTuple):
     device: str = "cpu"
     trust_remote_code: bool = False
     memory: float = 0.5
+    gpus: int = 1
+    sources_bytes: int | None = None
     by_request: Mapping[str, str] = MappingProxyType({})
 
 

@@ -1,7 +1,8 @@
 """vLLM in the worker's own process: continuous batching and paged caches for one live model.
 
 Weights are replaced through its public `reload_weights`, from a stream, tensor by tensor: there is
-no second copy of the model.
+no second copy of the model. A model that several GPUs hold together is merged in each, see
+`vllm_rank`.
 """
 
 import contextlib
@@ -10,10 +11,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from evomerge.engines import ENGINES, Engine, EngineOptions
-from evomerge.errors import BadInput, Fault, one_line
+from evomerge.engines.vllm_rank import VllmRank, with_ties
+from evomerge.errors import BadInput, CandidateFailure, Fault, one_line
+from evomerge.merging.merger import Merger
+from evomerge.recipes.recipe import Recipe
 from evomerge.scoring.fitness import TaskSection
 from evomerge.scoring.lm_eval_vllm import VllmLM
 from evomerge.sources.model_class import empty_model
@@ -38,15 +43,17 @@ class VllmEngine(Engine):
     name = "vllm"
     needs = "vllm"
 
-    def __init__(self, llm: Any, frame: Any, ties: dict[str, list[str]]):
+    def __init__(self, llm: Any, frame: Any, ties: dict[str, list[str]], options: EngineOptions):
         """
         Args:
             llm: a `vllm.LLM`.
             frame: transformers' model of the same config, without weights.
             ties: name of a tensor -> the names that take it as well, each of its own memory here.
+            options: by which it was made.
         """
         self.model, self.direct = None, {}
-        self._llm, self._ties, self._frame = llm, ties, frame
+        self._llm, self._ties, self._frame, self._options = llm, ties, frame, options
+        self._ranks_merge: Merger | None = None  # whose sources the ranks have opened
         self.tokenizer = llm.get_tokenizer()
         self._language_model: VllmLM | None = None
 
@@ -74,6 +81,8 @@ class VllmEngine(Engine):
                     hf_overrides={"tie_word_embeddings": False} if ties else None,
                     enforce_eager=is_on_cpu,  # compiling costs more than it brings there
                     gpu_memory_utilization=options.memory,
+                    tensor_parallel_size=options.gpus,
+                    worker_extension_cls=f"{VllmRank.__module__}.{VllmRank.__name__}",
                     seed=0,
                     disable_log_stats=True,
                 )
@@ -82,21 +91,27 @@ class VllmEngine(Engine):
                 mend = "write workers.engine: transformers"
                 raise BadInput(Fault("engine", wrong, mend)) from error
         frame = empty_model(source.config, source.path, options.trust_remote_code)
-        return cls(llm, frame, ties)
+        return cls(llm, frame, ties, options)
 
     def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:
         self._llm.collective_rpc(
-            "reload_weights", kwargs={"weights_iterator": self._with_ties(stream)}
+            "reload_weights", kwargs={"weights_iterator": with_ties(stream, self._ties)}
         )
         self._llm.reset_prefix_cache()  # of the weights before
 
-    def _with_ties(
-        self, stream: Iterable[tuple[str, torch.Tensor]]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in stream:
-            yield name, tensor
-            for other in self._ties.get(name, ()):
-                yield other, tensor
+    def become(self, merger: Merger, recipe: Recipe) -> dict[str, np.ndarray]:
+        if self._options.gpus == 1:
+            return super().become(merger, recipe)
+        if self._ranks_merge is not merger:
+            device, kept = self._options.device, self._options.sources_bytes
+            opened = (merger.sources, merger.hashes, device, kept, self._ties)
+            self._llm.collective_rpc("open_sources", args=opened)
+            self._ranks_merge = merger
+        digests, *_ = self._llm.collective_rpc("become", args=(recipe,))
+        self._llm.reset_prefix_cache()
+        if isinstance(digests, str):
+            raise CandidateFailure(digests)
+        return dict(digests)
 
     def language_model(self, section: TaskSection) -> Any:
         if self._language_model is None:

@@ -37,6 +37,7 @@ class WorkerPlan:
         by_request: which engine answers what, see `EngineOptions`.
         sources_bytes: of the sources' tensors that stay on a GPU; None: what there is room for.
         device_share: of a GPU that the worker has.
+        gpus: that hold its model together.
 
     >>> from evomerge.recipes.parameters import single
     >>> plan = WorkerPlan({"a": "models/a"}, {"a": "0f"}, "a", "float32", "float32", {}, False, {},
@@ -61,6 +62,7 @@ class WorkerPlan:
     by_request: Mapping[str, str] = field(default_factory=dict)
     sources_bytes: int | None = None
     device_share: float = 1.0
+    gpus: int = 1
 
 
 class Job(NamedTuple):

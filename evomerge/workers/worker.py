@@ -16,17 +16,17 @@ import numpy as np
 import torch
 
 from evomerge.engines import ENGINES, EngineOptions
-from evomerge.engines.alike import check_alike, texts_of
 from evomerge.engines.transformers_engine import TransformersEngine
 from evomerge.errors import CandidateFailure, SourceChanged, one_line
 from evomerge.kernels.checksum import Checksum
+from evomerge.merging.device_memory import room_for_sources
 from evomerge.merging.live_model import FlatWeights, Live, LiveModel, open_live_model
 from evomerge.merging.live_routing import Router
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import single
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
-from evomerge.scoring.fitness import Fitness, TaskSection
+from evomerge.scoring.fitness import Fitness
 from evomerge.scoring.generators import seed_torch
 from evomerge.scoring.lm_eval_loading import mute_loggers
 from evomerge.scoring.lm_eval_model import answer
@@ -35,7 +35,7 @@ from evomerge.scoring.outcome import Outcome
 from evomerge.sources.alignment import all_aligned
 from evomerge.sources.digest import digest, files_of, touched
 from evomerge.sources.source import Source, open_source
-from evomerge.workers.device_memory import room_for_sources
+from evomerge.workers.engine_check import check_engine
 from evomerge.workers.protocol import Job, WorkerPlan
 
 if TYPE_CHECKING:
@@ -51,14 +51,15 @@ _MEMORY = 0.5  # of a device, for an engine that keeps its own caches there; sou
 class Worker:
     """Materializes recipes into its live model and scores them.
 
-    Attributes:
-        name: HOST/PID/DEVICE.
+        Attributes:
+            name: HOST/PID/DEVICE.
 
-    >>> from evomerge.testing.campaigns import example_campaign
-    >>> from evomerge.workers.protocol import Job
-    >>> campaign = example_campaign(hashed=True)
-    >>> Worker(campaign.worker).evaluate(Job(1, campaign.space.first, "search")).status
-    'ok'
+        >>> from evomerge.testing.campaigns import example_campaign
+        >>> from evomerge.workers.engine_check import check_engine
+    from evomerge.workers.protocol import Job
+        >>> campaign = example_campaign(hashed=True)
+        >>> Worker(campaign.worker).evaluate(Job(1, campaign.space.first, "search")).status
+        'ok'
     """
 
     def __init__(self, plan: WorkerPlan):
@@ -85,7 +86,9 @@ class Worker:
         frame = self._sources[plan.frame]
         self._engine = ENGINES.get(plan.engine).open(frame, self._engine_options)
         room = 0 if is_routed else room_for_sources(device, plan.sources_bytes, plan.device_share)
-        self._merger = Merger(self._sources, plan.hashes, device, room)
+        # where several GPUs hold the model together, each merges what it keeps
+        merging = device if plan.gpus == 1 else "cpu"
+        self._merger = Merger(self._sources, plan.hashes, merging, room)
         self._merger.prepare(plan.first)
         self._flat: FlatWeights | None = None  # made for the first weights that come with a job
         self._router: Router | None = None
@@ -104,7 +107,8 @@ class Worker:
             self._fitness[objective] = fitness
         for fitness in self._fitness.values():
             fitness.follow(self._fitness)
-        self._check_engine(frame)
+        options = self._engine_options
+        check_engine(self._engine, options, frame, plan, self._merger, self._fitness)
         mute_loggers()  # for good, as to do so for every score takes milliseconds
 
     def close(self) -> None:
@@ -156,32 +160,10 @@ class Worker:
             self._device,
             plan.trust.remote_code,
             _MEMORY * plan.device_share,
+            plan.gpus,
+            plan.sources_bytes,
             plan.by_request,
         )
-
-    def _check_engine(self, frame: Source) -> None:
-        """Refuse an engine that reads otherwise than transformers with the same weights.
-
-        transformers' model is made beside it for a moment, where there is none, in this machine's
-        memory and not the GPU's.
-        """
-        by_name = {part.name: part for part in self._engine.parts}
-        plain = by_name.pop("transformers", None)
-        if not by_name:
-            return
-        first = self._plan.first
-        if plain is None:
-            plain = TransformersEngine.open(frame, self._engine_options._replace(device="cpu"))
-            plain.become(self._merger, first)
-        self._materialize(first)
-        for objective, section in self._plan.fitness.items():
-            ordinals = self._plan.splits[objective].search[:2]
-            questions = self._fitness[objective].questions(ordinals)
-            if questions is None or not isinstance(section, TaskSection):
-                continue
-            texts = texts_of(questions[1])
-            for name, part in by_name.items():
-                check_alike(name, part, plain, section, texts, self._plan.compute_dtype)
 
     @property
     def _live_model(self) -> Live | None:
