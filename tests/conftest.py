@@ -10,6 +10,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A thread of torch that waits for another sleeps: tests share the cores with each other, and on
+# models so small the waits are most of the work. Read when torch is imported, here and below.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
