@@ -4,8 +4,6 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+import warm
 import yaml
 from hypothesis import settings
 
@@ -209,13 +208,8 @@ def silent() -> Silent:
 
 def assert_killed_and_resumed_alike(plan: Path, points: list[str]) -> None:
     """Run a campaign whole, and killed at each point and resumed: the same ledgers must come."""
-    script = str(Path(__file__).with_name("kill_points.py"))
-    run = subprocess.run(
-        [sys.executable, script, str(plan), "kill", "none", *points],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    script = Path(__file__).with_name("kill_points.py")
+    run = warm.run([script, plan, "kill", "none", *points])
     assert run.returncode == 0, run.stderr[-2000:]
     whole, *reports = [json.loads(line) for line in run.stdout.splitlines()]
 

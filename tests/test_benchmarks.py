@@ -11,10 +11,10 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from evomerge.campaign.build import checked_campaigns, read_and_check
 from evomerge.environment import cache_folder
@@ -65,9 +65,7 @@ def run(desk: Path, command: str, status: int = 0) -> str:
     threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment = os.environ | threads | {"XDG_CACHE_HOME": str(desk / "cache")}
     before = tracked()
-    done = subprocess.run(
-        [sys.executable, *words], cwd=desk, env=environment, capture_output=True, text=True
-    )
+    done = warm.run(words, cwd=desk, env=environment)
     assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
     assert tracked() == before, "a tracked file was changed"
     return done.stdout + (done.stderr if status else "")

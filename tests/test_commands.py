@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import warm
 from click.testing import CliRunner
 
 from evomerge.archive import summary
@@ -31,13 +32,16 @@ def example(tmp_path):
     return run
 
 
-def on_terminal(command, width=120, **options):
+def on_terminal(command, width=120, warmly=False, **options):
     """Run a command on a pseudo-terminal; return its exit code and all that it wrote there."""
     terminal, end = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": str(width)}
-    process = subprocess.Popen(
-        command, stdin=end, stdout=end, stderr=end, env=environment, **options
-    )
+    if warmly:
+        process = warm.Process(command, terminal=end, env=environment, **options)
+    else:
+        process = subprocess.Popen(
+            command, stdin=end, stdout=end, stderr=end, env=environment, **options
+        )
     os.close(end)
     written = b""
     while True:
@@ -119,7 +123,7 @@ def test_a_run_that_another_process_holds_is_one_line(campaign_file, silent, her
     run_campaign(campaign_file(budget__evaluations=2), observer=silent)
     with RunLock(here / "runs" / "tiny"):
         file = campaign_file(budget__evaluations=3)
-        done = subprocess.run([*EVOMERGE, "run", str(file)], capture_output=True, text=True)
+        done = warm.run(["-m", "evomerge", "run", file])
     assert done.returncode == 1
     assert f"evomerge: runs/tiny is held by process {os.getpid()} on " in done.stderr
     assert summary.status(here / "runs" / "tiny")["state"] == "finished"
@@ -232,7 +236,7 @@ def test_a_pipe_gets_plain_lines_now_and_then(tmp_path):
 
 def test_a_campaign_on_a_terminal_ends_with_its_summary(campaign_file, here):
     file = campaign_file(budget__evaluations=3)
-    code, written = on_terminal([*EVOMERGE, "run", str(file)], cwd=here)
+    code, written = on_terminal(["-m", "evomerge", "run", file], warmly=True, cwd=here)
     said = ESCAPES.sub("", written)
     assert code == 0, said
     assert re.search(r"candidate \d+, search +\d+ s", said)

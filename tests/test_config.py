@@ -1,10 +1,9 @@
 """Campaign files that a person would get wrong: one line a fault, exit 2, nothing written."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 
 from evomerge.campaign import resume
@@ -320,11 +319,7 @@ def test_bad_input_exits_2_without_traceback_and_writes_nothing(campaign_file, h
     file = campaign_file(budget__evaluations="many", sources__modles={})
     before = written(here)
     for command in ("check", "run"):
-        run = subprocess.run(
-            [sys.executable, "-m", "evomerge", command, str(file)],
-            capture_output=True,
-            text=True,
-        )
+        run = warm.run(["-m", "evomerge", command, file])
         assert run.returncode == 2
         assert len(run.stderr.splitlines()) == 2 and "Traceback" not in run.stderr
         assert not run.stdout

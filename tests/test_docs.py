@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+import warm
 import yaml
 
 import evomerge
@@ -191,7 +192,7 @@ def parse_args(self, *given, parse=argparse.ArgumentParser.parse_args):
 
 argparse.ArgumentParser.parse_args = parse_args
 faults = {}
-for words in json.load(sys.stdin):
+for words in json.loads(sys.argv[1]):
     sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
     try:
         runpy.run_path(words[0], run_name="__main__")
@@ -208,13 +209,7 @@ def test_every_benchmark_takes_its_arguments():
     scripts = {tuple(w[1:]) for page in WRITTEN for w in commands(page) if w[0] == "python"}
     parsing = [s for s in sorted(scripts) if "__main__" in (ROOT / s[0]).read_text("utf-8")]
     assert len(parsing) > 10
-    run = subprocess.run(
-        [sys.executable, "-c", PARSE_ONLY],
-        input=json.dumps(parsing),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    run = warm.run(["-c", PARSE_ONLY, json.dumps(parsing)], cwd=ROOT)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout.splitlines()[-1]) == {}, run.stderr
 
@@ -242,14 +237,23 @@ def test_every_yaml_block_is_what_it_seems(page):
 # --- examples that run -----------------------------------------------------------------------
 
 
-def run_here(program, *arguments, env=None, **options):
+OWN = {"evomerge": ["-m", "evomerge"], "python": []}
+
+
+def run_anew(program, *arguments, env=None, **options):
     """Run a command with the interpreter that runs the tests; return what it printed."""
-    own = {"evomerge": [sys.executable, "-m", "evomerge"], "python": [sys.executable]}
     beside = Path(sys.executable).with_name(program)
-    words = [*own.get(program, [str(beside)]), *arguments]
-    run = subprocess.run(
-        words, env=os.environ | (env or {}), capture_output=True, text=True, **options
-    )
+    start = [sys.executable, *OWN[program]] if program in OWN else [str(beside)]
+    words, environment = [*start, *arguments], os.environ | (env or {})
+    run = subprocess.run(words, env=environment, capture_output=True, text=True, **options)
+    assert run.returncode == 0, f"{words}\n{run.stdout}\n{run.stderr}"
+    return run.stdout
+
+
+def run_here(program, *arguments, env=None, **options):
+    """The same, with the libraries imported already."""
+    words, environment = [*OWN[program], *arguments], os.environ | (env or {})
+    run = warm.run(words, env=environment, **options)
     assert run.returncode == 0, f"{words}\n{run.stdout}\n{run.stderr}"
     return run.stdout
 
@@ -279,7 +283,8 @@ def test_the_readme_leads_from_own_models_to_an_exported_merge(tmp_path):
     cache = {"HF_DATASETS_CACHE": str(tmp_path / "datasets")}
     for block in blocks(section, "bash"):
         for words in simple_commands(block):
-            run_here(*words, cwd=tmp_path, env=cache)
+            typed = words[1] in ("check", "run")  # the libraries read the environment anew
+            (run_anew if typed else run_here)(*words, cwd=tmp_path, env=cache)
     (python,) = blocks(section, "python")
     run_here("python", "-c", python, cwd=tmp_path)
 
@@ -327,7 +332,7 @@ def test_the_archives_questions_have_answers(folder_with_a_run):
     for block in blocks(page, "bash"):
         for words in simple_commands(block):
             if words[0] == "sqlite-utils":
-                assert run_here(*words, cwd=folder_with_a_run)
+                assert run_anew(*words, cwd=folder_with_a_run)
     for code in blocks(page, "python"):
         if "pandas" in code:
             pytest.importorskip("pandas")

@@ -4,12 +4,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 from safetensors.torch import load_file, save_file
 from sql import change
@@ -81,14 +80,12 @@ def test_plain_transformers_loads_it_and_scores_the_same(run, here):
 def test_lm_evals_own_command_line_gives_the_archived_score(run, here):
     export_candidate(run, here / "out", "best", {}, True)
     command = [
-        sys.executable, "-m", "lm_eval", "run", "--model", "hf",
+        "-m", "lm_eval", "run", "--model", "hf",
         "--model_args", f"pretrained={here / 'out'},dtype=bfloat16",
         "--tasks", "tiny_choice", "--include_path", str(here), "--device", "cpu",
         "--batch_size", "16", "--output_path", str(here / "results"),
     ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"LMEVAL_LOG_LEVEL": "ERROR"}
-    )
+    done = warm.run(command, env=os.environ | {"LMEVAL_LOG_LEVEL": "ERROR"})
     assert done.returncode == 0, done.stderr[-2000:]
     (file,) = (here / "results").rglob("results*.json")
     score = json.loads(file.read_text())["results"]["tiny_choice"]["acc,none"]

@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
+import warm
 from sql import query
 
 from evomerge.archive import archive as archive_module
@@ -147,7 +149,12 @@ def test_a_campaign_outlives_everything_that_its_workers_do(troubled, here, sile
 
 
 def start(file, *words, **options):
-    command = [sys.executable, "-m", "evomerge", "run", str(file), *words]
+    return warm.Process(["-m", "evomerge", "run", file, *words], **options)
+
+
+def start_anew(file, **options):
+    """The same where Ray starts other processes: without the libraries imported already."""
+    command = [sys.executable, "-m", "evomerge", "run", str(file)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
@@ -213,7 +220,7 @@ def test_a_source_that_changes_stops_the_campaign_until_it_is_back(
 
 def limited(size):
     """A process that may write no file beyond `size` bytes: its disk is full from there on."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_a_full_disk_stops_the_campaign_and_loses_nothing(troubled, here, silent):
@@ -232,8 +239,8 @@ def test_a_full_disk_stops_the_campaign_and_loses_nothing(troubled, here, silent
     assert ledger(here / "runs" / "whole") == after
 
     export_candidate(run, here / "whole", "best")
-    command = [sys.executable, "-m", "evomerge", "merge", "whole/recipe.json", "out"]
-    full = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited(4000))
+    command = ["-m", "evomerge", "merge", "whole/recipe.json", "out"]
+    full = warm.run(command, preexec_fn=limited(4000))
     assert full.returncode == 1 and "evomerge: out cannot be written: " in full.stderr
     assert not [p.name for p in here.iterdir() if "out" in p.name]
 
@@ -295,7 +302,7 @@ def test_a_batch_systems_sigterm_to_every_process(troubled, here, silent):
     """It ends Ray's own processes too; what was in flight is left for the next start."""
     file = troubled({"all": "slow"}, workers=RAY, budget__evaluations=40)
     run = here / "runs" / "tiny"
-    process = start(file, start_new_session=True)
+    process = start_anew(file, start_new_session=True)
     wait_for(run, 6, process)
     os.killpg(process.pid, signal.SIGTERM)
     out, error = process.communicate(timeout=120)
@@ -320,7 +327,7 @@ def test_a_lost_node_is_outlived_and_a_lost_head_said(troubled, here, silent):
         node = cluster.add_node(num_cpus=1)
         file = troubled({"all": "slow"}, workers=RAY, budget__evaluations=500)
         run = here / "runs" / "tiny"
-        process = start(file, env=os.environ | {"RAY_ADDRESS": cluster.address})
+        process = start_anew(file, env=os.environ | {"RAY_ADDRESS": cluster.address})
         wait_for(run, 6, process)
         cluster.remove_node(node, allow_graceful=False)
         wait_for(run, ArchiveReader(run / "archive.db").proposed() + 6, process)

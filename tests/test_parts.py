@@ -1,14 +1,12 @@
 """Scoring in parts: which items, what they say of all, and races that score the best in full."""
 
 import itertools
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from hypothesis import given
 from hypothesis import strategies as st
 from sql import query
@@ -512,13 +510,8 @@ def test_killed_at_any_write_and_resumed_it_is_the_same_campaign(in_parts, here)
     scoring = {"kind": "batches", "confirm": 0.4}  # for two races before the last
     workers = {"pool": "inline", "threads": 1}
     file = in_parts(workers=workers, scoring=scoring, budget={"items": 2600})
-    script = str(Path(__file__).with_name("kill_points.py"))
-    run = subprocess.run(
-        [sys.executable, script, str(file), "kill", "none", *POINTS],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    script = Path(__file__).with_name("kill_points.py")
+    run = warm.run([script, file, "kill", "none", *POINTS])
     assert run.returncode == 0, run.stderr[-3000:]
     whole, *reports = [json.loads(line) for line in run.stdout.splitlines()]
     expected = _ledger(Path(whole["directory"]))

@@ -2,12 +2,11 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import warm
 from sql import query
 
 from evomerge.archive.reader import ArchiveReader
@@ -82,13 +81,8 @@ def killed(world, tmp_path_factory):
     }
     (folder / "campaign.yaml").write_text(yaml.safe_dump(plan))
     script = Path(__file__).with_name("kill_points.py")
-    run = subprocess.run(
-        [sys.executable, str(script), "campaign.yaml", "runs", "none", *POINTS],
-        cwd=folder,
-        env=os.environ | {"SCORED": str(folder / "scored"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    words = [script, "campaign.yaml", "runs", "none", *POINTS]
+    run = warm.run(words, cwd=folder, env=os.environ | {"SCORED": str(folder / "scored")})
     assert run.returncode == 0, run.stderr[-3000:]
     reports = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(reports) == 1 + len(POINTS)
@@ -138,8 +132,7 @@ def test_interrupt_waits_for_what_is_in_flight_and_says_how_to_go_on(campaign_fi
     )
     (here / "slow.py").write_text(slow)
     file = campaign_file(fitness=[{"name": "f", "function": "slow.py"}], budget__evaluations=500)
-    command = [sys.executable, "-m", "evomerge", "run", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = warm.Process(["-m", "evomerge", "run", file])
     path = here / "runs" / "tiny" / "archive.db"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
