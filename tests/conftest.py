@@ -1,6 +1,7 @@
 """Session fixtures: tiny real models, tasks with data, and campaign files over them."""
 
 import copy
+import gc
 import json
 import os
 import signal
@@ -158,6 +159,7 @@ def here(world, tmp_path, monkeypatch) -> Path:
     for entry in world.iterdir():
         (tmp_path / entry.name).symlink_to(entry)
     monkeypatch.chdir(tmp_path)
+    gc.freeze()  # a campaign begins with a collection; half a million objects are no garbage
     return tmp_path
 
 

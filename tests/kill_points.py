@@ -8,6 +8,7 @@ campaign for each point; each child kills itself there. A second child then cont
 campaign to its end. What the children print is one JSON line per point.
 """
 
+import gc
 import json
 import os
 import signal
@@ -95,6 +96,7 @@ def in_child(work):
 
 
 def main(file, folder, points):
+    gc.freeze()  # what was imported: each campaign begins with a collection
     for index, point in enumerate(points):
         directory = Path(folder) / str(index)
         name = point.removesuffix(":rollback")

@@ -8,6 +8,7 @@ own is what the libraries read from the environment when they are imported.
 
 import atexit
 import functools
+import gc
 import importlib
 import multiprocessing
 import os
@@ -113,6 +114,7 @@ def _become(words, folder, environment, streams, preexec_fn):
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream.fileno(), number)
         stream.close()
+    gc.freeze()  # what was imported
     os.chdir(folder)
     process.ORIGINAL_DIR = folder  # of the processes that it may start
     os.environ.clear()
