@@ -21,6 +21,7 @@ from hypothesis import settings
 
 from evomerge.archive.archive import Archive
 from evomerge.campaign.observer import Silent
+from evomerge.environment import cache_folder
 from evomerge.testing import tiny_llama
 
 if not torch.cuda.is_available():
@@ -38,6 +39,7 @@ def pytest_collection_modifyitems(items):
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("ci")
 torch.set_num_threads(1)
+NATIVE = cache_folder("native")  # of whoever runs the tests: compiled once a machine
 
 FITNESS = '''
 """Mean log-likelihood of a few sentences: cheap, and never equal for two models."""
@@ -131,11 +133,19 @@ metric_list:
 """
 
 
+def cache_with_kernels(folder: Path) -> Path:
+    """Make a folder for XDG_CACHE_HOME to name: empty, but for the compiled kernels."""
+    NATIVE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "evomerge").mkdir(parents=True)
+    (folder / "evomerge" / "native").symlink_to(NATIVE)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
     """A folder with a base, three fine-tunes of it, a Python fitness and three lm-eval tasks."""
     folder = tmp_path_factory.mktemp("world")
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    os.environ["XDG_CACHE_HOME"] = str(cache_with_kernels(folder / "cache"))
     tiny_llama(folder / "base", 0)
     for seed, name in enumerate("abc", start=1):
         tiny_llama(folder / name, seed, near=folder / "base", spread=0.1)

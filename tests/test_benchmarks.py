@@ -15,15 +15,14 @@ from pathlib import Path
 
 import pytest
 import warm
+from conftest import cache_with_kernels
 
 from evomerge.campaign.build import checked_campaigns, read_and_check
-from evomerge.environment import cache_folder
 from evomerge.merging.methods import METHODS
 from evomerge.search.controllers import CONTROLLERS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "fitness", "notebooks", "runs", "search_spaces")
-NATIVE = cache_folder("native")  # of whoever runs the tests: compiled once a machine
 FEW = "--set budget.evaluations=2 --set 'workers={pool: inline, threads: 1}' --set finals=1"
 FEW += " --set fitness.0.items=20 --set fitness.1.items=20"
 TINY = "search_spaces/crosslingual-maths.yaml"
@@ -49,9 +48,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "benchmarks" / "smollm2").mkdir(parents=True)
     for file in (ROOT / "benchmarks" / "smollm2").glob("*.*"):
         (folder / "benchmarks" / "smollm2" / file.name).symlink_to(file)
-    NATIVE.mkdir(parents=True, exist_ok=True)
-    (folder / "cache" / "evomerge").mkdir(parents=True)
-    (folder / "cache" / "evomerge" / "native").symlink_to(NATIVE)
+    cache_with_kernels(folder / "cache")
     return folder
 
 

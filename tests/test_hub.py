@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 import yaml
-from conftest import FITNESS
+from conftest import FITNESS, cache_with_kernels
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -209,6 +209,9 @@ class Evomerge:
     """A process that runs commands on campaigns, with a cache of the hub's files."""
 
     def __init__(self, folder: Path, hub: Hub, *, offline: bool):
+        cache = folder / "cache"
+        if not cache.exists():
+            cache_with_kernels(cache)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(folder / "home"),
@@ -216,7 +219,7 @@ class Evomerge:
             "HF_HUB_OFFLINE": str(int(offline)),
             "HF_TOKEN": TOKEN,
             "OMP_NUM_THREADS": "1",
-            "XDG_CACHE_HOME": str(folder / "cache"),
+            "XDG_CACHE_HOME": str(cache),
         }
         self.folder = folder
         self.process = subprocess.Popen(
