@@ -27,13 +27,24 @@ from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Where the run of the fixture below is kept."""
+    return tmp_path_factory.mktemp("exported") / "run"
+
+
 @pytest.fixture
-def run(campaign_file, here, silent):
+def run(finished, campaign_file, here, silent):
     """A finished campaign over an lm-eval task, all of whose items are search items."""
+    directory = here / "runs" / "tiny"
+    if finished.exists():
+        shutil.copytree(finished, directory)
+        return directory
     entry = [{"name": "choice", "task": "choice.yaml", "metric": "acc", "batch_size": 16}]
     file = campaign_file(fitness=entry, heldout=0.0, budget__evaluations=8)
     run_campaign(file, observer=silent)
-    return here / "runs" / "tiny"
+    shutil.copytree(directory, finished)
+    return directory
 
 
 def stored_checksum(directory):
@@ -131,11 +142,12 @@ def test_picks_that_will_not_do(run, here):
         export_candidate(run, here / "other", "best", {"z": "a"}, True)
 
 
-def test_a_source_that_changed_since_is_not_merged(run, here, world):
+def test_a_source_that_changed_since_is_not_merged(campaign_file, here, silent, world):
+    run_campaign(campaign_file(budget__evaluations=2), observer=silent)
     (here / "a").unlink()
     (here / "a").symlink_to(world / "b")
     with pytest.raises(BadInput, match="is not the model that was searched"):
-        export_candidate(run, here / "out", "7", {}, True)
+        export_candidate(here / "runs" / "tiny", here / "out", "7", {}, True)
 
 
 @pytest.fixture
