@@ -34,8 +34,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def cache_folder(kind: str) -> Path:
+def cache_folder(kind: str = "") -> Path:
     """Return the folder under `$XDG_CACHE_HOME/evomerge` for what can be made again.
+
+    Args:
+        kind: of `cache.KINDS`; all of it by default.
 
     >>> cache_folder("digests").parts[-2:]
     ('evomerge', 'digests')

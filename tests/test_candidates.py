@@ -12,12 +12,14 @@ from sql import change
 
 from evomerge.archive import summary
 from evomerge.archive.archive import Archive
+from evomerge.cache.eviction import empty
 from evomerge.campaign.build import checked
 from evomerge.campaign.run import run_campaign
 from evomerge.cli.main import main
 from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, EvomergeError
 from evomerge.export.candidates import export_candidate, materialize
+from evomerge.sources.trust import Trust
 
 # The nearer the embeddings are to a mixture of sources, the better.
 NEAR = """
@@ -123,6 +125,26 @@ def test_a_candidate_whose_sources_changed_is_refused(first, campaign_file, here
         run_campaign(file, observer=silent)
     with pytest.raises(BadInput, match=r"sources.a"):
         materialize("runs/first#7")
+
+
+def test_a_candidate_in_the_cache(first, monkeypatch):
+    """Room is made for it, it is held, and its code must be the user's."""
+    other = cache_folder("candidates") / "other"
+    other.mkdir(parents=True)
+    (other / "model.safetensors").write_bytes(bytes(1000))
+    size = sum(file.stat().st_size for file in (first.parents[1] / "a").glob("*.safetensors"))
+    monkeypatch.setenv("EVOMERGE_CACHE_GB", str((size + 1e6) / 1e9))
+    folder = materialize("runs/first#7")
+    assert other.exists()
+    monkeypatch.setenv("EVOMERGE_CACHE_GB", str(2 * size / 1e9))
+    another = materialize("runs/first#8")
+    assert not other.exists() and folder.exists()
+    held = {f"candidates/{path.name}" for path in (folder, another)}
+    assert empty(("candidates",)).kept.keys() == held
+    cache_folder().chmod(0o777)
+    assert materialize("runs/first#7") == folder
+    with pytest.raises(BadInput, match=r"may run, and others than you can write to .*evomerge;"):
+        materialize("runs/first#7", trust=Trust(remote_code=True))
 
 
 def test_a_candidate_is_compared_on_the_kind_of_device_that_scored_it(first):

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evomerge.cache.private import is_private
 from evomerge.errors import CandidateFailure
 from evomerge.kernels import eager, native, native_library
 from evomerge.kernels.chances import rank_levels
@@ -324,7 +325,7 @@ def test_kernels_that_others_may_have_written_are_compiled_anew(cache, tmp_path,
         file.symlink_to(tmp_path / "planted.so")
     assert native.library() is not None
     assert not trace.exists() and said == []
-    assert native_library._is_private(file.lstat())
+    assert is_private(file.lstat())
 
 
 def test_a_planted_library_would_leave_its_trace(cache, tmp_path):

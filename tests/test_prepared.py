@@ -9,8 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evomerge.cache.eviction import empty
+from evomerge.campaign.build import checked
+from evomerge.campaign.source_hashes import hash_sources
 from evomerge.environment import cache_folder
-from evomerge.errors import BadInput
+from evomerge.errors import BadInput, SourceChanged
 from evomerge.kernels.magnitude_histogram import kth_largest
 from evomerge.merging import task_vectors as prepare
 from evomerge.merging.merger import Merger
@@ -18,6 +21,8 @@ from evomerge.merging.methods import METHODS
 from evomerge.merging.validation import method_of
 from evomerge.sources.source import open_source
 from evomerge.testing import merge_arrays, recipe_of
+from evomerge.workers.protocol import Job
+from evomerge.workers.worker import Worker
 
 PREPARED = sorted(name for name, o in METHODS.all().items() if o.prepare)
 SEEDS = st.integers(0, 30)
@@ -181,6 +186,32 @@ def test_a_damaged_preparation_is_made_again(world, damage):
     again = dict(merger_of(world)[1].stream(recipe))
     assert all(again[name].equal(tensor) for name, tensor in plain.items())
     assert not list(cache_folder("prepared").glob("*.tmp"))
+
+
+def test_they_are_held_and_room_is_made_for_them(world, monkeypatch):
+    names, merger = merger_of(world)
+    unused = cache_folder("candidates") / "unused"
+    unused.mkdir(parents=True)
+    monkeypatch.setenv("EVOMERGE_CACHE_GB", "0")
+    plain = dict(merger.stream(recipe_of("pcb", names[1:], names[0])))
+    (folder,) = (f for f in cache_folder("prepared").iterdir() if f.is_dir())
+    assert not unused.exists()
+    assert empty(("prepared",)).kept.keys() == {f"prepared/{folder.name}"}
+    merger.prepare(recipe_of("widen", names[1:], names[0]))
+    again = dict(merger.stream(recipe_of("pcb", names[1:], names[0])))
+    assert folder.exists() and all(again[n].equal(tensor) for n, tensor in plain.items())
+
+
+def test_a_preparation_that_somebody_removes_is_no_candidates_fault(world, campaign_file):
+    """The campaign stops with a line, and the same command makes it again."""
+    method = {"kind": "parameters", "method": "pcb", "axes": {"weight": {"low": 0, "high": 1}}}
+    campaign = hash_sources(checked(campaign_file(space=method), [], {})[0], {})
+    worker = Worker(campaign.worker)
+    job = Job(1, campaign.space.first, "search")
+    shutil.rmtree(cache_folder("prepared"))
+    with pytest.raises(SourceChanged, match=r"0\.safetensors is gone; run the same again"):
+        worker.evaluate(job)
+    assert Worker(campaign.worker).evaluate(job).status == "ok"
 
 
 def test_tsv_m_is_not_turned_by_a_model_that_left_a_matrix_alone():

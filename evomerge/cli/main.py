@@ -16,10 +16,13 @@ from typing import Any
 import click
 
 from evomerge import __version__
+from evomerge.cache import KINDS
 from evomerge.errors import BadInput, EvomergeError, Fault, placed
 from evomerge.text import printable
 
 FILE = click.Path(path_type=Path)
+
+CACHED = tuple(KINDS)
 
 LISTED = ("methods", "spaces", "controllers", "fitness")
 
@@ -333,6 +336,34 @@ def schema() -> None:
     from evomerge.config.schema import json_schema
 
     _print_json(json_schema())
+
+
+@main.command()
+@click.argument("kind", required=False, type=click.Choice(CACHED))
+@click.option("--empty", is_flag=True, help="Remove what no live process uses.")
+@_JSON
+@_errors_are_lines
+def cache(kind: str | None, empty: bool, as_json: bool) -> None:
+    """Show what is kept to be used again, of all kinds or of one; or remove it.
+
+    \b
+      evomerge cache
+      evomerge cache candidates --empty
+    """
+    from evomerge.cache import eviction
+    from evomerge.cache.summary import summary
+    from evomerge.cli import tables
+    from evomerge.cli.console import terminal
+
+    kinds = (kind,) if kind else CACHED
+    removed = eviction.empty(kinds) if empty else None
+    if as_json:
+        _print_json({**summary(kinds), **({"removed": removed._asdict()} if removed else {})})
+        return
+    if removed is not None:
+        click.echo(printable(tables.removed(removed)))
+    else:
+        click.echo(tables.cache(printable(summary(kinds)), terminal()))
 
 
 if __name__ == "__main__":

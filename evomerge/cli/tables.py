@@ -5,16 +5,19 @@ its width; without one they are plain, as wide as they are, for files, pipes and
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from evomerge.archive.records import Agreement
 from evomerge.archive.shapes import CandidateShape, DetailsShape, ScoreShape, StatusShape
+from evomerge.cache.eviction import Removed
+from evomerge.cache.summary import CacheShape
 from evomerge.cli.console import Cell, table
 from evomerge.cli.recipe_text import recipe_text
 from evomerge.recipes.parse import parse_recipe
-from evomerge.text import Z95, duration, interval
+from evomerge.text import Z95, byte_size, duration, interval
 
 if TYPE_CHECKING:  # what they come from loads far more than a table needs
     from evomerge.campaign.estimate import Estimate
@@ -235,3 +238,45 @@ def listing(listed: Mapping[str, Sequence["Entry"]]) -> str:
                 lines.append(f"      {'; '.join(notes)}")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def cache(found: CacheShape, console: Console | None = None) -> str:
+    """Return what lies in the cache as a table, and below it where and how much may.
+
+    >>> native = {"kind": "native", "what": "compiled kernels", "entries": 1, "bytes": 80_000,
+    ...           "last_used": None, "in_use": 0}
+    >>> print(cache({"folder": "cache", "limit_bytes": None, "limit_days": 30, "kinds": [native]}))
+    kind    what              entries  size     last used  in use
+    -------------------------------------------------------------
+    native  compiled kernels        1  80.0 kB  -               0
+    80.0 kB in cache
+    without a limit (EVOMERGE_CACHE_GB); what is unused for 30 days goes (EVOMERGE_CACHE_DAYS)
+    """
+    body: list[list[Cell]] = []
+    for row in found["kinds"]:
+        used = row["last_used"]
+        when = f"{datetime.fromisoformat(used).astimezone():%Y-%m-%d %H:%M}" if used else None
+        taken = byte_size(row["bytes"])
+        body.append([row["kind"], row["what"], row["entries"], taken, when, row["in_use"]])
+    headers = ["kind", "what", "entries", "size", "last used", "in use"]
+    size, days = found["limit_bytes"], found["limit_days"]
+    total = byte_size(sum(row["bytes"] for row in found["kinds"]))
+    most = "without a limit" if size is None else f"at most {byte_size(size)} in all"
+    ages = "nothing goes by age" if days is None else f"what is unused for {days:g} days goes"
+    lines = [
+        table(headers, body, console),
+        f"{total} in {found['folder']}",
+        f"{most} (EVOMERGE_CACHE_GB); {ages} (EVOMERGE_CACHE_DAYS)",
+    ]
+    return "\n".join(lines)
+
+
+def removed(found: Removed) -> str:
+    """Return what was removed from the cache as a line, and one for each entry that stays.
+
+    >>> print(removed(Removed(2, 1_500_000, {"prepared/0f": "in use by process 7 on node"})))
+    freed 1.5 MB; entries removed: 2
+    prepared/0f stays: in use by process 7 on node
+    """
+    lines = [f"freed {byte_size(found.bytes)}; entries removed: {found.entries}"]
+    return "\n".join([*lines, *(f"{name} stays: {why}" for name, why in found.kept.items())])

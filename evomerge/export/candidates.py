@@ -16,9 +16,12 @@ from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.references import read_candidate
 from evomerge.archive.selection import pick
 from evomerge.archive.summary import as_written, open_run
+from evomerge.cache.eviction import make_room
+from evomerge.cache.holding import hold
+from evomerge.cache.private import exposed
 from evomerge.dtypes import CODES, SIZE
 from evomerge.environment import cache_folder
-from evomerge.errors import EvomergeError, Faults, placed
+from evomerge.errors import BadInput, EvomergeError, Fault, Faults, placed
 from evomerge.export.model_card import model_card
 from evomerge.export.model_directory import merge_to, source_key
 from evomerge.export.whole_recipes import of_this_run, self_contained, stands_alone
@@ -126,11 +129,14 @@ def materialize(
     with contextlib.closing(archive):
         hashes = {source.name: source.sha256 for source in archive.sources}
         folder = cache_folder("candidates") / candidate.recipe.id(hashes)
-        if folder.exists():
+        if _is_cached(folder, trust):
             return folder
         labels = {source.label for source in archive.sources}
         moved_here = {label: place for label, place in (moved or {}).items() if label in labels}
         worker = _worker_of(archive, candidate.id)
+        with contextlib.suppress(EvomergeError):  # which is told when it is merged
+            frame = _by_headers(name, archive, candidate.recipe, moved or {}, trust)
+            make_room(sum(tensor.bytes for tensor in frame.tensors.values()))
     # only on the kind of device that scored it are the weights the same to the last bit
     verify = _device_like(worker) == _kind_of(worker)
     run = name.rpartition("#")[0]
@@ -140,7 +146,22 @@ def materialize(
     except EvomergeError:
         if not folder.exists():  # else another process was quicker
             raise
+    _is_cached(folder, trust)  # where others may write, it is refused
     return folder
+
+
+def _is_cached(folder: Path, trust: Trust) -> bool:
+    """Tell whether a candidate is in the cache, from where nobody removes it from now on.
+
+    Raises:
+        BadInput: code may run that others than the user may have put there.
+    """
+    hold(folder)
+    is_there = folder.is_dir()
+    if is_there and trust.remote_code and (reason := exposed(folder.resolve())):
+        wrong = f"code of {folder} may run, and {reason}"
+        raise BadInput(Fault("", wrong, "let nobody else write there, and remove what is there"))
+    return is_there
 
 
 def _place(archive: ArchiveReader, name: str, moved: Mapping[str, str], trust: Trust) -> str:
@@ -154,7 +175,7 @@ def _place(archive: ArchiveReader, name: str, moved: Mapping[str, str], trust: T
             return moved[source.label]
         if os.path.isdir(name):
             continue
-        if is_candidate(name) and not Path(source.path).is_dir():  # the cache was emptied
+        if is_candidate(name) and not _is_cached(Path(source.path), trust):
             return str(materialize(name, trust=trust.of_others))
         return source.path  # its hash is compared
     return name

@@ -5,11 +5,14 @@ candidate's own recipe in that place, and is merged from the inside out.
 """
 
 import contextlib
-import tempfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from evomerge.cache.eviction import make_room
+from evomerge.cache.holding import hold
 from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, EvomergeError, Fault, placed
 from evomerge.export.candidates import materialize, places_of
@@ -35,6 +38,7 @@ def merge_file(
     Returns:
         The weights' checksum.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder) / "recipe.json"
     ...     _ = file.write_text('{"kind": "soup"}')
@@ -88,15 +92,21 @@ def _merge(data: Any, out: Path, name: str, trust: Trust) -> str:
         )
 
 
-def _scratch(name: str) -> "tempfile.TemporaryDirectory[str]":
-    """Return a folder for models that are merged only to be merged again."""
-    folder = cache_folder("recipes")
+@contextlib.contextmanager
+def _scratch(name: str) -> Iterator[Path]:
+    """Give a folder for models that are merged only to be merged again."""
+    folder = cache_folder("recipes") / uuid4().hex
+    hold(folder)
+    make_room()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=folder)
+        folder.mkdir(parents=True)
     except OSError as error:
         reason = f"models within it cannot be written to {folder}: {error.strerror}"
         raise EvomergeError(f"{name}: {reason}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def unnested(data: Any, name: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:

@@ -13,13 +13,14 @@ import logging
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from evomerge.cache.holding import touch
+from evomerge.cache.private import exposed, is_private
 from evomerge.environment import cache_folder
 from evomerge.errors import one_line
 
@@ -98,42 +99,18 @@ def _loaded(compiler: str) -> ctypes.CDLL:
     folder = cache_folder("native")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = folder.resolve()  # no link is followed after the check
-    if reason := _exposed(folder):
+    if reason := exposed(folder):
         log.warning("compiling the kernels for this process alone: %s", reason)
         with tempfile.TemporaryDirectory() as own:  # of mode 0700
             return ctypes.CDLL(str(_compile(compiler, Path(own) / "native.so")))
     path = folder / f"{_key(compiler)}.so"
     # a link has all bits of its mode, and so counts as another's
-    if path.exists() and _is_private(path.lstat()):
+    if path.exists() and is_private(path.lstat()):
         with contextlib.suppress(OSError):  # a damaged file, or one of another system
-            return ctypes.CDLL(str(path))
+            loaded = ctypes.CDLL(str(path))
+            touch(path)
+            return loaded
     return ctypes.CDLL(str(_compile(compiler, path)))
-
-
-def _exposed(folder: Path) -> str:
-    """Return how others than the user and root can put files into a folder; "" if they cannot.
-
-    Args:
-        folder: without links on its way.
-    """
-    for place in (folder, *folder.parents):
-        status = place.stat()
-        # a folder like /tmp, whose entries only their owners can move, is safe to pass through
-        passed = place != folder and _is_of_user(status) and status.st_mode & stat.S_ISVTX
-        if not passed and not _is_private(status):
-            return f"others than you can write to {place}"
-    return ""
-
-
-def _is_of_user(status: os.stat_result) -> bool:
-    return status.st_uid in (0, os.geteuid())
-
-
-def _is_private(status: os.stat_result) -> bool:
-    """Tell whether nobody but the user and root can write to a file or a folder."""
-    # many systems give each user a group of the same number, and let it write
-    of_group = status.st_mode & stat.S_IWGRP and status.st_gid != status.st_uid
-    return _is_of_user(status) and not status.st_mode & stat.S_IWOTH and not of_group
 
 
 def _key(compiler: str) -> str:
@@ -150,7 +127,7 @@ def _key(compiler: str) -> str:
 
 def _compile(compiler: str, path: Path) -> Path:
     """Compile the library into a file, and return that."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as own:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as own:
         beside = Path(own) / path.name
         command = [*compiler.split(), *FLAGS.split(), str(SOURCE), "-o", str(beside)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)

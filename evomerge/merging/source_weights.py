@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from evomerge.errors import SourceChanged
 from evomerge.kernels.merge_plan import Operands
 from evomerge.kernels.task_vector import gram_matrix
 from evomerge.sources.alignment import aligned
@@ -165,7 +166,10 @@ class SourceWeights:
         if key in self._on_device:
             return self._on_device[key]
         if stored.file not in self._files:
-            self._files[stored.file] = safe_open(stored.file, framework="pt", device="cpu")
+            try:
+                self._files[stored.file] = safe_open(stored.file, framework="pt", device="cpu")
+            except FileNotFoundError:
+                raise SourceChanged(f"{stored.file} is gone; run the same again") from None
         file = self._files[stored.file]
         tensor: torch.Tensor
         if stored.rows is None:

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from evomerge.cache.eviction import make_room
+from evomerge.cache.holding import hold
 from evomerge.canonical import canonical_json
 from evomerge.dtypes import STORED_DTYPES
 from evomerge.environment import cache_folder
@@ -112,6 +114,7 @@ def prepared(
     digest = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
     folder = cache_folder("prepared") / digest
     vectors = TaskVectors(frame, models, tensor, base)
+    hold(folder)  # its files are opened when they are first read
     try:
         directions = _read(folder, frame, len(models), method.name)
         while directions is None:  # again, if somebody else takes them away in between
@@ -152,6 +155,7 @@ def _make_once(
         started, threads = time.monotonic(), torch.get_num_threads()
         log.info("preparing %s: %d sources, once", method.name, vectors.count)
         beside = folder.with_suffix(".tmp")
+        make_room(vectors.count * sum(stored.bytes for stored in base.tensors.values()))
         for left in (folder, beside):  # by one who was killed, or by a disk
             shutil.rmtree(left, ignore_errors=True)
         try:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evomerge.cache.holding import touch
 from evomerge.canonical import canonical_json, json_hash
 from evomerge.dtypes import EXPONENT, INTEGER, SIZE
 from evomerge.environment import cache_folder
@@ -94,6 +95,7 @@ def digest(source: Source) -> Digest:
     cached = cache_folder("digests") / f"{json_hash([*stamp, *made_by])}.json"
     known = read_json(cached)
     if isinstance(known, dict) and known.get("stamp") == stamp:
+        touch(cached)
         return Digest(known["sha256"], tuple(known["not_finite"]))
     fresh = _digest(source)
     # a home that cannot be written to costs the next start a pass, no more

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from evomerge.cache.eviction import make_room
+from evomerge.cache.holding import hold
 from evomerge.canonical import file_hash
 from evomerge.environment import cache_folder
 from evomerge.errors import one_line
@@ -159,7 +161,9 @@ def weights_file(factory: Factory) -> Path:
         return Path(factory.weights)
     key = f"{factory.place} {factory.definition}".encode()
     file = cache_folder("factories") / hashlib.sha256(key).hexdigest()[:32] / "model.safetensors"
+    hold(file)
     if not file.exists():
+        make_room()
         import torch
         from safetensors.torch import save_file
 

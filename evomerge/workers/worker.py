@@ -131,6 +131,8 @@ class Worker:
             clock.append(time.perf_counter())
             scores = self._score(job.ordinals or self._ordinals(job.side))
             answers = self._answers(job.side) if job.side == "heldout" else {}
+        except SourceChanged:
+            raise
         except (Exception, SystemExit) as error:
             is_known = isinstance(error, CandidateFailure)
             reason = str(error) if is_known else one_line(error)

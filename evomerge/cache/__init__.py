@@ -1,0 +1,11 @@
+"""The cache under `$XDG_CACHE_HOME/evomerge`: what lies there, who uses it, and what has to go."""
+
+# The folders whose entries are ours to remove, and what they hold.
+KINDS = {
+    "candidates": "candidates of runs, merged to be sources",
+    "prepared": "prepared task vectors",
+    "factories": "weights that a function drew by a seed",
+    "recipes": "merges within a merge under way",
+    "native": "compiled kernels",
+    "digests": "hashes of sources",
+}
