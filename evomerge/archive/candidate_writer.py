@@ -54,22 +54,7 @@ class CandidateWriter(ArchiveReader):
         Args:
             rows: of each its name there (RUN#NUMBER), and genome, recipe's id and recipe here.
         """
-        added = []
-        with self._db.transaction():
-            for label, genome, recipe_id, recipe in rows:
-                draft = Candidate.of(
-                    0,
-                    recipe_id,
-                    recipe,
-                    "warm_start",
-                    label=label,
-                    stage=self.stage,
-                    genome=genome,
-                )
-                candidate = self._add(draft)
-                self._add_event("warm_start", candidate.id, note=label)
-                added.append(candidate)
-        return added
+        return self._add_labelled("warm_start", rows)
 
     def add_seeds(
         self, rows: Sequence[tuple[str, np.ndarray | None, str, Recipe]], part: int | None
@@ -80,6 +65,15 @@ class CandidateWriter(ArchiveReader):
             rows: of each its label, genome, recipe's id and recipe.
             part: of the items, on which alone they are scored; None: on all.
         """
+        return self._add_labelled("seed", rows, part)
+
+    def _add_labelled(
+        self,
+        origin: str,
+        rows: Sequence[tuple[str, np.ndarray | None, str, Recipe]],
+        part: int | None = None,
+    ) -> list[Candidate]:
+        """Add what no controller proposed, with an event of its kind each, all at once."""
         added = []
         with self._db.transaction():
             for label, genome, recipe_id, recipe in rows:
@@ -87,14 +81,14 @@ class CandidateWriter(ArchiveReader):
                     0,
                     recipe_id,
                     recipe,
-                    "seed",
+                    origin,
                     label=label,
                     stage=self.stage,
                     genome=genome,
                     part=part,
                 )
                 candidate = self._add(draft)
-                self._add_event("seed", candidate.id)
+                self._add_event(origin, candidate.id, note=label)
                 added.append(candidate)
         return added
 
