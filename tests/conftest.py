@@ -218,6 +218,15 @@ def silent() -> Silent:
     return Silent()
 
 
+def lm_evals_own(*arguments, **options) -> dict:
+    """Evaluate by lm-eval's `simple_evaluate`, without a second for what it runs on."""
+    from lm_eval import simple_evaluate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+        return simple_evaluate(*arguments, **options)
+
+
 def assert_killed_and_resumed_alike(plan: Path, points: list[str]) -> None:
     """Run a campaign whole, and killed at each point and resumed: the same ledgers must come."""
     script = Path(__file__).with_name("kill_points.py")

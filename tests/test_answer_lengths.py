@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import lm_evals_own
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
@@ -94,7 +95,6 @@ def test_lengths_are_the_tokens_until_the_end_whatever_the_batch(here, ending, b
 
 def test_lengths_are_the_tokenizer_s_of_lm_evals_answers(here, live):
     """Of words that are tokens, up to a stop string that only some rows of a batch reach."""
-    from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
@@ -102,7 +102,7 @@ def test_lengths_are_the_tokenizer_s_of_lm_evals_answers(here, live):
     stop = live[1].convert_ids_to_tokens(max(set(frequent), key=frequent.count))
     generation = {"until": [stop], "max_gen_toks": 12}
     found, answers = lengths_and_answers(live, generation=generation, batch_size=16)
-    theirs = simple_evaluate(
+    theirs = lm_evals_own(
         HFLM(pretrained=live[0], tokenizer=live[1], batch_size=16, device="cpu"),
         tasks=["generation.yaml"],
         task_manager=TaskManager(include_defaults=False),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import lm_evals_own
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -70,12 +71,11 @@ def live(world):
 
 def lm_evals_samples(live, task, **options):
     """What lm-eval's own evaluation says of each document, in their order."""
-    from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     model, tokenizer = live
-    found = simple_evaluate(
+    found = lm_evals_own(
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, device="cpu"),
         tasks=[task],
         task_manager=TaskManager(include_defaults=False),
