@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -164,13 +165,14 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def here(world, tmp_path, monkeypatch) -> Path:
+def here(world, tmp_path, monkeypatch) -> Iterator[Path]:
     """An empty working folder from which the world's names can be written relatively."""
     for entry in world.iterdir():
         (tmp_path / entry.name).symlink_to(entry)
     monkeypatch.chdir(tmp_path)
     gc.freeze()  # a campaign begins with a collection; half a million objects are no garbage
-    return tmp_path
+    yield tmp_path
+    gc.unfreeze()
 
 
 PLAN = {
