@@ -23,6 +23,8 @@ from evomerge.cache.holding import touch
 from evomerge.cache.private import exposed, is_private
 from evomerge.environment import cache_folder
 from evomerge.errors import one_line
+from evomerge.node.once import one_at_a_time
+from evomerge.node.phases import phase
 
 log = logging.getLogger("evomerge")
 
@@ -104,13 +106,25 @@ def _loaded(compiler: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory() as own:  # of mode 0700
             return ctypes.CDLL(str(_compile(compiler, Path(own) / "native.so")))
     path = folder / f"{_key(compiler)}.so"
+    if native := _kept(path):
+        return native
+    lock = folder.with_name("locks") / f"{path.stem}.lock"  # where nothing is loaded from
+    with one_at_a_time(lock, "compiling the kernels", or_all=True):
+        if native := _kept(path):  # by who held the lock before
+            return native
+        phase("compiling the kernels")
+        return ctypes.CDLL(str(_compile(compiler, path)))
+
+
+def _kept(path: Path) -> ctypes.CDLL | None:
+    """Return the library of a file, None if there is none that can be trusted and loaded."""
     # a link has all bits of its mode, and so counts as another's
     if path.exists() and is_private(path.lstat()):
         with contextlib.suppress(OSError):  # a damaged file, or one of another system
             loaded = ctypes.CDLL(str(path))
             touch(path)
             return loaded
-    return ctypes.CDLL(str(_compile(compiler, path)))
+    return None
 
 
 def _key(compiler: str) -> str:

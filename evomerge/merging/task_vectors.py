@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from evomerge.cache.eviction import make_room
 from evomerge.cache.holding import hold
@@ -26,6 +25,8 @@ from evomerge.errors import EvomergeError
 from evomerge.kernels.magnitude_histogram import kth_largest
 from evomerge.kernels.task_vector import task_vector
 from evomerge.merging.methods import MergeMethod
+from evomerge.node.once import one_at_a_time
+from evomerge.node.phases import Steps, phase
 from evomerge.sources.safetensors_file import header_bytes, read_header
 from evomerge.sources.source import Source
 
@@ -149,11 +150,12 @@ def _make_once(
     """Write the directions beside and rename; others of this machine wait for the first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     assert method.prepare is not None, "only prepared methods have directions"
-    with FileLock(folder.with_suffix(".lock")):
+    doing = f"preparing {method.name} of {vectors.count} sources"
+    with one_at_a_time(folder.with_suffix(".lock"), doing):
         if _read(folder, base, vectors.count, method.name):
             return
         started, threads = time.monotonic(), torch.get_num_threads()
-        log.info("preparing %s: %d sources, once", method.name, vectors.count)
+        phase(doing)
         beside = folder.with_suffix(".tmp")
         make_room(vectors.count * sum(stored.bytes for stored in base.tensors.values()))
         for left in (folder, beside):  # by one who was killed, or by a disk
@@ -162,7 +164,8 @@ def _make_once(
             torch.set_num_threads(1)  # a decomposition's last bits depend on their number
             beside.mkdir()
             files = [beside / f"{i}.safetensors" for i in range(vectors.count)]
-            _write(files, base, method.prepare(vectors, **options))
+            steps = Steps(doing, "tensors", len(base.tensors))
+            _write(files, base, method.prepare(vectors, **options), steps)
             beside.rename(folder)
         finally:
             torch.set_num_threads(threads)
@@ -171,14 +174,19 @@ def _make_once(
 
 
 def _write(
-    files: Sequence[Path], base: Source, made: Iterable[tuple[str, list[torch.Tensor]]]
+    files: Sequence[Path],
+    base: Source,
+    made: Iterable[tuple[str, list[torch.Tensor]]],
+    steps: Steps,
 ) -> None:
     header = header_bytes({name: (t.dtype, t.shape) for name, t in base.tensors.items()})
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(open(file, "wb")) for file in files]
         for stream in streams:
             stream.write(header)
-        for (name, like), (given, directions) in zip(base.tensors.items(), made, strict=True):
+        pairs = zip(base.tensors.items(), made, strict=True)
+        for number, ((name, like), (given, directions)) in enumerate(pairs):
+            steps.done(number)
             assert name == given, f"{given} comes where {name} should"
             dtype: torch.dtype = getattr(torch, STORED_DTYPES[like.dtype])
             for stream, direction in zip(streams, directions, strict=True):

@@ -15,6 +15,8 @@ from evomerge.canonical import canonical_json, json_hash
 from evomerge.dtypes import EXPONENT, INTEGER, SIZE
 from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, Fault
+from evomerge.node.once import one_at_a_time
+from evomerge.node.phases import phase
 from evomerge.sources.safetensors_file import Tensor, read_json
 from evomerge.sources.source import CONFIG_NOISE, Source
 from evomerge.whole_files import written_beside
@@ -56,8 +58,10 @@ def files_of(source: Source) -> list[Path]:
     return files
 
 
-def touched(file: str | Path) -> tuple[int, int] | tuple[()]:
-    """Return a file's size and the time of its last change in nanoseconds; () of none.
+def touched(file: str | Path) -> tuple[int, ...]:
+    """Return a file's size, the time of its last change in nanoseconds, and its place; () of none.
+
+    Its place is the inode and the device: another file may have been put there with all else alike.
 
     >>> touched("nowhere")
     ()
@@ -66,14 +70,15 @@ def touched(file: str | Path) -> tuple[int, int] | tuple[()]:
         status = os.stat(file)
     except FileNotFoundError:
         return ()
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
 
 
 def digest(source: Source) -> Digest:
     """Hash a source's content and look for NaN and infinity, in one pass over its weights.
 
-    Cached in `$XDG_CACHE_HOME/evomerge` by path, size and time of every file. The content
-    is the weights by name, the config less its history, and the tokenizer.
+    Cached in `$XDG_CACHE_HOME/evomerge` by path, size, time and place of every file, and made by
+    one process of a machine while the others wait. The content is the weights by name, the config
+    less its history, and the tokenizer.
 
     Raises:
         BadInput: a file ends within a tensor.
@@ -93,15 +98,27 @@ def digest(source: Source) -> Digest:
     factory = source.factory
     made_by = [] if factory is None else [factory.place, factory.definition]
     cached = cache_folder("digests") / f"{json_hash([*stamp, *made_by])}.json"
-    known = read_json(cached)
-    if isinstance(known, dict) and known.get("stamp") == stamp:
-        touch(cached)
-        return Digest(known["sha256"], tuple(known["not_finite"]))
-    fresh = _digest(source)
-    # a home that cannot be written to costs the next start a pass, no more
-    with contextlib.suppress(OSError), written_beside(cached) as temporary:
-        temporary.write_text(json.dumps({"stamp": stamp, **fresh._asdict()}))
+    if known := _known(cached, stamp):
+        return known
+    doing = f"hashing {source.place}"
+    with one_at_a_time(cached.with_suffix(".lock"), doing, or_all=True):
+        if known := _known(cached, stamp):  # by who held the lock before
+            return known
+        phase(doing)
+        fresh = _digest(source)
+        # a home that cannot be written to costs the next start a pass, no more
+        with contextlib.suppress(OSError), written_beside(cached) as temporary:
+            temporary.write_text(json.dumps({"stamp": stamp, **fresh._asdict()}))
     return fresh
+
+
+def _known(cached: Path, stamp: list[list[Any]]) -> Digest | None:
+    """Return what was found before for the same files, None if it was not."""
+    known = read_json(cached)
+    if not isinstance(known, dict) or known.get("stamp") != stamp:
+        return None
+    touch(cached)
+    return Digest(known["sha256"], tuple(known["not_finite"]))
 
 
 def _digest(source: Source) -> Digest:
