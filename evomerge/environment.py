@@ -34,6 +34,17 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def cores() -> int:
+    """Return how many cores this process may use.
+
+    >>> cores() >= 1
+    True
+    """
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cache_folder(kind: str = "") -> Path:
     """Return the folder under `$XDG_CACHE_HOME/evomerge` for what can be made again.
 

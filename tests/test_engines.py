@@ -217,7 +217,7 @@ def measured(monkeypatch):
 
     asked = []
 
-    def trial_on(workers, plan, engines, ordinals):
+    def trial_on(cluster, plan, engines, ordinals):
         asked.append(ordinals)
         return {
             "transformers": {"generate_until": 6.8, "loglikelihood": 5.0, "update": 0.1},

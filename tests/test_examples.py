@@ -11,7 +11,9 @@ import evomerge
 NAMES = sorted(
     module.name
     for module in pkgutil.walk_packages(evomerge.__path__, "evomerge.")
-    if not module.name.endswith(("__main__", "ray_pool"))  # Ray's is run by test_ray.py
+    if not module.name.endswith(
+        ("__main__", "ray_pool", "ray_cluster")
+    )  # Ray's is run by test_ray.py
 )
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

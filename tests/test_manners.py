@@ -256,6 +256,7 @@ import sys
 
 import ray
 
+from evomerge.config.parts import WorkersSection
 from evomerge.testing.campaigns import example_campaign
 from evomerge.workers.ray_pool import RayPool
 
@@ -274,9 +275,10 @@ def look():
     return found | dict(os.environ)
 
 
+WORKERS = WorkersSection(pool="ray", count=1, threads=1)
 plan = example_campaign(hashed=True).worker
 before = look()
-pool = RayPool(plan, count=1, cpus_each=1)
+pool = RayPool(plan, WORKERS)
 after = look()
 print("other:", {key: value for key, value in after.items() if before.get(key) != value})
 pool.close()
@@ -285,7 +287,7 @@ print("then:", {key: value for key, value in after.items() if before.get(key) !=
 print("ours is down:", not ray.is_initialized())
 ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 before = look()
-pool = RayPool(plan, count=1, cpus_each=1)
+pool = RayPool(plan, WORKERS)
 pool.close()
 print("the caller's is up:", ray.is_initialized() and look() == before)
 ray.shutdown()

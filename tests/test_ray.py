@@ -13,8 +13,9 @@ from evomerge.archive.archive import Archive
 from evomerge.campaign.build import checked
 from evomerge.campaign.run import run_campaign
 from evomerge.campaign.source_hashes import hash_sources
+from evomerge.config.parts import WorkersSection
 from evomerge.recipes.parameters import single
-from evomerge.workers import ray_pool
+from evomerge.workers import ray_cluster, ray_pool
 from evomerge.workers.protocol import Finished, Job, Lost
 from evomerge.workers.ray_pool import RayPool
 
@@ -78,7 +79,7 @@ def wait(pool, seconds=300):
 
 def test_a_killed_worker_is_lost_and_replaced_and_a_late_one_fails(plan, here):
     """One Ray start for the whole life of a pool: score, kill in mid-score, time out, score."""
-    pool = RayPool(plan, 1, cpus_each=1, timeout=None)
+    pool = RayPool(plan, WorkersSection(pool="ray", count=1, threads=1))
     try:
         pool.submit(job("a"))
         first = wait(pool)
@@ -134,4 +135,5 @@ def test_a_campaign_survives_a_candidate_that_kills_its_workers(troubled, here, 
 
 
 def test_the_example_runs():
-    assert doctest.testmod(ray_pool).failed == 0
+    for module in (ray_pool, ray_cluster):
+        assert doctest.testmod(module).failed == 0

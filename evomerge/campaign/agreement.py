@@ -8,6 +8,7 @@ concerns is told beside the scores.
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from evomerge.archive.archive import Archive
 from evomerge.campaign.campaign import Campaign
@@ -16,13 +17,20 @@ from evomerge.scoring.outcome import Outcome
 from evomerge.workers.pool import make_pool
 from evomerge.workers.protocol import Finished, Job, Lost, Pool
 
+if TYPE_CHECKING:
+    from evomerge.workers.ray_cluster import RayCluster
+
 log = logging.getLogger("evomerge")
 
 _TRIES = 2  # of workers that may be lost
 
 
 def compare_best(
-    campaign: Campaign, archive: Archive, observer: Observer, stop: Callable[[], bool]
+    campaign: Campaign,
+    archive: Archive,
+    observer: Observer,
+    stop: Callable[[], bool],
+    cluster: "RayCluster | None" = None,
 ) -> bool:
     """Score the best on held-out items by transformers too, where another engine scored it.
 
@@ -31,6 +39,7 @@ def compare_best(
         archive: its own; gets the scores.
         observer: hears of it.
         stop: asked about once a second.
+        cluster: on which workers are Ray's.
 
     Returns:
         False if it was told to stop before.
@@ -52,7 +61,7 @@ def compare_best(
         return True
     observer.say(f"comparing candidate {best}, the best, with what transformers says")
     workers = campaign.plan.workers.model_copy(update={"count": 1})
-    pool = make_pool(replace(plan, engine="transformers", by_request={}), workers)
+    pool = make_pool(replace(plan, engine="transformers", by_request={}), workers, cluster)
     try:
         job = Job(best, archive.candidate(best).recipe, "heldout")
         outcome = _outcome(pool, job, archive, observer, stop)

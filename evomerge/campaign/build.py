@@ -3,9 +3,8 @@
 Every fault is gathered; no weight is loaded. `check` and `run` both come through here.
 """
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.archive.references import pinned
@@ -31,6 +30,7 @@ from evomerge.config.overrides import read_mapping
 from evomerge.config.parts import SourcesSection, WorkersSection
 from evomerge.config.schema import CampaignPlan
 from evomerge.config.validate import checked_plan
+from evomerge.environment import cores
 from evomerge.errors import BadInput, Faults, placed
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.scoring.fitness import (
@@ -319,7 +319,7 @@ def _campaign(
                 fitness.is_cost,
             )
         )
-    return Campaign(
+    campaign = Campaign(
         plan,
         stage,
         listed,
@@ -331,11 +331,12 @@ def _campaign(
         worker,
         tuple(warnings),
     )
+    prepared = space.representatives
+    if campaign.soups:
+        prepared += [recipe for label, recipe in campaign.baselines() if label in campaign.soups]
+    return replace(campaign, worker=replace(worker, prepared=tuple(prepared)))
 
 
-def _threads(workers: WorkersSection) -> int:
-    """Return torch threads for each worker: the cores shared out, unless the plan says."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # Linux: what this process may use
-        cores = len(os.sched_getaffinity(0))
-    return workers.threads or max(1, cores // workers.count)
+def _threads(workers: WorkersSection) -> int | None:
+    """Return torch threads for each worker; None where each works out those of its own node."""
+    return workers.threads or (None if workers.pool == "ray" else cores())

@@ -7,6 +7,7 @@ takes what was chosen, as other engines give other answers where two are nearly 
 import os
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from evomerge.archive.archive import Archive
 from evomerge.campaign.campaign import Campaign
@@ -16,17 +17,26 @@ from evomerge.scoring.fitness import CostSection, FunctionSection, TaskSection
 from evomerge.workers.engine_trial import quickest, trial_on
 from evomerge.workers.protocol import WorkerPlan
 
+if TYPE_CHECKING:
+    from evomerge.workers.ray_cluster import RayCluster
+
 PLAIN = "transformers"  # which can do whatever a campaign asks for
 OTHERS = ("vllm",)
 
 
-def with_engine(campaign: Campaign, archive: Archive, observer: Observer) -> Campaign:
+def with_engine(
+    campaign: Campaign,
+    archive: Archive,
+    observer: Observer,
+    cluster: "RayCluster | None" = None,
+) -> Campaign:
     """Return a campaign whose workers have an engine, if its file leaves the choice open.
 
     Args:
         campaign: with its sources' hashes.
         archive: its own, which has the choice, or gets it.
         observer: hears of a measurement.
+        cluster: on which it is made, where workers are Ray's.
 
     Raises:
         EvomergeError: a worker cannot be started.
@@ -42,7 +52,7 @@ def with_engine(campaign: Campaign, archive: Archive, observer: Observer) -> Cam
         return campaign
     chosen = archive.engines
     if chosen is None:
-        chosen, seconds = _measured(campaign, observer)
+        chosen, seconds = _measured(campaign, observer, cluster)
         archive.set_engines(chosen, seconds)
     return replace(campaign, worker=_with(plan, chosen))
 
@@ -55,7 +65,7 @@ def _with(plan: WorkerPlan, chosen: dict[str, str]) -> WorkerPlan:
 
 
 def _measured(
-    campaign: Campaign, observer: Observer
+    campaign: Campaign, observer: Observer, cluster: "RayCluster | None"
 ) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
     """Return which engine answers what, and the seconds by which they were chosen."""
     plan, names = campaign.worker, possible(campaign)
@@ -67,7 +77,7 @@ def _measured(
     if parts is not None:
         which = parts.of(0)
         ordinals = {n: tuple(splits[n].search[i] for i in which[n]) for n in ordinals if n in which}
-    seconds = trial_on(campaign.plan.workers, plan, names, ordinals)
+    seconds = trial_on(cluster, plan, names, ordinals)
     chosen = quickest(seconds, PLAIN if _needs_model(campaign) else "")
     for line in _told(chosen, seconds):
         observer.say(line)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from evomerge.archive.archive import Archive
 from evomerge.archive.database import DatabaseError
@@ -16,12 +17,17 @@ from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.engine_choice import with_engine
 from evomerge.campaign.observer import Observer
 from evomerge.campaign.resume import begin, earlier_starts, is_spent
+from evomerge.campaign.run_log import logging_to
 from evomerge.campaign.runner import Runner, never
 from evomerge.campaign.source_hashes import hash_sources
 from evomerge.campaign.warm_start import warm_starts
+from evomerge.config.parts import WorkersSection
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import EvomergeError, one_line, placed
 from evomerge.text import byte_size
+
+if TYPE_CHECKING:
+    from evomerge.workers.ray_cluster import RayCluster
 
 log = logging.getLogger("evomerge")
 
@@ -69,65 +75,91 @@ def run_campaign(
             observer.finished(directory)
             return True
         campaign = checked_campaigns(plan, moved, earlier.is_fresh)[0]
-        if campaign.to_fetch:  # now that nothing is wrong
-            size = byte_size(sum(campaign.to_fetch.values()))
-            observer.say(f"fetching {size} of weights from the hub")
-            campaign = open_campaign(plan, 0, moved, weights=True)
-        campaign = hash_sources(campaign, moved)
-        if earlier.is_fresh:
-            campaign = replace(campaign, warm_starts=warm_starts(campaign))
-    for warning in campaign.warnings:
-        observer.say(f"warning: {warning}")
+    with _cluster(plan.workers, file, observer) as cluster:  # before anything is hashed
+        with placed(file=str(file)):
+            if campaign.to_fetch:  # now that nothing is wrong
+                size = byte_size(sum(campaign.to_fetch.values()))
+                observer.say(f"fetching {size} of weights from the hub")
+                campaign = open_campaign(plan, 0, moved, weights=True)
+            campaign = hash_sources(campaign, moved)
+            if earlier.is_fresh:
+                campaign = replace(campaign, warm_starts=warm_starts(campaign))
+        for warning in campaign.warnings:
+            observer.say(f"warning: {warning}")
+        start = _Start(directory, file, moved or {}, rebuild_controller, observer, stop, cluster)
+        finished = _in_directory(campaign, start)
+    if finished:
+        observer.finished(directory)
+    return finished
+
+
+class _Start(NamedTuple):
+    """One start of a campaign: what all of its searches are run with."""
+
+    directory: Path
+    file: Path
+    moved: Mapping[str, str]
+    rebuild_controller: bool
+    observer: Observer
+    stop: Callable[[], bool]
+    cluster: "RayCluster | None"
+
+
+@contextlib.contextmanager
+def _cluster(
+    workers: WorkersSection, file: Path, observer: Observer
+) -> "Iterator[RayCluster | None]":
+    """Connect the Ray that workers are to run on, and say if it has no room for all of them.
+
+    Raises:
+        BadInput: it has room for none.
+        EvomergeError: it cannot be reached.
+    """
+    if workers.pool == "inline":
+        yield None
+        return
+    from evomerge.workers.ray_cluster import RayCluster
+
+    with placed(file=str(file)):
+        cluster = RayCluster(workers)
+    with cluster:
+        if warning := cluster.warning():
+            observer.say(f"warning: {warning}")
+        yield cluster
+
+
+def _in_directory(campaign: Campaign, start: _Start) -> bool:
+    """Run a campaign's searches in its directory; return whether all are finished."""
+    directory = start.directory
     _make_directory(directory)
     try:
         with (
             RunLock(directory),
             contextlib.closing(Archive(directory / "archive.db", write=True)) as archive,
         ):
-            with placed(file=str(file)):
+            with placed(file=str(start.file)):
                 begin(archive, campaign, directory)
-            finished = _run_stages(
-                campaign, archive, directory, file, moved or {}, rebuild_controller, observer, stop
-            )
+            return _run_stages(campaign, archive, start)
     except (OSError, DatabaseError) as error:
         reason = f"{directory} cannot be written: {one_line(error)}"
         mend = "what is archived stays; make room or mend the disk, and run the same again"
         raise EvomergeError(f"{reason}; {mend}") from error
-    if finished:
-        observer.finished(directory)
-    return finished
 
 
-def _run_stages(
-    campaign: Campaign,
-    archive: Archive,
-    directory: Path,
-    file: Path,
-    moved: Mapping[str, str],
-    rebuild_controller: bool,
-    observer: Observer,
-    stop: Callable[[], bool],
-) -> bool:
+def _run_stages(campaign: Campaign, archive: Archive, start: _Start) -> bool:
     """Run the searches of a campaign that are not done; return whether all are finished."""
     plan = campaign.plan
     for stage in range(len(plan.searches)):
         if archive.stage_has_begun(stage + 1):
             continue
         if stage:
-            campaign = _next_stage(archive, plan, stage, directory, file, moved)
-        if not _drive(campaign, archive, rebuild_controller, observer, directory, stop):
+            campaign = _next_stage(archive, plan, stage, start)
+        if not _drive(campaign, archive, start):
             return False
     return True
 
 
-def _next_stage(
-    archive: Archive,
-    plan: CampaignPlan,
-    stage: int,
-    directory: Path,
-    file: Path,
-    moved: Mapping[str, str],
-) -> Campaign:
+def _next_stage(archive: Archive, plan: CampaignPlan, stage: int, start: _Start) -> Campaign:
     """Open a later stage: the best of those before are among its sources.
 
     Raises:
@@ -136,19 +168,19 @@ def _next_stage(
     """
     known = {source.label: source for source in archive.sources}
     try:
-        names, places = [], dict(moved)
+        names, places = [], dict(start.moved)
         for number, before in enumerate(plan.stages[:stage]):
             best = archive.best_found(number)
             if best is None:
                 wrong = f"no candidate of the stage '{before.name}' could be scored"
                 raise EvomergeError(f"{wrong}; mend its space")
             # The name stays that of the first start, wherever the run's directory lies now.
-            candidate = f"{directory}#{best}"
+            candidate = f"{start.directory}#{best}"
             places[before.name] = candidate
             names.append(known[before.name].name if before.name in known else candidate)
-        with placed(file=str(file)):
+        with placed(file=str(start.file)):
             campaign = open_campaign(plan, stage, places, names, weights=True)
-            campaign = hash_sources(campaign, moved)
+            campaign = hash_sources(campaign, start.moved)
         sources = campaign.provenance()["sources"]
         for label, source in sources.items():
             if label in known and known[label].sha256 != source["sha256"]:
@@ -176,19 +208,12 @@ def _make_directory(directory: Path) -> None:
         raise EvomergeError(f"{directory} cannot be written: {error.strerror}") from None
 
 
-def _drive(
-    campaign: Campaign,
-    archive: Archive,
-    rebuild_controller: bool,
-    observer: Observer,
-    directory: Path,
-    stop: Callable[[], bool],
-) -> bool:
+def _drive(campaign: Campaign, archive: Archive, start: _Start) -> bool:
     """Run one search with workers of its own; return whether it is finished."""
     from evomerge.workers.pool import make_pool  # which needs torch
 
-    workers = campaign.plan.workers
-    with _logging_to(directory / "log.txt"):
+    workers, observer, stop = campaign.plan.workers, start.observer, start.stop
+    with logging_to(start.directory / "log.txt", observer):
         pool = None
         try:
             stage = f", stage {campaign.search.name}" if campaign.plan.stages else ""
@@ -197,16 +222,17 @@ def _drive(
                 f" {workers.count} worker(s), pool {workers.pool}; starting"
             )
             log.info("start on %s", json.dumps(campaign.machine()))
-            campaign = with_engine(campaign, archive, observer)
-            pool = make_pool(campaign.worker, workers)
+            campaign = with_engine(campaign, archive, observer, start.cluster)
+            pool = make_pool(campaign.worker, workers, start.cluster)
+            rebuild = start.rebuild_controller
             runner = Runner(
-                campaign, archive, pool, observer, rebuild_controller=rebuild_controller, stop=stop
+                campaign, archive, pool, observer, rebuild_controller=rebuild, stop=stop
             )
             finished = runner.run()
             if finished and campaign.is_last:
                 pool.close()  # whose engine may take all of a GPU
                 pool = None
-                finished = compare_best(campaign, archive, observer, stop)
+                finished = compare_best(campaign, archive, observer, stop, start.cluster)
             if campaign.is_last or not finished:
                 archive.set_state("finished" if finished else "interrupted")
             log.info("finished" if finished else "interrupted")
@@ -229,32 +255,7 @@ def _drive(
                 raise
             if is_known:
                 raise EvomergeError(reason) from error
-            raise EvomergeError(f"{reason} (details in {directory / 'log.txt'})") from error
+            raise EvomergeError(f"{reason} (details in {start.directory / 'log.txt'})") from error
         finally:
             if pool is not None:
                 pool.close()
-
-
-class _LogFile(logging.FileHandler):
-    """The run's log."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Say nothing: a full disk is told once, and not at every line."""
-
-
-@contextlib.contextmanager
-def _logging_to(file: Path) -> Iterator[None]:
-    """Let the package's log go into a file, and nowhere else, until it is left."""
-    handler = _LogFile(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level, propagate = log.level, log.propagate
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        log.propagate = propagate
-        log.removeHandler(handler)
-        handler.close()

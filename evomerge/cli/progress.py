@@ -122,7 +122,10 @@ class _Display:
         passed = time.monotonic() - self._since
         rows = Table.grid(padding=(0, 2))
         for worker in self._workers:
-            if worker.candidate is None:
+            if worker.doing:
+                seconds = duration(worker.seconds + passed)
+                rows.add_row(f"  {worker.name}", worker.doing, seconds)
+            elif worker.candidate is None:
                 rows.add_row(f"  {worker.name}", "waits", "")
             else:
                 side = "held-out" if worker.side == "heldout" else worker.side

@@ -191,7 +191,10 @@ class WorkersSection(Section):
         ge=0,
     )
     cpus_each: Number | None = option(
-        "CPUs that Ray reserves for each worker; null: as many as threads", None, unit="CPUs", gt=0
+        "CPUs that Ray reserves for each worker; null: as many as threads, or the CPUs shared out",
+        None,
+        unit="CPUs",
+        gt=0,
     )
     engine: Literal["transformers", "vllm", "auto"] = option(
         "what runs the merged models: transformers, or vLLM (the extra `vllm`), which generates"
@@ -200,7 +203,7 @@ class WorkersSection(Section):
         "transformers",
     )
     threads: Whole | None = option(
-        "torch threads of each worker; null: this machine's cores shared out", None, ge=1
+        "torch threads of each worker; null: its machine's cores shared out", None, ge=1
     )
     device: Text = option("auto, cpu, cuda or cuda:NUMBER", "auto")
     sources_memory: Number | None = option(
@@ -214,6 +217,13 @@ class WorkersSection(Section):
     timeout: Number | None = option(
         "how long one candidate may take, of a worker in a process of its own",
         None,
+        unit="seconds",
+        gt=0,
+    )
+    start_timeout: Number | None = option(
+        "how long a worker that starts may show no progress before it is tried again; null: for"
+        " ever",
+        1800.0,
         unit="seconds",
         gt=0,
     )
@@ -249,7 +259,8 @@ class WorkersSection(Section):
                 wrong = f"a worker sees the GPU alone that Ray reserves for it, and no {device}"
                 yield Fault("device", wrong, "write cuda, or leave out workers.gpus_each")
             return
-        for key, harmless in (("timeout", None), ("count", 1), ("gpus_each", 0.0)):
+        harmless_values = {"timeout": None, "start_timeout": 1800.0, "count": 1, "gpus_each": 0.0}
+        for key, harmless in harmless_values.items():
             if fields.get(key, harmless) != harmless:
                 wrong = f"the inline pool has one worker, in this process, and no {key}"
                 yield Fault(key, wrong, "write workers.pool: ray")

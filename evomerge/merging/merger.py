@@ -18,6 +18,7 @@ from evomerge.merging.method_merge import MethodMerger
 from evomerge.merging.mixture_merge import MixtureMerge
 from evomerge.merging.routed_checkpoint import routed_stream, routed_tensors
 from evomerge.merging.source_weights import SourceWeights, flattened
+from evomerge.node.phases import Steps, phase
 from evomerge.recipes.lineage import ExplicitRecipe
 from evomerge.recipes.mixture import MixtureRecipe
 from evomerge.recipes.parameter_index import ParameterIndex
@@ -97,14 +98,19 @@ class Merger:
         """Return the memory that what is computed once takes, sources not counted."""
         return self._methods.statistics.nbytes + self._kernels.nbytes
 
-    def prepare(self, recipe: Recipe) -> None:
-        """Do what is done once: compile kernels, transform task vectors where methods ask for it.
+    def prepare(self, recipes: Sequence[Recipe]) -> None:
+        """Do what is done once, for recipes that stand for all that may come.
 
-        A worker that has not done it would spend its first candidate's seconds on it.
+        Kernels are compiled, task vectors transformed where methods ask for it, and statistics of
+        tensors made. A worker that has not done it would spend candidates' seconds on it.
         """
         self._kernels.prepare()
-        if isinstance(recipe, ParametersRecipe):
-            self._methods.resolve(recipe)
+        for recipe in recipes:
+            if isinstance(recipe, ParametersRecipe):
+                merge, names = self._methods.resolve(recipe), list(self.shapes(recipe))
+                doing = f"preparing merges by {', '.join(recipe.methods)}"
+                phase(doing)
+                merge.survey(names, Steps(doing, "tensors", len(names)))
 
     def shapes(self, recipe: Recipe) -> Mapping[str, tuple[int, ...]]:
         """Return name -> shape of a recipe's tensors, in canonical order."""

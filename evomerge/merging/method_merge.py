@@ -13,6 +13,7 @@ from evomerge.merging.source_weights import SourceWeights
 from evomerge.merging.statistics import Statistics
 from evomerge.merging.task_vectors import prepared
 from evomerge.merging.validation import by_method, group_index, method_of, values_in
+from evomerge.node.phases import Steps
 from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.sources.source import Source
 
@@ -112,6 +113,19 @@ class MethodMerge:
         """Whether operands are made anew for each merge, and so should be few at a time."""
         adapted = any(part.adapted for part in self._parts.values())
         return adapted or not self._merger.weights.keeps_all
+
+    def survey(self, names: Sequence[str], steps: Steps) -> None:
+        """Make what merges of some tensors need that no genome changes: see `Statistics`.
+
+        Args:
+            names: of the tensors.
+            steps: hears of how many are done.
+        """
+        for number, name in enumerate(names):
+            steps.done(number)
+            index = group_index(self._recipe, name)
+            group = self._recipe.groups[index]
+            self._parts[group.method or self._recipe.method].sums(index, group, [name])
 
     def plan(self, names: Sequence[str], again: bool = False) -> MergePlan:
         """Return the plan by which some tensors are merged.

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import TYPE_CHECKING
 
-from evomerge.config.parts import WorkersSection
 from evomerge.errors import BadInput
 from evomerge.workers.pool import process_kept
 from evomerge.workers.protocol import WorkerPlan
 from evomerge.workers.worker import UPDATE, Worker
+
+if TYPE_CHECKING:
+    from evomerge.workers.ray_cluster import RayCluster
 
 # A second engine takes the memory of a second model: it has to save so much of the time.
 _LEAST_GAIN = 0.1
@@ -77,22 +80,21 @@ def quickest(seconds: Mapping[str, Mapping[str, float]], model: str = "") -> dic
 
 
 def trial_on(
-    workers: WorkersSection,
+    cluster: "RayCluster | None",
     plan: WorkerPlan,
     engines: Sequence[str],
     ordinals: Mapping[str, tuple[int, ...]],
 ) -> dict[str, dict[str, float]]:
-    """Run `trial` where a campaign's workers run: in this process, or in one of Ray's.
+    """Run `trial` where a campaign's workers run: in a process of Ray's, without one in this.
 
     >>> from evomerge.testing.campaigns import example_campaign
     >>> campaign = example_campaign(hashed=True)
-    >>> list(trial_on(WorkersSection(), campaign.worker, ["transformers"], {}))
+    >>> list(trial_on(None, campaign.worker, ["transformers"], {}))
     ['transformers']
     """
-    if workers.pool == "inline":
+    if cluster is None:
         with process_kept():
             return trial(plan, engines, ordinals)
-    from evomerge.workers.ray_task import on_a_worker  # which starts Ray
+    from evomerge.workers.ray_task import on_a_worker
 
-    cpus_each = workers.cpus_each or plan.threads
-    return on_a_worker(trial, (plan, engines, ordinals), cpus_each, workers.gpus_each)
+    return on_a_worker(cluster, trial, plan, engines, ordinals)

@@ -5,6 +5,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,7 +13,11 @@ from evomerge.config.parts import WorkersSection
 from evomerge.scoring.generators import generators_kept
 from evomerge.scoring.lm_eval_loading import levels_kept
 from evomerge.workers.protocol import Finished, Job, Lost, Pool, WorkerPlan, WorkerState
+from evomerge.workers.starts import start_told
 from evomerge.workers.worker import Worker, spare_collector
+
+if TYPE_CHECKING:
+    from evomerge.workers.ray_cluster import RayCluster
 
 
 class InlinePool:
@@ -29,7 +34,8 @@ class InlinePool:
     def __init__(self, plan: WorkerPlan):
         with contextlib.ExitStack() as kept:
             kept.enter_context(process_kept())
-            self._worker = Worker(plan)
+            with start_told("worker 1"):
+                self._worker = Worker(plan)
             spare_collector()
             self._kept = kept.pop_all()
         self._jobs: deque[Job] = deque()
@@ -89,8 +95,15 @@ def process_kept() -> Iterator[None]:
             gc.unfreeze()  # the worker's memory can be taken back, for the next stage's
 
 
-def make_pool(plan: WorkerPlan, workers: WorkersSection) -> Pool:
+def make_pool(
+    plan: WorkerPlan, workers: WorkersSection, cluster: "RayCluster | None" = None
+) -> Pool:
     """Make the pool that a campaign's `workers` section asks for.
+
+    Args:
+        plan: of each worker.
+        workers: the section.
+        cluster: that is connected; by default a pool of Ray workers connects one.
 
     >>> from evomerge.testing.campaigns import example_campaign
     >>> type(make_pool(example_campaign(hashed=True).worker, WorkersSection())).__name__
@@ -98,7 +111,6 @@ def make_pool(plan: WorkerPlan, workers: WorkersSection) -> Pool:
     """
     if workers.pool == "inline":
         return InlinePool(plan)
-    from evomerge.workers.ray_pool import RayPool  # which starts Ray
+    from evomerge.workers.ray_pool import RayPool
 
-    cpus_each = workers.cpus_each or plan.threads
-    return RayPool(plan, workers.count, cpus_each, workers.gpus_each, workers.timeout)
+    return RayPool(plan, workers, cluster)

@@ -29,8 +29,10 @@ class WorkerPlan:
         fitness: the campaign's entries, by objective.
         own_test: hold out the tasks' own test split.
         splits: objective -> ordinals searched and held out.
-        first: a recipe of the space, for what its method prepares before the first candidate.
-        threads: torch threads in the worker.
+        first: a recipe of the space.
+        prepared: recipes of all methods that may come, for what is made before the first
+            candidate; by default `first` alone.
+        threads: torch threads in the worker; None: a share of its node's cores.
         device: "cpu", "cuda", or "auto" for CUDA where there is one.
         trust: what code of the sources may run.
         engine: what runs the live model, see `engines`.
@@ -55,7 +57,7 @@ class WorkerPlan:
     own_test: bool
     splits: Mapping[str, Split]
     first: Recipe
-    threads: int
+    threads: int | None
     device: str = "auto"
     trust: Trust = NOBODY
     engine: str = "transformers"
@@ -63,6 +65,7 @@ class WorkerPlan:
     sources_bytes: int | None = None
     device_share: float = 1.0
     gpus: int = 1
+    prepared: tuple[Recipe, ...] = ()
 
 
 class Job(NamedTuple):
@@ -122,6 +125,7 @@ class WorkerState(NamedTuple):
         candidate: that it scores; None if it is idle or starting.
         side: "search" or "heldout"; "" if it scores none.
         seconds: since it began that.
+        doing: what it does while it starts; "" if it has started.
 
     >>> WorkerState("worker 1", 7, "search", 2.5).candidate
     7
@@ -131,6 +135,7 @@ class WorkerState(NamedTuple):
     candidate: int | None
     side: str
     seconds: float
+    doing: str = ""
 
 
 class Pool(Protocol):

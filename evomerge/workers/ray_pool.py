@@ -1,21 +1,22 @@
 """Workers as Ray actors, on this machine or a cluster."""
 
-import contextlib
 import itertools
 import logging
-import math
-import os
-import signal
-import socket
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from evomerge.config.parts import WorkersSection
+from evomerge.environment import cores
 from evomerge.errors import EvomergeError, SourceChanged, one_line
+from evomerge.node.phases import phase, tell_user
 from evomerge.scoring.outcome import Outcome
+from evomerge.text import duration
+from evomerge.workers.log_relay import Mailbox, Sender, retell
 from evomerge.workers.protocol import Finished, Job, Lost, WorkerPlan, WorkerState
+from evomerge.workers.ray_cluster import Needs, Node, RayCluster
+from evomerge.workers.starts import Attempts, Reminder, Waited, waiting_line
 from evomerge.workers.worker import Worker, spare_collector
 
 log = logging.getLogger("evomerge")
@@ -24,13 +25,27 @@ log = logging.getLogger("evomerge")
 class _Actor:
     """A worker in a process of its own, made by `ready`, so that its errors come through whole."""
 
-    def __init__(self, plan: WorkerPlan):
-        self._plan = plan
+    def __init__(self, plan: WorkerPlan, name: str, mailbox: Any, count: int, needs: Needs):
+        Sender(name, mailbox).install()
+        self._plan, self._count, self._needs = plan, count, needs
+        phase("starting")
 
     def ready(self) -> str:
-        self._worker = Worker(self._plan)
+        plan = self._plan
+        if plan.threads is None:
+            plan = replace(plan, threads=self._own_threads())
+        self._worker = Worker(plan)
         spare_collector()
         return self._worker.name
+
+    def _own_threads(self) -> int:
+        """Return this worker's share of its node's cores."""
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        found = [node["Resources"] for node in ray.nodes() if node["NodeID"] == here]
+        node = Node(found[0].get("CPU", 0.0), found[0].get("GPU", 0.0))
+        return node.threads(cores(), self._count, self._needs)
 
     def evaluate(self, job: Job) -> Outcome:
         return self._worker.evaluate(job)
@@ -43,71 +58,82 @@ class _RayWorker(NamedTuple):
     actor: Any
 
 
+@dataclass
+class _Start:
+    """A worker that starts; `heard` is when it last gave a sign of life."""
+
+    worker: _RayWorker
+    began: float
+    heard: float
+    doing: str = "waiting for a place"
+
+
 class RayPool:
     """One actor for each worker, on this machine or the cluster that RAY_ADDRESS names.
 
-    A Ray that the process has begun already is used, and left as it is. A worker that dies is
-    replaced; the job it held comes out as `Lost`. A job that outlasts
-    `timeout` is a failure, and its worker is replaced too.
+    A worker that dies is replaced; the job it held comes out as `Lost`. A job that outlasts
+    `timeout` is a failure, and its worker is replaced too. A worker that does not start is tried
+    again, later each time, as long as others work; so is one for which the cluster has no room.
 
     >>> from evomerge.testing.campaigns import example_campaign
     >>> plan = example_campaign(hashed=True).worker
-    >>> pool = RayPool(plan, count=1, cpus_each=1)
+    >>> pool = RayPool(plan, WorkersSection(pool="ray", count=1, threads=1))
     >>> pool.idle
     1
     >>> pool.close()
     """
 
-    _START_FAILURES = 3  # in a row, after which the campaign stops
-    _HEAD_CHECK = 5.0  # seconds between looks at the cluster's head
-    _HEAD_PATIENCE = 20.0  # seconds without it; after 60, Ray ends this process without a word
+    _START_FAILURES = 3  # in a row, after which the campaign stops if nothing else works
+    _ROOM_CHECK = 30.0  # seconds between looks for room for workers that had none
+    _NODE_LOST = 10.0  # seconds after which the cluster knows that a node is lost
 
     def __init__(
-        self,
-        plan: WorkerPlan,
-        count: int,
-        cpus_each: float,
-        gpus_each: float = 0.0,
-        timeout: float | None = None,
+        self, plan: WorkerPlan, workers: WorkersSection, cluster: RayCluster | None = None
     ):
         """
         Args:
             plan: sent to every worker.
-            count: workers.
-            cpus_each, gpus_each: what Ray reserves for each.
-            timeout: seconds that one job may take.
+            workers: how many, and what is reserved for each.
+            cluster: where; by default one is connected, and left when the pool is closed.
+
+        Raises:
+            EvomergeError: the cluster cannot be reached.
+            BadInput: no node has room for a worker.
         """
-        self._environment = dict(os.environ)  # in which `ray.init` sets variables
-        self._ray, self._is_ours = _ray(max(math.ceil(count * cpus_each), 1))
-        self._timeout = timeout
-        self._head = self._ray.get_runtime_context().gcs_address
-        self._head_seen = self._head_looked = time.monotonic()
-        self._check_resources(cpus_each, gpus_each)
-        self._actor = self._ray.remote(num_cpus=cpus_each, num_gpus=gpus_each, max_restarts=0)(
+        self._cluster, self._owns_cluster = cluster or RayCluster(workers), cluster is None
+        self._ray = self._cluster.ray
+        self._timeout, self._start_timeout = workers.timeout, workers.start_timeout
+        self._count, needs = workers.count, self._cluster.needs
+        # On this node, which no other one takes along.
+        here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            self._ray.get_runtime_context().get_node_id(), soft=False
+        )
+        mailbox = self._ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox)
+        self._mailbox = mailbox.remote()
+        self._news = [self._mailbox.take.remote()]
+        self._actor = self._ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)(
             _Actor
         )
         self._plan = self._ray.put(plan)
-        self._starting: dict[Any, _RayWorker] = {}  # future of ready() -> worker
+        self._starting: dict[Any, _Start] = {}  # by the future of ready()
         # future of evaluate() -> worker, job, when it started
         self._running: dict[Any, tuple[_RayWorker, Job, float]] = {}
         self._free: list[_RayWorker] = []
         self._queued: deque[Job] = deque()
-        self._count, self._failed_starts = count, 0
-        for _ in range(count):
-            self._start()
+        self._attempts, self._room_look = Attempts(), 0.0
+        self._roomless: float | None = None  # since when there is room for no worker at all
+        self._reminder = Reminder(time.monotonic())
+        self._start_missing()
 
-    def _check_resources(self, cpus: float, gpus: float) -> None:
-        """Refuse to wait for ever for a worker that no node has room for."""
-        nodes = [n["Resources"] for n in self._ray.nodes() if n["Alive"]]
-        if not any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes):
-            raise EvomergeError(
-                f"no node has {cpus:g} CPUs and {gpus:g} GPUs for one worker; lower"
-                " workers.cpus_each, workers.threads or workers.gpus_each"
-            )
+    @property
+    def _present(self) -> int:
+        """How many workers there are, those that start among them."""
+        return len(self._running) + len(self._free) + len(self._starting)
 
     @property
     def idle(self) -> int:
-        return max(0, self._count - self.busy)
+        # One job waits, though no worker be there: so somebody waits for workers.
+        return max(0, max(self._present, 1) - self.busy)
 
     @property
     def busy(self) -> int:
@@ -121,8 +147,9 @@ class RayPool:
             WorkerState(worker.name, job.candidate, job.side, now - started)
             for worker, job, started in self._running.values()
         ]
-        for worker in (*self._free, *self._starting.values()):
-            states.append(WorkerState(worker.name, None, "", 0.0))
+        states += [WorkerState(worker.name, None, "", 0.0) for worker in self._free]
+        for start in self._starting.values():
+            states.append(WorkerState(start.worker.name, None, "", now - start.began, start.doing))
         return tuple(sorted(states))
 
     def submit(self, job: Job) -> None:
@@ -132,68 +159,109 @@ class RayPool:
     def next_finished(self, timeout: float | None = None) -> Finished | Lost | None:
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.busy:
-            self._look_at_head()
+            self._cluster.look_at_head()
+            self._hear()
             if late := self._overdue():
                 return late
-            futures = [*self._running, *self._starting]
+            self._tend_starts()
+            futures = [*self._running, *self._starting, *self._news]
             wait = self._wait_seconds(deadline)
-            done, _ = self._ray.wait(futures, num_returns=1, timeout=wait)
+            done = self._ray.wait(futures, num_returns=1, timeout=wait)[0] if futures else []
+            if not futures:
+                time.sleep(1.0 if wait is None else wait)
             for future in done:
                 if future in self._starting:
                     self._admit(future)
-                else:
+                elif future in self._running:
                     return self._collect(future)
             if deadline is not None and time.monotonic() >= deadline:
                 return None
         return None
 
-    def _look_at_head(self) -> None:
-        now = time.monotonic()
-        if now - self._head_looked < self._HEAD_CHECK:
-            return
-        self._head_looked = now
-        if not (gone := self._head_gone()):
-            self._head_seen = now
-        elif now - self._head_seen > self._HEAD_PATIENCE:
-            raise EvomergeError(
-                f"the head of the Ray cluster is gone ({gone}); what is archived stays: start the"
-                " cluster and run the same again"
-            )
-
-    def _head_gone(self) -> str:
-        """Return why the cluster's head cannot be reached; "" if it can."""
-        host, _, port = self._head.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
-        except OSError as error:
-            return one_line(error)
-        return ""
-
     def close(self) -> None:
         self._queued.clear()
-        # Whatever is asked of Ray without a head waits for it, and a head may be just dying.
-        if not self._head_gone():
-            ending = threading.Thread(target=self._end, daemon=True)
-            ending.start()
-            ending.join(self._HEAD_PATIENCE)
-        if self._is_ours:
-            _restore(self._environment)
+        self._cluster.ask(self._end)
+        if self._owns_cluster:
+            self._cluster.close()
 
     def _end(self) -> None:
-        for worker in (*self._free, *self._starting.values()):
+        self._hear()
+        starting = [start.worker for start in self._starting.values()]
+        running = [worker for worker, _, _ in self._running.values()]
+        for worker in (*self._free, *starting, *running):
             self._ray.kill(worker.actor)
-        for worker, _, _ in self._running.values():
-            self._ray.kill(worker.actor)
-        if self._is_ours:
-            self._ray.shutdown()
+        self._ray.kill(self._mailbox)
+
+    def _hear(self) -> None:
+        """Take what workers have said."""
+        while self._news and self._ray.wait(self._news, timeout=0)[0]:
+            try:
+                entries = self._ray.get(self._news.pop())
+            except self._ray.exceptions.RayError as error:
+                log.warning("workers' log is not heard any more: %s", one_line(cause_of(error)))
+                return
+            self._news.append(self._mailbox.take.remote())
+            starts = {start.worker.name: start for start in self._starting.values()}
+            for entry in entries:
+                if start := starts.get(entry.worker):
+                    start.heard, start.doing = time.monotonic(), entry.phase or start.doing
+                retell(entry)
+
+    def _tend_starts(self) -> None:
+        """Give up starts that are too late, begin those that are due, and say what is waited for.
+
+        Raises:
+            EvomergeError: no worker starts, and none works.
+        """
+        now = time.monotonic()
+        for future, start in list(self._starting.items()):
+            if self._start_timeout is None or now - start.heard <= self._start_timeout:
+                continue
+            if self._ray.wait([future], timeout=0)[0]:
+                continue  # it has ended; it is we who are late
+            del self._starting[future]
+            self._ray.kill(start.worker.actor)
+            limit = f"workers.start_timeout = {self._start_timeout:g} s"
+            self._after_failed_start(start, f"nothing new for {limit}, while {start.doing}")
+        self._start_missing()
+        if not self._starting:
+            self._reminder = Reminder(now)
+        elif self._reminder.is_due(now):
+            waited = [
+                Waited(start.worker.name, start.doing, now - start.began)
+                for start in self._starting.values()
+            ]
+            tell_user(waiting_line(self._count, waited))
+
+    def _start_missing(self) -> None:
+        """Start the workers that are not there, as far as there is room and it is time to."""
+        now, missing = time.monotonic(), self._count - self._present
+        if not missing or now < max(self._attempts.again, self._room_look):
+            return
+        room = self._cluster.fits() - self._present
+        for _ in range(min(missing, room)):
+            self._start()
+        if room < missing:
+            self._room_look = now + self._ROOM_CHECK
+        if self._present:
+            self._roomless = None
+            return
+        self._roomless = self._roomless or now
+        if self._start_timeout is not None and now - self._roomless > self._start_timeout:
+            limit = f"workers.start_timeout = {self._start_timeout:g} s"
+            raise EvomergeError(f"no node has had room for a worker for {limit}")
 
     def _start(self) -> None:
         # it takes the least number that no living worker has
         running = [worker for worker, _, _ in self._running.values()]
-        taken = {worker.name for worker in (*running, *self._free, *self._starting.values())}
-        number = next(n for n in itertools.count(1) if f"worker {n}" not in taken)
-        worker = _RayWorker(f"worker {number}", self._actor.remote(self._plan))
-        self._starting[worker.actor.ready.remote()] = worker
+        starting = [start.worker for start in self._starting.values()]
+        taken = {worker.name for worker in (*running, *self._free, *starting)}
+        name = next(f"worker {n}" for n in itertools.count(1) if f"worker {n}" not in taken)
+        actor = self._actor.remote(
+            self._plan, name, self._mailbox, self._count, self._cluster.needs
+        )
+        now = time.monotonic()
+        self._starting[actor.ready.remote()] = _Start(_RayWorker(name, actor), now, now)
 
     def _dispatch(self) -> None:
         while self._free and self._queued:
@@ -201,25 +269,37 @@ class RayPool:
             self._running[worker.actor.evaluate.remote(job)] = (worker, job, time.monotonic())
 
     def _admit(self, future: Any) -> None:
-        worker = self._starting.pop(future)
+        start = self._starting.pop(future)
         try:
-            self._ray.get(future)
+            place = self._ray.get(future)
         except self._ray.exceptions.RayError as error:
-            log.warning("a worker did not start: %s", one_line(cause_of(error)))
-            self._failed_starts += 1
-            if self._failed_starts >= self._START_FAILURES:
-                if self._running or self._free or self._starting:
-                    self._count -= 1
-                    log.warning("going on with %d worker(s)", self._count)
-                    return
-                cause = cause_of(error)
-                reason = str(cause) if isinstance(cause, EvomergeError) else one_line(cause)
-                raise EvomergeError(f"workers do not start: {reason}") from None
-            self._start()
+            cause = cause_of(error)
+            is_known = isinstance(cause, EvomergeError)
+            self._after_failed_start(start, str(cause) if is_known else one_line(cause))
             return
-        self._failed_starts = 0
-        self._free.append(worker)
+        log.info(
+            "%s has started in %s: %s",
+            start.worker.name,
+            duration(time.monotonic() - start.began),
+            place,
+        )
+        self._attempts.succeeded()
+        self._free.append(start.worker)
         self._dispatch()
+
+    def _after_failed_start(self, start: _Start, reason: str) -> None:
+        """Try again later, unless nothing works and nothing starts."""
+        pause = self._attempts.failed(start.began, time.monotonic())
+        if self._attempts.failures >= self._START_FAILURES and not self._present:
+            raise EvomergeError(f"workers do not start: {reason}")
+        said = "%s did not start: %s; it is tried again in %s"
+        log.warning(said, start.worker.name, reason, duration(pause))
+
+    def _replace(self, worker: _RayWorker, after: float = 0.0) -> None:
+        """End a worker that is dead or hangs, and start another one, at once or later."""
+        self._ray.kill(worker.actor)
+        self._room_look = time.monotonic() + after
+        self._start_missing()
 
     def _collect(self, future: Any) -> Finished | Lost:
         worker, job, _ = self._running.pop(future)
@@ -232,8 +312,7 @@ class RayPool:
             # living node tells of a process that died; of a dead one Ray says so, or nothing.
             unreachable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
             blamed = not unreachable and "node has died" not in str(error)
-            self._ray.kill(worker.actor)
-            self._start()
+            self._replace(worker, after=0.0 if blamed else self._NODE_LOST)
             return Lost(job, one_line(cause_of(error)), blamed)
         self._free.append(worker)
         self._dispatch()
@@ -247,92 +326,19 @@ class RayPool:
                 if self._ray.wait([future], timeout=0)[0]:
                     continue  # it has ended; it is we who are late
                 del self._running[future]
-                self._ray.kill(worker.actor)
-                self._start()
+                self._replace(worker)
                 reason = f"took longer than workers.timeout = {self._timeout:g} s"
                 return Finished(job, Outcome("failed", reason, seconds_score=self._timeout))
         return None
 
     def _wait_seconds(self, deadline: float | None) -> float | None:
-        """Return how long to wait: until the caller's deadline or the next time-out."""
+        """Return how long to wait: until the caller's deadline, a time-out, or a start's turn."""
         moments = [] if deadline is None else [deadline]
         if self._timeout is not None and self._running:
             moments.append(min(s for _, _, s in self._running.values()) + self._timeout + 0.01)
+        if self._present < self._count or self._starting:
+            moments.append(time.monotonic() + 1.0)
         return max(0.0, min(moments) - time.monotonic()) if moments else None
-
-
-def _ray(cpus: int) -> tuple[Any, bool]:
-    """Return the module ray, connected, and whether it was connected here.
-
-    It is connected to the cluster that RAY_ADDRESS names, or to one that is begun here.
-
-    Args:
-        cpus: that a cluster begun here may use.
-
-    Raises:
-        EvomergeError: the cluster cannot be reached.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    import ray
-
-    if ray.is_initialized():
-        return ray, False
-    # Leave CUDA_VISIBLE_DEVICES as it is in workers that reserve no GPU; they inherit this.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        with _process_kept():
-            if address:
-                ray.init(**quiet)
-            else:  # not one that happens to run here
-                ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if not address:
-            raise EvomergeError(f"Ray does not start here: {one_line(error)}") from error
-        hint = "a cluster begun with `ray start` may ask for RAY_AUTH_MODE=token"
-        reason = f"the Ray cluster at {address} cannot be reached: {one_line(error)}"
-        raise EvomergeError(f"{reason} ({hint})") from error
-    return ray, True
-
-
-@contextlib.contextmanager
-def connected(cpus: float) -> Iterator[Any]:
-    """Give the module ray, connected as for a pool, and leave it as it was found.
-
-    >>> with connected(1) as ray:
-    ...     ray.is_initialized()
-    True
-    """
-    environment = dict(os.environ)
-    ray, is_ours = _ray(max(math.ceil(cpus), 1))
-    try:
-        yield ray
-    finally:
-        if is_ours:
-            ray.shutdown()
-            _restore(environment)
-
-
-def _restore(environment: Mapping[str, str]) -> None:
-    """Take back the variables that `ray.init` sets."""
-    for variable in os.environ.keys() - environment.keys():
-        del os.environ[variable]
-    os.environ.update(environment)
-
-
-@contextlib.contextmanager
-def _process_kept() -> Iterator[None]:
-    """Put back what `ray.init` sets in this process: its log's form, and what SIGTERM does."""
-    logger, on_terminate = logging.getLogger("ray"), signal.getsignal(signal.SIGTERM)
-    level, formatters = logger.level, [(h, h.formatter) for h in logger.handlers]
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for handler, formatter in formatters:
-            handler.setFormatter(formatter)
-        if threading.current_thread() is threading.main_thread() and on_terminate is not None:
-            signal.signal(signal.SIGTERM, on_terminate)
 
 
 def cause_of(error: BaseException) -> BaseException:

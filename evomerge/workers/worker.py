@@ -5,6 +5,7 @@ It is warm: sources mapped, one model on its device, requests built.
 
 import functools
 import gc
+import logging
 import os
 import platform
 import time
@@ -17,12 +18,14 @@ import torch
 
 from evomerge.engines import ENGINES, EngineOptions
 from evomerge.engines.transformers_engine import TransformersEngine
+from evomerge.environment import cores
 from evomerge.errors import CandidateFailure, SourceChanged, one_line
 from evomerge.kernels.checksum import Checksum
 from evomerge.merging.device_memory import room_for_sources
 from evomerge.merging.live_model import FlatWeights, Live, LiveModel, open_live_model
 from evomerge.merging.live_routing import Router
 from evomerge.merging.merger import Merger
+from evomerge.node.phases import phase
 from evomerge.recipes.parameters import single
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
@@ -40,6 +43,8 @@ from evomerge.workers.protocol import Job, WorkerPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger("evomerge")
 
 UPDATE = "update"  # beside kinds of request: the change of weights before they are answered
 
@@ -68,12 +73,14 @@ class Worker:
             SourceChanged: a source is not the one that was hashed.
             BadInput: a source or a fitness cannot be opened here.
         """
-        torch.set_num_threads(plan.threads)
+        torch.set_num_threads(plan.threads or cores())
         device = plan.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.name = f"{platform.node()}/{os.getpid()}/{device}"
         self._plan, self._device = plan, device
+        log.info("this is %s, with %d threads", self.name, torch.get_num_threads())
+        phase("opening the sources")
         self._sources = _open_sources(plan)
         self._files: dict[str, tuple[Source, tuple[int, ...]]] = {}
         for source in self._sources.values():
@@ -84,12 +91,13 @@ class Worker:
             plan.first, RoutingRecipe
         )  # then sources are on the device as models
         frame = self._sources[plan.frame]
+        phase("opening the live model")
         self._engine = ENGINES.get(plan.engine).open(frame, self._engine_options)
         room = 0 if is_routed else room_for_sources(device, plan.sources_bytes, plan.device_share)
         # where several GPUs hold the model together, each merges what it keeps
         merging = device if plan.gpus == 1 else "cpu"
         self._merger = Merger(self._sources, plan.hashes, merging, room)
-        self._merger.prepare(plan.first)
+        self._merger.prepare(plan.prepared or (plan.first,))
         self._flat: FlatWeights | None = None  # made for the first weights that come with a job
         self._router: Router | None = None
         if isinstance(plan.first, RoutingRecipe):
@@ -100,6 +108,7 @@ class Worker:
             self._router.route(plan.first)
         self._fitness: dict[str, Fitness] = {}
         for objective, section in plan.fitness.items():
+            phase(f"preparing the items of {objective}")
             fitness = open_fitness(section, plan.own_test)
             split = plan.splits[objective]
             ordinals = sorted((*split.search, *split.heldout))

@@ -133,6 +133,11 @@ class SearchSpace(ABC):
         """Where a search may begin, as a recipe."""
 
     @property
+    def representatives(self) -> list[Recipe]:
+        """Recipes that have every merge method of this space between them, with its options."""
+        return [self.first]
+
+    @property
     def dimension(self) -> int:
         """How many genes there are."""
         return len(self.names)

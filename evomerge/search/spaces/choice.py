@@ -94,6 +94,27 @@ class ChoiceSpace(PointSpace):
         return int(self._parts[-1].stop)
 
     @property
+    def representatives(self) -> list[Recipe]:
+        """See `SearchSpace.representatives`.
+
+        Where groups choose, a recipe has the options of all its methods: what one of them leaves
+        at its default may then be given by another one's space.
+        """
+        given: dict[str, bool | float] = {}
+        if len(self._places) > 1:
+            for inner in self.spaces:
+                given |= inner.options
+        found: list[Recipe] = []
+        for inner in self.spaces:
+            first = inner.decode(inner.start)
+            lent = [k for k in given if k in inner.method.prepares and k not in inner.options]
+            for count in range(len(lent) + 1):
+                for some in itertools.combinations(lent, count):
+                    options = {**first.options, **{name: given[name] for name in some}}
+                    found.append(replace(first, options=options))
+        return found
+
+    @property
     def names(self) -> list[str]:
         """One readable name per gene, e.g. `2: density all layers`."""
         inner = [f"{i + 1}: {n}" for i, s in enumerate(self.spaces) for n in s.names]
