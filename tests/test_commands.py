@@ -189,7 +189,8 @@ with Progress() as progress:
     progress.say("example: starting")
     for second in range(times):
         first = WorkerState("node/1", 7, "search", 61.0 + second)
-        progress.update(archive, (first, WorkerState("node/2", None, "", 0.0)))
+        third = WorkerState("node/3", None, "", 5.0 + second, "opening the live model")
+        progress.update(archive, (first, WorkerState("node/2", None, "", 0.0), third))
         time.sleep(0.6)
     progress.update(archive, (WorkerState("node/1", 3, "heldout", 2.0),))
     time.sleep(0.6)
@@ -206,6 +207,7 @@ def test_a_terminal_shows_a_row_for_each_worker(tmp_path):
         r"  node/1 +candidate 7, search +1 min 01 s",
         r"  node/1 +candidate 7, search +1 min 0[34] s",
         r"  node/2 +waits",
+        r"  node/3 +opening the live model +5 s",
         r"  node/1 +candidate 3, held-out +[23] s",
     ):
         assert re.search(row, said), row

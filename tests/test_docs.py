@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -394,3 +395,43 @@ def test_trouble_quotes_lines_that_are_said():
         if part and not any(part in text for text in said)
     ]
     assert strange == []
+
+
+STUBS = {
+    "srun": 'echo srun "$@" >> calls',
+    "ray": "exit 0",
+    "python": "exit 0",
+    "getent": "echo 192.0.2.7 STREAM node1",
+    "scontrol": 'echo scontrol "$@" >> calls',
+    "evomerge": 'echo "$RAY_ADDRESS" evomerge "$@" >> calls\n'
+    'if [ -e short ]; then exit "$(cat short)"; fi\n'
+    "trap 'sleep 0.2; exit 130' TERM\ntouch started\nwhile true; do sleep 0.05; done",
+}
+
+
+@pytest.mark.parametrize(("ends", "code"), [("", 130), ("0", 0), ("1", 1)])
+def test_the_slurm_script_queues_a_job_again_that_was_interrupted(tmp_path, ends, code):
+    """Programs in the place of SLURM's, Ray's and ours write down how they are called."""
+    for name, text in STUBS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    if ends:
+        (tmp_path / "short").write_text(ends)
+    slurm = {"SLURMD_NODENAME": "node1", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "4711"}
+    slurm |= {"SLURM_CPUS_PER_TASK": "16", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = ["bash", str(ROOT / "docs/two-nodes.sbatch"), "campaign.yaml"]
+    job = subprocess.Popen(words, cwd=tmp_path, env=os.environ | slurm)
+    if not ends:
+        while not (tmp_path / "started").exists():
+            assert job.poll() is None
+            time.sleep(0.02)
+        job.terminate()
+    assert job.wait(timeout=60) == code
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert "192.0.2.7:6379 evomerge run campaign.yaml" in calls
+    first, second = sorted((call for call in calls if call.startswith("srun")), key=len)
+    assert "--exclude=node1" in first and first.endswith("--block --address=192.0.2.7:6379")
+    assert "--nodelist=node1" in second and "--head --port=6379" in second
+    assert ("scontrol requeue 4711" in calls) == (code == 130)

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import warm
+import yaml
 from sql import query
 
 from evomerge.archive import archive as archive_module
@@ -319,13 +321,17 @@ def test_a_batch_systems_sigterm_to_every_process(troubled, here, silent):
 
 @pytest.mark.xdist_group("ray")
 def test_a_lost_node_is_outlived_and_a_lost_head_said(troubled, here, silent):
-    """Two nodes on this machine; first the one that is not the head is killed, then the head."""
+    """The guide's two nodes, here on one machine: first the second one is killed, then the head."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    page = Path(__file__).parent.parent / "docs" / "clusters-and-gpus.md"
+    section = page.read_text("utf-8").partition("## Two nodes")[2]
+    example = yaml.safe_load(section.partition("```yaml")[2].partition("```")[0])["workers"]
+    has = {"num_cpus": 1, "num_gpus": 1}  # of which Ray keeps the books
+    cluster = Cluster(initialize_head=True, head_node_args=has)
     try:
-        node = cluster.add_node(num_cpus=1)
-        file = troubled({"all": "slow"}, workers=RAY, budget__evaluations=500)
+        node = cluster.add_node(**has)
+        file = troubled({"all": "slow"}, workers=example, budget__evaluations=500)
         run = here / "runs" / "tiny"
         process = start_anew(file, env=os.environ | {"RAY_ADDRESS": cluster.address})
         wait_for(run, 6, process)

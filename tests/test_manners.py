@@ -253,6 +253,7 @@ import logging
 import os
 import signal
 import sys
+import time
 
 import ray
 
@@ -285,11 +286,33 @@ pool.close()
 after = look()
 print("then:", {key: value for key, value in after.items() if before.get(key) != value})
 print("ours is down:", not ray.is_initialized())
-ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-before = look()
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, namespace="theirs")
+
+
+@ray.remote(num_cpus=0)
+class Theirs:
+    def answer(self):
+        return 42
+
+
+def names():
+    return ray.util.list_named_actors(all_namespaces=True)
+
+
+theirs = Theirs.options(name="theirs").remote()
+assert ray.get(theirs.answer.remote()) == 42
+before, printing = look(), ray._private.worker.print_to_stdstream
 pool = RayPool(plan, WORKERS)
+assert names() == [{"name": "theirs", "namespace": "theirs"}]
+assert ray._private.worker.print_to_stdstream is printing
 pool.close()
 print("the caller's is up:", ray.is_initialized() and look() == before)
+while ray.available_resources().get("CPU") != 1.0:
+    time.sleep(0.1)
+try:
+    ray.get(pool._mailbox.take.remote(), timeout=60)
+except ray.exceptions.RayActorError:
+    print("theirs alone is alive:", ray.get(theirs.answer.remote()) == 42)
 ray.shutdown()
 """
 
@@ -299,3 +322,4 @@ def test_a_ray_of_the_callers_stays_up_and_ours_does_not():
     assert run.returncode == 0, run.stderr[-2000:]
     assert "'signal'" not in run.stdout and "'level'" not in run.stdout
     assert "then: {}\nours is down: True\nthe caller's is up: True" in run.stdout
+    assert "theirs alone is alive: True" in run.stdout

@@ -68,16 +68,24 @@ class Node(NamedTuple):
 
 
 def shared_out(nodes: Sequence[Node], count: int, gpus: float) -> float:
-    """Return the most CPUs, a whole number, that `count` workers may have each; at least 1.
+    """Return the most CPUs, a whole number, with which as many workers as can be have room.
+
+    Args:
+        nodes: of the cluster.
+        count: workers that are wanted.
+        gpus: that each reserves.
 
     >>> shared_out([Node(16.0, 0.0), Node(8.0, 0.0)], count=3, gpus=0.0)
     8.0
+    >>> shared_out([Node(16.0, 1.0)], count=3, gpus=1.0)  # one has room, whatever it takes
+    16.0
     """
-    shares = {node.cpus // k for node in nodes for k in range(1, count + 1)}
-    for share in sorted(shares, reverse=True):
-        if share >= 1 and sum(node.workers(Needs(share, gpus)) for node in nodes) >= count:
-            return share
-    return 1.0
+
+    def fit(share: float) -> int:
+        return min(count, sum(node.workers(Needs(share, gpus)) for node in nodes))
+
+    shares = {max(1.0, node.cpus // k) for node in nodes for k in range(1, count + 1)}
+    return max(shares, key=lambda share: (fit(share), share), default=1.0)
 
 
 class RayCluster:
