@@ -42,6 +42,13 @@ _SET = click.option(
 )
 
 
+_AS_ADAPTER = click.option(
+    "--as-adapter",
+    is_flag=True,
+    help="Write a LoRA adapter of the models' base, where the merge is one, instead of weights.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="evomerge")
 def main() -> None:
@@ -91,6 +98,10 @@ def _by_label(pairs: tuple[str, ...]) -> dict[str, str]:
             raise BadInput(Fault(pair, "is not label=path", mend, file="--source"))
         paths[label] = path
     return paths
+
+
+def _weights(as_adapter: bool) -> str:
+    return "adapter, which merges to weights" if as_adapter else "weights"
 
 
 def _print_json(data: object) -> None:
@@ -260,6 +271,7 @@ def show(directory: Path, candidate: str, as_json: bool) -> None:
 )
 @_SOURCE
 @click.option("--unverified", is_flag=True, help="Do not compare with the scored weights.")
+@_AS_ADAPTER
 @_TRUST_CODE
 @_errors_are_lines
 def export(
@@ -268,11 +280,13 @@ def export(
     pick: str,
     moved: tuple[str, ...],
     unverified: bool,
+    as_adapter: bool,
     trust_code: bool,
 ) -> None:
     """Write a candidate of DIRECTORY to OUT as a Hugging Face model, bit for bit as scored.
 
-    A routed candidate's scales are folded into its weights, which are rounded once.
+    A routed candidate's scales are folded into its weights, which are rounded once. A weighted sum
+    of LoRA adapters of one base is an adapter itself, and --as-adapter writes that alone.
 
     \b
       evomerge export runs/crosslingual-maths merged/ --pick best
@@ -282,17 +296,24 @@ def export(
 
     with placed(file=str(directory)):
         candidate, checksum, compared = export_candidate(
-            directory, out, pick, _by_label(moved), not unverified, Trust(trust_code, trust_code)
+            directory,
+            out,
+            pick,
+            _by_label(moved),
+            not unverified,
+            Trust(trust_code, trust_code),
+            as_adapter,
         )
-    click.echo(f"candidate {candidate} -> {out} (weights {checksum}, {compared})")
+    click.echo(f"candidate {candidate} -> {out} ({_weights(as_adapter)} {checksum}, {compared})")
 
 
 @main.command()
 @click.argument("recipe", type=FILE)
 @click.argument("out", type=FILE)
+@_AS_ADAPTER
 @_TRUST_CODE
 @_errors_are_lines
-def merge(recipe: Path, out: Path, trust_code: bool) -> None:
+def merge(recipe: Path, out: Path, as_adapter: bool, trust_code: bool) -> None:
     """Materialize one RECIPE (JSON, or a mergekit YAML) into OUT, without a campaign.
 
     \b
@@ -302,8 +323,8 @@ def merge(recipe: Path, out: Path, trust_code: bool) -> None:
     from evomerge.export.nested_recipes import merge_file
     from evomerge.sources.trust import Trust
 
-    checksum = merge_file(recipe, out, Trust(trust_code, trust_code))
-    click.echo(f"{recipe} -> {out} (weights {checksum})")
+    checksum = merge_file(recipe, out, Trust(trust_code, trust_code), as_adapter)
+    click.echo(f"{recipe} -> {out} ({_weights(as_adapter)} {checksum})")
 
 
 @main.command(name="list")

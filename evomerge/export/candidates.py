@@ -217,6 +217,7 @@ def export_candidate(
     moved: Mapping[str, str] | None = None,
     verify: bool = True,
     trust: Trust = NOBODY,
+    as_adapter: bool = False,
 ) -> Exported:
     """Export a candidate of a run as a model directory.
 
@@ -228,9 +229,11 @@ def export_candidate(
         verify: compare the weights with the checksum of those that were scored.
         trust: what code of the sources may run. The run may be somebody else's, so its own plan
             is not asked.
+        as_adapter: write a LoRA adapter of the models' base in the place of weights.
 
     Raises:
-        BadInput: there is no such candidate, or a source is not where and what it was.
+        BadInput: there is no such candidate, it is asked for as an adapter and is none, or a source
+            is not where and what it was.
         EvomergeError: the weights are not the ones that were scored.
 
     >>> export_candidate(Path("runs/absent"), Path("out"), "best")
@@ -238,7 +241,7 @@ def export_candidate(
     evomerge.errors.BadInput: is no run's directory; name a folder under runs/ in which ...
     """
     with contextlib.closing(open_run(directory)) as archive:
-        return _exported(archive, out, which, moved or {}, verify, trust)
+        return _exported(archive, out, which, moved or {}, verify, trust, as_adapter)
 
 
 def _exported(
@@ -248,6 +251,7 @@ def _exported(
     moved: Mapping[str, str],
     verify: bool,
     trust: Trust,
+    as_adapter: bool,
 ) -> Exported:
     """See `export_candidate`."""
     candidate = archive.candidate(pick(archive, which))
@@ -256,7 +260,7 @@ def _exported(
     with as_written():
         outcome = archive.outcome(candidate.id)
         scored = outcome["weights_checksum"] if outcome is not None else ""
-        card = model_card(archive, candidate.id, recipe)
+        card = model_card(archive, candidate.id, recipe, as_adapter)
     first = _first(archive, places, moved, trust)
     checksum = merge_to(
         recipe,
@@ -268,6 +272,7 @@ def _exported(
         first=first,
         device=_device_like(_worker_of(archive, candidate.id)),
         written=_as_merged(recipe, archive, places, first, trust),
+        as_adapter=as_adapter,
     )
     compared = "as scored" if verify else "not compared"
     compared = compared if scored else "scales folded in"

@@ -35,6 +35,39 @@ def hub_ids(name: str, place: str | None = None) -> list[str]:
     return [repository for repository in found if repository]
 
 
+def base_id(name: str, place: str | None = None) -> str:
+    """Return the hub's id of the model below an adapter; "" of one of no hub.
+
+    Args:
+        name, place: see `hub_ids`.
+
+    >>> base_id("org/base@main+org/lora")
+    'org/base'
+    """
+    ids = hub_ids(_parts(name)[0], None if place is None else _parts(place)[0])
+    return ids[0] if ids else ""
+
+
+def base_model(name: str, place: str | None = None) -> tuple[str, str | None]:
+    """Return the model below an adapter, as adapter_config.json names it, and its revision.
+
+    Args:
+        name, place: see `hub_ids`.
+
+    Returns:
+        A hub id and the revision that `name` asks for, or a directory and None.
+
+    >>> base_model("org/base@main+adapters/ja"), base_model("there/absent", "/moved/base+lora")
+    (('org/base', 'main'), ('/moved/base', None))
+    """
+    model = _parts(name)[0]
+    if repository := base_id(name, place):
+        return repository, model.partition("@")[2] or None
+    if place is not None and not os.path.isdir(os.path.expanduser(model)):
+        model = _parts(place)[0]
+    return model, None
+
+
 def _parts(name: str) -> list[str]:
     """Return a model and its adapter; a directory whose own name has a plus is a model."""
     model, plus, adapter = name.rpartition("+")

@@ -15,20 +15,23 @@ from evomerge.archive.archived_plan import searches
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.records import SourceRecord
 from evomerge.archive.summary import mean_score, row
-from evomerge.export.hub_ids import hub_ids
+from evomerge.export.hub_ids import base_id, hub_ids
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.sources.source import is_candidate
 from evomerge.text import interval
 
 
-def model_card(archive: ArchiveReader, candidate: int, recipe: Recipe) -> str:
+def model_card(
+    archive: ArchiveReader, candidate: int, recipe: Recipe, as_adapter: bool = False
+) -> str:
     """Return README.md for a candidate of a campaign.
 
     Args:
         archive: of the campaign.
         candidate: its number.
         recipe: of the candidate.
+        as_adapter: the directory holds a LoRA adapter in the place of weights.
 
     >>> from evomerge.testing.archives import example_archive
     >>> archive = example_archive()
@@ -45,6 +48,7 @@ def model_card(archive: ArchiveReader, candidate: int, recipe: Recipe) -> str:
         " search with evomerge. The recipe is in `recipe.json`"
         " (`evomerge merge recipe.json OUT` makes the model again).",
         "",
+        *(_ADAPTER if as_adapter else ()),
         "## Scores",
         "",
         "Mean with its 95 % interval. Search items chose the model, so its score on them is"
@@ -60,7 +64,15 @@ def model_card(archive: ArchiveReader, candidate: int, recipe: Recipe) -> str:
         *_provenance(archive),
         "",
     ]
-    return _head(recipe, archive.sources) + "\n".join(lines)
+    return _head(recipe, archive.sources, as_adapter) + "\n".join(lines)
+
+
+_ADAPTER = (
+    "It is a LoRA adapter of the models' common base: their updates' factors joined, scaled by the"
+    " recipe's weights. PEFT loads it (`PeftModel.from_pretrained(base, FOLDER)`), and what serves"
+    " adapters serves it; `evomerge merge recipe.json OUT` writes whole weights.",
+    "",
+)
 
 
 def _source(source: SourceRecord) -> str:
@@ -106,8 +118,11 @@ def _provenance(archive: ArchiveReader) -> list[str]:
     ]
 
 
-def short_card(recipe: Recipe) -> str:
+def short_card(recipe: Recipe, as_adapter: bool = False) -> str:
     """Return README.md for a model of which only the recipe is known.
+
+    Args:
+        recipe, as_adapter: see `model_card`.
 
     >>> from evomerge.recipes.parameters import uniform
     >>> print(short_card(uniform(("org/a", "models/of/mine"), "float32")))
@@ -127,16 +142,20 @@ def short_card(recipe: Recipe) -> str:
     Made by evomerge from `recipe.json`.
     <BLANKLINE>
     """
-    return _head(recipe) + "# Merged model\n\nMade by evomerge from `recipe.json`.\n"
+    text = "# Merged model\n\nMade by evomerge from `recipe.json`.\n"
+    if as_adapter:
+        text += "\n" + "\n".join(_ADAPTER)
+    return _head(recipe, as_adapter=as_adapter) + text
 
 
-def _head(recipe: Recipe, known: Iterable[SourceRecord] = ()) -> str:
+def _head(recipe: Recipe, known: Iterable[SourceRecord] = (), as_adapter: bool = False) -> str:
     """Return the metadata block of a model card: the hub's merge tags and the sources' ids there.
 
     Args:
         recipe: of the model.
         known: the campaign's sources: where they lie, and what candidates of runs among the
             recipe's sources were made of, whose names say nothing to others.
+        as_adapter: see `model_card`; it has one base, and is no merge of it.
     """
     places = {source.name: source.path for source in known}
     sources = list(recipe.sources)
@@ -146,10 +165,15 @@ def _head(recipe: Recipe, known: Iterable[SourceRecord] = ()) -> str:
     for name in sources:
         if not is_candidate(name):
             ids += hub_ids(name, places.get(name))
-    head: dict[str, Any] = {"library_name": "transformers"}
+    head: dict[str, Any] = {"library_name": "peft" if as_adapter else "transformers"}
+    relation, tags = "merge", ["mergekit", "merge", "evomerge"]
+    if as_adapter:
+        name = recipe.sources[0]
+        ids = [base for base in [base_id(name, places.get(name))] if base]
+        relation, tags = "adapter", ["lora", *tags]
     if ids:
-        head |= {"base_model": list(dict.fromkeys(ids)), "base_model_relation": "merge"}
-    head["tags"] = ["mergekit", "merge", "evomerge"]
+        head |= {"base_model": list(dict.fromkeys(ids)), "base_model_relation": relation}
+    head["tags"] = tags
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
 
 

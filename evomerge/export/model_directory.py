@@ -14,15 +14,17 @@ from safetensors import SafetensorError
 
 from evomerge.dtypes import CODES, SIZE
 from evomerge.errors import BadInput, EvomergeError, Fault, Faults, placed
+from evomerge.export.hub_ids import base_model
 from evomerge.export.model_card import short_card
 from evomerge.kernels.checksum import Checksum
 from evomerge.mergekit.passthrough import to_passthrough
 from evomerge.mergekit.writer import to_mergekit
+from evomerge.merging.joined_adapter import join_adapters
 from evomerge.merging.merger import Merger
 from evomerge.merging.routed_checkpoint import routed_config
 from evomerge.merging.source_weights import read_stored
 from evomerge.merging.validation import check_methods, path_faults, position_faults
-from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.recipes.parameters import ParametersRecipe, single
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
 from evomerge.sources.alignment import aligned
@@ -51,6 +53,8 @@ def merge_to(
     first: str | None = None,
     device: str = "cpu",
     written: Mapping[str, Any] | None = None,
+    as_adapter: bool = False,
+    adapter_checksum: str | None = None,
 ) -> str:
     """Materialize a recipe into a directory that plain transformers loads.
 
@@ -66,9 +70,12 @@ def merge_to(
             source by default.
         device: where to merge; that on which `checksum` was scored, if it is to be the same.
         written: what recipe.json gets, where it is not the recipe's own JSON.
+        as_adapter: write a LoRA adapter of the base, which PEFT loads, in the place of weights.
+        adapter_checksum: what the checksum of the adapter's factors must be, where it was scored
+            as one.
 
     Returns:
-        The weights' checksum.
+        The weights' checksum; of an adapter, of the weights that it merges to.
 
     Raises:
         BadInput: the recipe, its sources or `out` will not do.
@@ -87,28 +94,38 @@ def merge_to(
     if out.exists():
         mend = "name a path that does not exist"
         raise BadInput(Fault("", "is there already", mend, file=str(out)))
+    if as_adapter and "+" in str(out):
+        wrong = "has a plus, which parts a model from its adapter where sources are named"
+        raise BadInput(Fault("", wrong, "name a path without one", file=str(out)))
     check_methods(recipe)
     opened = _open_all(recipe, places or {}, trust, first)
     merger = Merger(opened, _hashes(recipe, opened), device, room=0)
+    adapter = join_adapters(merger, recipe) if as_adapter or adapter_checksum else None
+    if adapter is not None and adapter_checksum:
+        _compare("adapter's factors", adapter.checksum(), adapter_checksum)
+    frame = opened[recipe.sources[0]]
     try:
         with written_beside(out) as folder:
             folder.mkdir()
-            merged = _write_weights(merger, recipe, folder, shard_bytes)
-            if checksum and merged != checksum:
-                wrong = f"the merged weights have checksum {merged}, but {checksum} was scored"
-                raise EvomergeError(
-                    f"{wrong}; was the candidate scored on another kind of device?"
-                    " `--unverified` exports it anyway"
-                )
-            frame = opened[recipe.sources[0]]
-            _write_config(frame, _config(recipe, opened), recipe.dtype, folder)
+            if adapter is not None and as_adapter:
+                name = recipe.sources[0]
+                adapter.save(folder, *base_model(name, (places or {}).get(name)))
+                merged = _merged_again(merger, frame, recipe.dtype, folder, trust)
+            else:
+                merged = _write_weights(merger, recipe, folder, shard_bytes)
+                _write_config(_config(recipe, opened), recipe.dtype, folder)
+            if checksum:
+                _compare("merged weights", merged, checksum)
+            _copy_companions(frame, folder)
             data = recipe.to_json() if written is None else written
             (folder / "recipe.json").write_text(json.dumps(data, indent=1) + "\n")
             if not any(is_candidate(name) for name in recipe.sources):
                 configuration = _mergekit_configuration(recipe, opened)
                 if configuration is not None:
                     (folder / "mergekit_config.yml").write_text(configuration)
-            (folder / "README.md").write_text(card or short_card(recipe), encoding="utf-8")
+            (folder / "README.md").write_text(
+                card or short_card(recipe, as_adapter), encoding="utf-8"
+            )
     except OSError as error:
         reason = error.strerror or error
         raise EvomergeError(f"{out} cannot be written: {reason}") from error
@@ -241,10 +258,31 @@ def _sharded(entries: _Entries, limit: int) -> list[_Entries]:
     return shards
 
 
-def _write_config(frame: Source, config: Mapping[str, Any], dtype: str, folder: Path) -> None:
-    """Write config.json, and copy the frame's other files: tokenizer, templates, licence, ..."""
+def _compare(what: str, found: str, scored: str) -> None:
+    if found != scored:
+        raise EvomergeError(
+            f"the {what} have checksum {found}, but {scored} was scored; was the candidate scored"
+            " on another kind of device? `--unverified` exports it anyway"
+        )
+
+
+def _merged_again(merger: Merger, frame: Source, dtype: str, folder: Path, trust: Trust) -> str:
+    """Return the checksum of the weights that a written adapter merges to; none is written."""
+    name = f"{frame.path}+{folder}"
+    again = Merger({name: open_source(name, trust)}, {name: ""}, merger.device, room=0)
+    checksum = Checksum()
+    for tensor_name, tensor in again.stream(single(name, dtype)):
+        checksum.update(tensor_name, tensor)
+    return checksum.hexdigest()
+
+
+def _write_config(config: Mapping[str, Any], dtype: str, folder: Path) -> None:
     kept = {k: v for k, v in config.items() if k not in ("torch_dtype", "_name_or_path")}
     (folder / "config.json").write_text(json.dumps({**kept, "dtype": dtype}, indent=2) + "\n")
+
+
+def _copy_companions(frame: Source, folder: Path) -> None:
+    """Copy the frame's other files: tokenizer, templates, licence, ..."""
     for name in companions(frame.path, "auto_map" in frame.config):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(frame.path / name, folder / name)

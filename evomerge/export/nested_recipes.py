@@ -27,6 +27,7 @@ def merge_file(
     file: Path,
     out: Path,
     trust: Trust = NOBODY,
+    as_adapter: bool = False,
 ) -> str:
     """Merge the recipe in a file (JSON, or a mergekit YAML) into a directory; see `merge_to`.
 
@@ -34,6 +35,7 @@ def merge_file(
         file: which may be a stranger's.
         out: a path that does not exist yet.
         trust: what code of the sources may run.
+        as_adapter: write a LoRA adapter in the place of weights.
 
     Returns:
         The weights' checksum.
@@ -50,11 +52,12 @@ def merge_file(
     with placed(file=str(file)):
         if file.suffix in (".yml", ".yaml"):
             recipe = from_mergekit(data, trust=trust)
-            return merge_to(recipe, out, places=places_of(recipe, trust=trust), trust=trust)
-        return _merge(data, out, str(file), trust)
+            places = places_of(recipe, trust=trust)
+            return merge_to(recipe, out, places=places, trust=trust, as_adapter=as_adapter)
+        return _merge(data, out, str(file), trust, as_adapter)
 
 
-def _merge(data: Any, out: Path, name: str, trust: Trust) -> str:
+def _merge(data: Any, out: Path, name: str, trust: Trust, as_adapter: bool = False) -> str:
     """Merge a recipe's JSON, and before it the recipes within it.
 
     Args:
@@ -62,6 +65,7 @@ def _merge(data: Any, out: Path, name: str, trust: Trust) -> str:
         out: a path that does not exist yet.
         name: of the recipe.
         trust: what code of the sources may run.
+        as_adapter: write a LoRA adapter in the place of weights; those within are merged first.
     """
     flat, inner = unnested(data, name)
     first = flat.pop("first", None) if isinstance(flat, dict) else None
@@ -89,6 +93,7 @@ def _merge(data: Any, out: Path, name: str, trust: Trust) -> str:
             trust=trust,
             first=None if first is None else places.get(first, first),
             written=data,
+            as_adapter=as_adapter,
         )
 
 

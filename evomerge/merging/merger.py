@@ -57,6 +57,7 @@ class Merger:
         sources: by the name that recipes have for them.
         hashes: of their content.
         device: where tensors are merged.
+        weights: of the sources.
 
     >>> import tempfile
     >>> from evomerge.recipes.parameters import single
@@ -86,8 +87,8 @@ class Merger:
         """
         self.sources, self.hashes, self.device = dict(sources), dict(hashes), torch.device(device)
         self._kernels = Kernels(self.device)
-        self._weights = SourceWeights(self.sources, self.device, room)
-        self._methods = MethodMerger(self.sources, self.hashes, self._weights)
+        self.weights = SourceWeights(self.sources, self.device, room)
+        self._methods = MethodMerger(self.sources, self.hashes, self.weights)
         self._indices: dict[str, ParameterIndex] = {}
         self._wider_by_frame: dict[tuple[str, str], dict[str, str]] = {}
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -147,6 +148,22 @@ class Merger:
             self._wider_by_frame[key] = wider
         return self._wider_by_frame[key]
 
+    def weighted(
+        self, recipe: ParametersRecipe, names: Iterable[str]
+    ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
+        """Yield (name, sources, coefficients) of tensors that are weighted sums of sources.
+
+        Args:
+            recipe: whose methods are not of the masked family.
+            names: of its tensors.
+
+        Raises:
+            CandidateFailure: no group holds a tensor.
+        """
+        merge = self._methods.resolve(recipe)
+        for name in names:
+            yield name, *merge.weighted(name)
+
     def stream(
         self,
         recipe: Recipe,
@@ -203,7 +220,7 @@ class Merger:
         """Yield what is taken from sources or from evolved weights as it is."""
         match recipe:
             case RoutingRecipe():
-                yield from routed_stream(recipe, self.sources, self._weights.tensor, names)
+                yield from routed_stream(recipe, self.sources, self.weights.tensor, names)
             case ExplicitRecipe():
                 flat = weights_of(recipe, lambda model: flattened(self.sources[model]))
                 if not np.isfinite(flat).all():
@@ -260,7 +277,7 @@ class Merger:
 
     def _planned(self, recipe: ParametersRecipe | MixtureRecipe) -> _PlannedMerge:
         if isinstance(recipe, MixtureRecipe):
-            return MixtureMerge(recipe, self._index(recipe), self._weights)
+            return MixtureMerge(recipe, self._index(recipe), self.weights)
         return self._methods.resolve(recipe)
 
     def _index(self, recipe: MixtureRecipe | ExplicitRecipe) -> ParameterIndex:

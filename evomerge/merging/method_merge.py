@@ -127,6 +127,20 @@ class MethodMerge:
             group = self._recipe.groups[index]
             self._parts[group.method or self._recipe.method].sums(index, group, [name])
 
+    def weighted(self, name: str) -> tuple[tuple[str, ...], np.ndarray]:
+        """Return the sources of which a tensor is a weighted sum, and their coefficients.
+
+        Args:
+            name: of the tensor, whose method is not of the masked family.
+
+        Raises:
+            CandidateFailure: no group holds it.
+        """
+        index = group_index(self._recipe, name)
+        group = self._recipe.groups[index]
+        part = self._parts[group.method or self._recipe.method]
+        return part.reads, part.coefficients(index, group, name)
+
     def plan(self, names: Sequence[str], again: bool = False) -> MergePlan:
         """Return the plan by which some tensors are merged.
 
@@ -184,7 +198,7 @@ class _Part:
     def sums(self, index: int, group: Group, names: Sequence[str]) -> Sums:
         """Return how the tensors of the recipe's group `index` are merged."""
         if self.method.needs_gram:
-            rows = [self._coefficients(index, group, name) for name in names]
+            rows = [self.coefficients(index, group, name) for name in names]
             return WeightedSums(tuple(names), np.array(rows))
         answer = self._answer(index, group)
         if not isinstance(answer, Masked):
@@ -203,7 +217,7 @@ class _Part:
         """Return weighted sums over adapters' factors, and add the operands that they are of."""
         rows, tensors = [], []
         for name in names:
-            coefficients = self._coefficients(index, group, name)
+            coefficients = self.coefficients(index, group, name)
             some, row = self._weights.joined(self.reads, name, coefficients)
             tensors.append(some)
             rows.append(row)
@@ -214,7 +228,7 @@ class _Part:
         padded = [np.pad(row, (0, most - len(row))) for row in rows]
         return WeightedSums(tuple(names), np.array(padded))
 
-    def _coefficients(self, index: int, group: Group, name: str) -> np.ndarray:
+    def coefficients(self, index: int, group: Group, name: str) -> np.ndarray:
         """Return a weighted sum's coefficients, that of the base first where it is merged too."""
         if not self.method.needs_gram:
             answer = self._answer(index, group)

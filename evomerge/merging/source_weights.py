@@ -116,6 +116,26 @@ class SourceWeights:
             name: of the tensor.
             coefficients: (K,).
         """
+        stored, updates = self.terms(sources, name, coefficients)
+        tensors = [self._read(tensor) for tensor, _ in stored]
+        weights = [c for _, c in stored]
+        if updates:
+            dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+            left, right = self.joined_factors(updates, dtype)
+            tensors.append(left @ right)
+            weights.append(1.0)
+        return tensors, np.array(weights)
+
+    def terms(
+        self, sources: Sequence[str], name: str, coefficients: np.ndarray
+    ) -> tuple[list[tuple[Tensor, float]], list[tuple[LowRank, float]]]:
+        """Return what sum_k c_k W_k is made of: stored tensors and updates, with coefficients.
+
+        What sources share comes once; updates of coefficient 0 are left out.
+
+        Args:
+            sources, name, coefficients: see `joined`.
+        """
         shared: dict[tuple[str, str], tuple[Tensor, float]] = {}
         updates = []
         for source, c in zip(sources, map(float, coefficients), strict=True):
@@ -125,19 +145,24 @@ class SourceWeights:
             shared[key] = (stored, c + before)
             if factor is not None and c:
                 updates.append((factor, c))
-        tensors = [self._read(stored) for stored, _ in shared.values()]
-        weights = [c for _, c in shared.values()]
-        if updates:
-            dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-            # [c_1 s_1 B_1, c_2 s_2 B_2, ...] [A_1; A_2; ...]
-            lefts, rights = [], []
-            for factor, c in updates:
-                left, right = self._factors(factor, dtype)
-                lefts.append(left * (c * factor.scale))
-                rights.append(right)
-            tensors.append(torch.cat(lefts, dim=1) @ torch.cat(rights))
-            weights.append(1.0)
-        return tensors, np.array(weights)
+        return list(shared.values()), updates
+
+    def joined_factors(
+        self, updates: Sequence[tuple[LowRank, float]], dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the factors, (out, ranks' sum) and (ranks' sum, in), of a sum of updates.
+
+        Args:
+            updates: at least one, with coefficients c_k.
+            dtype: of the factors.
+        """
+        # [c_1 s_1 B_1, c_2 s_2 B_2, ...] [A_1; A_2; ...]
+        lefts, rights = [], []
+        for factor, c in updates:
+            left, right = self._factors(factor, dtype)
+            lefts.append(left * (c * factor.scale))
+            rights.append(right)
+        return torch.cat(lefts, dim=1), torch.cat(rights)
 
     @contextlib.contextmanager
     def read_once(self) -> Iterator[None]:

@@ -79,6 +79,11 @@ class Checkpoint:
             return stored
         return own.removesuffix(".weight")
 
+    def whole_module_of(self, name: str, otherwise: str) -> str:
+        """Return the module of a weight in the whole model in memory; `otherwise` of no model."""
+        own = self._own(name)
+        return otherwise if own is None else own.removesuffix(".weight")
+
     def is_transposed(self, name: str, said: bool) -> bool:
         """Tell whether a weight is (in, out), as of GPT-2's layers; `said` where it is unknown."""
         from transformers.pytorch_utils import Conv1D

@@ -49,6 +49,7 @@ class LowRank(NamedTuple):
         b: (out, rank).
         scale: of the product.
         transposed: whether the weight is (in, out), and so takes the product's transpose.
+        module: of the weight, as PEFT calls it in the whole model.
 
     >>> a = Tensor("F32", (4, 16), Path("adapter_model.safetensors"), "lora_A", 0, 256)
     >>> b = Tensor("F32", (32, 4), Path("adapter_model.safetensors"), "lora_B", 256, 768)
@@ -60,6 +61,12 @@ class LowRank(NamedTuple):
     b: Tensor
     scale: float
     transposed: bool
+    module: str = ""
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it adds to embeddings, of which PEFT names the factors otherwise."""
+        return self.a.key.endswith(_FACTORS[2])
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,8 @@ def _read_adapter(path: Path, checkpoint: Checkpoint, base: str) -> Adapter:
     factors = {}
     for name, pair in pairs.items():
         transposed = checkpoint.is_transposed(name, bool(config.get("fan_in_fan_out")))
-        factors[name] = _low_rank(name, pair, config, model, modules[name], transposed)
+        low_rank = _low_rank(name, pair, config, model, modules[name], transposed)
+        factors[name] = low_rank._replace(module=checkpoint.whole_module_of(name, modules[name]))
     return Adapter(path, factors, instead, _notes(path, config, base))
 
 

@@ -161,7 +161,7 @@ def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> So
     source = _by_headers(name, trust)
     if not weights or not source.to_fetch:
         return source
-    repository = _split_adapter(name)[0].partition("@")[0]  # at the commit that was looked at
+    repository = split_adapter(name)[0].partition("@")[0]  # at the commit that was looked at
     weights_of_it = [glob.escape(file.name) for file in source.to_fetch]
     fetch(f"{repository}@{source.path.name}", weights_of_it)
     return replace(_by_headers(source.place, trust), name=name)
@@ -169,7 +169,7 @@ def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> So
 
 def _by_headers(name: str, trust: Trust) -> Source:
     """See `open_source`."""
-    model, adapter_name = _split_adapter(name)
+    model, adapter_name = split_adapter(name)
     path = locate(model)
     faults = Faults()
     config = _read_config(path, trust, faults)
@@ -211,8 +211,12 @@ def _by_headers(name: str, trust: Trust) -> Source:
     )
 
 
-def _split_adapter(name: str) -> tuple[str, str]:
-    """Split `model+adapter`; a directory whose own name has a plus is a model."""
+def split_adapter(name: str) -> tuple[str, str]:
+    """Split `model+adapter`; a directory whose own name has a plus is a model.
+
+    >>> split_adapter("org/base+adapters/ja"), split_adapter("org/base")
+    (('org/base', 'adapters/ja'), ('org/base', ''))
+    """
     model, plus, adapter = name.rpartition("+")
     if plus and not os.path.isdir(os.path.expanduser(name)):
         return model, adapter

@@ -1,0 +1,259 @@
+"""Weighted sums of LoRA adapters of one base, as one adapter of it.
+
+W + sum_k c_k s_k B_k A_k = W + [c_1 s_1 B_1, c_2 s_2 B_2, ...] [A_1; A_2; ...]: the factors are
+joined, and the rank is the ranks' sum (arXiv:2106.09685 has the form of one; PEFT joins several so
+in `add_weighted_adapter`, combination_type="cat").
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from evomerge.dtypes import STORED_DTYPES
+from evomerge.errors import BadInput, CandidateFailure, Fault
+from evomerge.kernels.checksum import Checksum
+from evomerge.merging.merger import Merger
+from evomerge.merging.methods import METHODS
+from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.recipes.recipe import Recipe
+from evomerge.sources.lora import LowRank
+from evomerge.sources.safetensors_file import Tensor
+from evomerge.sources.source import Source
+
+_MEND = "take a recipe of task_arithmetic or linear over adapters of one base"
+
+
+class JoinedFactors(NamedTuple):
+    """What a joined adapter adds to one weight: B A, its scale within.
+
+    Attributes:
+        module: of the weight, as PEFT calls it.
+        a: (rank, in).
+        b: (out, rank).
+        is_embedding: whether the weight is one of embeddings.
+        transposed: whether it is a layer's, and (in, out), as GPT-2's are.
+
+    >>> JoinedFactors("lm_head", torch.zeros(2, 3), torch.zeros(5, 2), False, False).rank
+    2
+    """
+
+    module: str
+    a: torch.Tensor
+    b: torch.Tensor
+    is_embedding: bool
+    transposed: bool
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension."""
+        return len(self.a)
+
+
+class JoinedAdapter(NamedTuple):
+    """An adapter that is a weighted sum of others.
+
+    Attributes:
+        base: the model that it is one of, whatever adapter the source of this name has.
+        factors: tensor name -> what it adds there.
+
+    >>> base = Source("base", Path("base"), {}, {}, {})
+    >>> pair = JoinedFactors("lm_head", torch.zeros(2, 3), torch.zeros(5, 2), False, False)
+    >>> adapter = JoinedAdapter(base, {"lm_head.weight": pair})
+    >>> sorted(name for name, _ in adapter.tensors())
+    ['base_model.model.lm_head.lora_A.weight', 'base_model.model.lm_head.lora_B.weight']
+    >>> config = adapter.config("org/base")
+    >>> config["r"], config["lora_alpha"], config["target_modules"]
+    (2, 2, ['lm_head'])
+    """
+
+    base: Source
+    factors: dict[str, JoinedFactors]
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, factor) as PEFT stores them."""
+        for pair in self.factors.values():
+            a, b = "lora_A.weight", "lora_B.weight"
+            if pair.is_embedding:
+                a, b = "lora_embedding_A", "lora_embedding_B"
+            yield f"base_model.model.{pair.module}.{a}", pair.a
+            yield f"base_model.model.{pair.module}.{b}", pair.b
+
+    def checksum(self) -> str:
+        """Return the checksum of the factors, 32 hex digits."""
+        checksum = Checksum()
+        for name, tensor in self.tensors():
+            checksum.update(name, tensor)
+        return checksum.hexdigest()
+
+    def config(self, base: str, revision: str | None = None) -> dict[str, Any]:
+        """Return what PEFT wants in adapter_config.json.
+
+        lora_alpha is r in every module, so that PEFT's scale is 1.
+
+        Args:
+            base: a directory or hub id.
+            revision: of the hub's.
+        """
+        modules = [pair.module for pair in self.factors.values()]
+        rank = Counter(pair.rank for pair in self.factors.values()).most_common(1)[0][0]
+        # names are regular expressions here; a dot stands for itself as well
+        others = {pair.module: pair.rank for pair in self.factors.values() if pair.rank != rank}
+        return {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM" if "CausalLM" in self.base.class_name else None,
+            "base_model_name_or_path": base,
+            "revision": revision,
+            "inference_mode": True,
+            "r": rank,
+            "lora_alpha": rank,
+            "rank_pattern": others,
+            "alpha_pattern": others,
+            "target_modules": modules,
+            "fan_in_fan_out": any(pair.transposed for pair in self.factors.values()),
+            "bias": "none",
+            "init_lora_weights": True,
+            "lora_dropout": 0.0,
+            "modules_to_save": None,
+            "use_dora": False,
+            "use_rslora": False,
+        }
+
+    def save(self, folder: Path, base: str, revision: str | None = None) -> None:
+        """Write the adapter in PEFT's format into a folder.
+
+        Args:
+            folder: that exists.
+            base, revision: see `config`.
+        """
+        from safetensors.torch import save_file
+
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors()}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = json.dumps(self.config(base, revision), indent=2)
+        (folder / "adapter_config.json").write_text(config + "\n")
+
+
+def join_adapters(merger: Merger, recipe: Recipe) -> JoinedAdapter:
+    """Return the adapter that a recipe's merge is, of the model below its first source.
+
+    Args:
+        merger: over the recipe's sources.
+        recipe: whose methods are weighted sums in which the base's weight is 1.
+
+    Raises:
+        BadInput: the merge is no adapter of that model; with the reason.
+        CandidateFailure: a factor is not finite, or no group holds a tensor.
+
+    >>> from evomerge.recipes.parameters import Group
+    >>> source = Source("a", Path("a"), {}, {}, {})
+    >>> group = Group(None, None, {"weight": (1.0,), "density": (0.5,)})
+    >>> recipe = ParametersRecipe("ties", ("a",), (group,), base="a", dtype="float32")
+    >>> join_adapters(Merger({"a": source}, {"a": ""}), recipe)
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: method: ties makes no weighted sum of its models, which an adapter \
+is; take a recipe of task_arithmetic or linear over adapters of one base
+    """
+    if not isinstance(recipe, ParametersRecipe):
+        raise _refused("kind", f"a recipe of kind {recipe.kind} is no weighted sum of adapters")
+    for method in recipe.methods:
+        if METHODS.get(method).family != "linear":
+            wrong = f"{method} makes no weighted sum of its models, which an adapter is"
+            raise _refused("method", wrong)
+    frame = merger.sources[recipe.sources[0]]
+    for name in recipe.sources:
+        _check_adapts(merger.sources[name], frame)
+    factors = {}
+    for name, sources, coefficients in merger.weighted(recipe, frame.tensors):
+        stored, updates = merger.weights.terms(sources, name, coefficients)
+        ((tensor, weight),) = stored  # the one base's
+        if np.float32(weight) != 1.0:  # as the kernels have it
+            wrong = f"the models' weights sum to {weight:g} in {name}, which scales the base too"
+            raise _refused("groups", wrong)
+        if updates:
+            factors[name] = _joined(merger, name, tensor, updates)
+    if not factors:  # the base as it is; an adapter has a module at least
+        name, update = _any_update(merger, recipe)
+        factors[name] = _joined(merger, name, frame.tensors[name], [(update, 0.0)])
+    return JoinedAdapter(frame, factors)
+
+
+def adapter_faults(recipe: Recipe, sources: Sequence[Source]) -> Iterator[Fault]:
+    """Yield why merges like a recipe over sources are no adapters of one base, by headers alone.
+
+    Args:
+        recipe: one of a space's.
+        sources: all of them, the first its frame.
+
+    >>> from evomerge.recipes.parameters import uniform
+    >>> sources = [Source(name, Path(name), {}, {}, {}) for name in "ab"]
+    >>> for fault in adapter_faults(uniform(("a", "b"), "float32"), sources):
+    ...     print(fault)
+    'b' is no LoRA adapter of 'a'
+    none of the models has an adapter
+    """
+    if not isinstance(recipe, ParametersRecipe):
+        yield Fault("", f"a recipe of kind {recipe.kind} is no weighted sum of adapters")
+        return
+    for name in recipe.methods:
+        method = METHODS.get(name)
+        is_normal = recipe.options.get("normalize", method.options.get("normalize", False))
+        has_base = method.takes_base and recipe.base is not None
+        if method.family != "linear":
+            yield Fault("", f"{name} makes no weighted sum of its models, which an adapter is")
+        elif not has_base and not is_normal:
+            yield Fault("", f"weights of {name} need not sum to 1, and scale the base as well")
+    for source in sources:
+        try:
+            _check_adapts(source, sources[0])
+        except BadInput as error:
+            yield from (Fault("", fault.wrong) for fault in error.faults)
+    if not any(source.adapter for source in sources):
+        yield Fault("", "none of the models has an adapter")
+
+
+def _refused(key: str, wrong: str) -> BadInput:
+    return BadInput(Fault(key, wrong, _MEND))
+
+
+def _check_adapts(source: Source, frame: Source) -> None:
+    """Refuse a source that is no adapter of the model below the first one, or not that alone."""
+    if source.factory is not None or os.path.realpath(source.path) != os.path.realpath(frame.path):
+        raise _refused("models", f"'{source.name}' is no LoRA adapter of '{_below(frame)}'")
+    if source.unaligned is not None:
+        wrong = f"'{source.name}' follows the vocabulary of another model than its own base"
+        raise _refused("models", wrong)
+    if source.adapter is not None and source.adapter.replaced:
+        name = next(iter(source.adapter.replaced))
+        wrong = f"'{source.name}' puts whole tensors ({name}) in the place of its base's"
+        raise _refused("models", f"{wrong} (modules_to_save, or save_embedding_layers)")
+
+
+def _below(source: Source) -> str:
+    return source.name if source.adapter is None else str(source.path)
+
+
+def _any_update(merger: Merger, recipe: Recipe) -> tuple[str, LowRank]:
+    for source in recipe.sources:
+        if adapter := merger.sources[source].adapter:
+            return next(iter(adapter.factors.items()))
+    raise _refused("models", "none of the models has an adapter")
+
+
+def _joined(
+    merger: Merger, name: str, stored: Tensor, updates: Sequence[tuple[LowRank, float]]
+) -> JoinedFactors:
+    """Return the joined factors of one weight, scaled as they are where the weight is merged."""
+    dtype = torch.promote_types(getattr(torch, STORED_DTYPES[stored.dtype]), torch.float32)
+    left, right = merger.weights.joined_factors(updates, dtype)
+    first = updates[0][0]
+    a, b = (left.T, right.T) if first.transposed else (right, left)
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise CandidateFailure(f"a factor of the update of {name} is not finite")
+    is_layer = first.transposed and not first.is_embedding
+    return JoinedFactors(first.module, a.contiguous(), b.contiguous(), first.is_embedding, is_layer)
