@@ -5,6 +5,7 @@ its own; here its questions are answered by plain transformers, prompt by prompt
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,17 +15,24 @@ from click.testing import CliRunner
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from evomerge.campaign.build import checked
+from evomerge.campaign.source_hashes import hash_sources
 from evomerge.cli.main import main
 from evomerge.engines import ENGINES, EngineOptions
 from evomerge.engines.alike import check_alike
+from evomerge.engines.asking_ahead import AskingAhead
 from evomerge.errors import BadInput
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import single
 from evomerge.scoring.fitness import TaskSection
 from evomerge.scoring.lm_eval_vllm import VllmLM
-from evomerge.sources.source import open_source
+from evomerge.sources.lora import Adapter, LowRank
+from evomerge.sources.safetensors_file import Tensor
+from evomerge.sources.source import Source, open_source
 from evomerge.testing.lm_eval_tasks import example_live
 from evomerge.workers.engine_trial import quickest
+from evomerge.workers.pool import InlinePool
+from evomerge.workers.protocol import Job
 
 LONGEST = 64  # tokens that the tiny models take
 
@@ -329,3 +337,107 @@ def test_a_campaign_keeps_its_engine(campaign_file):
     assert differences(before, after) == ["workers.engine"]
     more = read_plan(campaign_file(fitness=TASK, workers={"threads": 2}))
     assert differences(before, more) == []
+
+
+def test_what_is_asked_of_several_is_asked_once():
+    """Each gets its own answers; those that are sampled or follow a failure are asked for alone."""
+    calls, broken = [], set()
+
+    def generate(prompts, options, models):
+        calls.append(list(models))
+        if broken & set(models):
+            raise RuntimeError("out of memory")
+        return [f"{model} {prompt[0]}" for prompt, model in zip(prompts, models, strict=True)]
+
+    asking = AskingAhead(generate)
+    asking.expect("abc")
+    greedy, sampled = [{"temperature": 0.0}] * 2, [{"temperature": 0.7}] * 2
+    for model in "abc":
+        asking.become(model)
+        assert asking.ask([[1], [2]], greedy) == [f"{model} 1", f"{model} 2"]
+        assert asking.ask([[3], [4]], sampled) == [f"{model} 3", f"{model} 4"]
+        assert asking.ask([], []) == []
+    assert [call for call in calls if call] == [list("aabbcc"), ["a"] * 2, ["b"] * 2, ["c"] * 2]
+
+    calls.clear()
+    broken.add("b")
+    asking.expect("abc")
+    asking.become("a")
+    assert asking.ask([[1]], greedy[:1]) == ["a 1"]
+    asking.become("b")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        asking.ask([[1]], greedy[:1])
+    asking.become("c")
+    assert asking.ask([[1]], greedy[:1]) == ["c 1"]
+    assert calls == [["a", "b", "c"], ["a"], ["b"], ["c"]]
+
+
+def test_several_jobs_are_taken_and_come_back_one_by_one(campaign_file):
+    """What is asked the same is announced to the engine together, whatever the order of jobs."""
+    (campaign,) = checked(campaign_file())
+    plan = replace(hash_sources(campaign).worker, candidates_each=4)
+    pool = InlinePool(plan)
+    heard = []
+    pool._worker._engine.expect = lambda merger, recipes: heard.append(len(recipes))
+    sides = ["search", "heldout", "search", "search"]
+    for number, side in enumerate(sides):
+        pool.submit(Job(number, single("abc"[number % 3], "bfloat16"), side))
+    assert (pool.idle, pool.busy, pool.workers[0].others) == (0, 4, 3)
+    events = [pool.next_finished() for _ in sides]
+    assert [event.job.candidate for event in events] == [0, 1, 2, 3] and heard == [3]
+    assert [len(event.outcome.scores["likely"]) for event in events] == [20] * 4
+    first, _, _, fourth = [event.outcome for event in events]
+    assert np.array_equal(first.scores["likely"], fourth.scores["likely"])  # of one model
+    assert pool.next_finished() is None and pool.idle == 4
+    pool.close()
+
+
+LORA = {"workers": {"engine": "vllm-lora"}}
+
+
+@pytest.mark.parametrize(
+    "changes, wrong",
+    [
+        ({}, "'a' is no LoRA adapter of 'base'"),
+        ({"space__method": "ties"}, "ties makes no weighted sum of its models"),
+        (
+            {"space__method": "nuslerp", "sources": {"models": {"a": "a", "b": "b"}}},
+            "weights of nuslerp need not sum",
+        ),
+        (
+            {"space": {"kind": "mixture"}, "controller": {"kind": "niches"}},
+            "a recipe of kind mixture is no weighted sum",
+        ),
+    ],
+)
+def test_merges_that_are_no_adapters_are_refused_before_anything_is_loaded(
+    campaign_file, changes, wrong
+):
+    with pytest.raises(BadInput) as caught:
+        checked(campaign_file(**LORA, fitness=TASK, **changes))
+    lines = [str(fault) for fault in caught.value.faults if "workers.engine" in str(fault)]
+    assert any(f"vllm-lora cannot: {wrong}" in line for line in lines), lines
+
+
+def test_a_pool_that_vllm_takes_no_adapters_of_is_refused():
+    def source(name, rank, module):
+        stored = Tensor("F32", (rank, rank), Path(name), "lora_A", 0, 0)
+        factors = {f"{module}.weight": LowRank(stored, stored, 1.0, False, module)}
+        return Source(name, Path("base"), {}, {}, {}, Adapter(Path(name), factors, {}))
+
+    engine, name = ENGINES.get("vllm-lora"), "model.layers.0.q_proj"
+    assert list(engine.unfit([source("a", 256, name), source("b", 256, name)])) == []
+    (wide,) = engine.unfit([source("a", 256, name), source("b", 257, name)])
+    assert wide == "the adapters' ranks sum to 513 in one weight, and vLLM takes 512 at most"
+    (head,) = engine.unfit([source("a", 8, "lm_head")])
+    assert "changes the head" in head
+
+
+def test_candidates_at_once_and_stages_are_for_engines_that_can(campaign_file):
+    from evomerge.config.validate import read_plan
+
+    with pytest.raises(BadInput, match=r"candidates_each: the engine vllm holds one candidate"):
+        read_plan(campaign_file(workers={"engine": "vllm", "candidates_each": 2}, fitness=TASK))
+    assert read_plan(campaign_file(**LORA, fitness=TASK)).workers.at_once == 8
+    plain = read_plan(campaign_file(fitness=TASK))
+    assert plain.workers.at_once == 1

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from evomerge.archive.archive import Archive
 from evomerge.campaign.run import run_campaign
 from evomerge.cli.main import main
-from evomerge.errors import BadInput
+from evomerge.errors import BadInput, EvomergeError
 from evomerge.export.model_directory import merge_to
+from evomerge.merging.joined_adapter import join_adapters
+from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import Group, ParametersRecipe, single, uniform
 from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of, tiny_llama
@@ -101,15 +103,13 @@ def test_weights_that_are_stored_transposed(tmp_path):
     assert_alike(tmp_path / "full", merged_by_peft(base, tmp_path / "adapter"))
 
 
-def test_averages_single_models_and_the_base_are_adapters(tmp_path):
+def test_averages_and_single_models_are_adapters(tmp_path):
     base, models = pool(tmp_path, "plain", "patterns")
     averaged = uniform(tuple(models), "float32")
     doubled = recipe_of("linear", models, base, weight=2.0)  # divided by their sum
     stock = recipe_of("model_stock", models, base)
-    alone = recipe_of("task_arithmetic", models, base, weight=0.0)
-    for number, recipe in enumerate(
-        (averaged, doubled, stock, single(models[1], "float32"), alone)
-    ):
+    recipes = (averaged, doubled, stock, single(models[1], "float32"))
+    for number, recipe in enumerate(recipes):
         out, full = tmp_path / f"out{number}", tmp_path / f"full{number}"
         assert merge_to(recipe, out, as_adapter=True) == merge_to(recipe, full)
         assert_alike(full, merged_by_peft(base, out))
@@ -130,7 +130,10 @@ def test_what_is_no_adapter_says_why(tmp_path):
         r"models: '.*lora2' puts whole tensors \(model.*norm.weight\)": single(
             models[2], "float32"
         ),
-        "models: none of the models has an adapter": single(base, "float32"),
+        "models: the merge is the base as it is": single(base, "float32"),
+        "models: the merge is the base as it is, and adds": recipe_of(
+            "task_arithmetic", two, base, weight=0.0
+        ),
     }
     for number, (message, recipe) in enumerate(recipes.items()):
         with pytest.raises(BadInput, match=message) as error:
@@ -184,3 +187,21 @@ def test_what_is_none_is_refused_in_one_line(here):
     assert "models: 'b' is no LoRA adapter of 'a'; take a recipe of" in told("out").output
     assert "name a path without one" in told("o+t").output
     assert not (here / "out").exists() and not (here / "o+t").exists()
+
+
+def test_an_export_of_what_was_scored_as_an_adapter_is_compared_by_its_factors(tmp_path):
+    base, models = pool(tmp_path, "plain", "patterns")
+    recipe = by_groups(base, models)
+    opened = {name: open_source(name) for name in (base, *models)}
+    merger = Merger(opened, dict.fromkeys(opened, ""))
+    scored = join_adapters(merger, recipe).checksum()
+    assert scored != join_adapters(merger, by_groups(base, models[::-1])).checksum()
+    full = merge_to(recipe, tmp_path / "full", adapter_checksum=scored)
+    lora = merge_to(recipe, tmp_path / "lora", adapter_checksum=scored, as_adapter=True)
+    assert full == lora
+    with pytest.raises(EvomergeError, match=r"the adapter's factors have checksum .* was scored"):
+        merge_to(recipe, tmp_path / "other", adapter_checksum="0" * 32)
+    alone = recipe_of("task_arithmetic", models, base, weight=0.0)
+    assert not join_adapters(merger, alone).factors  # the base, served as it is
+    nothing = join_adapters(merger, single(base, "float32")).checksum()
+    merge_to(alone, tmp_path / "base", adapter_checksum=nothing)

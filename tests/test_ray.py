@@ -4,6 +4,7 @@ import doctest
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,41 @@ def test_a_killed_worker_is_lost_and_replaced_and_a_late_one_fails(plan, here):
         assert again.outcome.status == "ok"
         assert again.outcome.weights_checksum == first.outcome.weights_checksum
         assert np.array_equal(again.outcome.scores["sum"], first.outcome.scores["sum"])
+    finally:
+        pool.close()
+
+
+def test_of_several_jobs_at_once_only_the_one_to_blame_is_lost_or_late(plan, here):
+    """A worker that held three dies, and outlasts its time: each is done again by itself."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained("b", dtype=torch.bfloat16)
+    deadly = float(model.requires_grad_(False).get_input_embeddings().weight.double().sum())
+    (here / "deadly").write_text(repr(deadly))
+    pool = RayPool(replace(plan, candidates_each=3), 1, cpus_each=1)
+    try:
+        assert pool.idle == 3
+        for number, name in enumerate("abc"):
+            pool.submit(job(name, number))
+        assert (pool.idle, pool.busy) == (0, 3)
+        events = sorted((wait(pool) for _ in "abc"), key=lambda event: event.job.candidate)
+        assert [type(event) for event in events] == [Finished, Lost, Finished]
+        assert events[0].outcome.status == events[2].outcome.status == "ok"
+        assert events[1].blamed and (pool.idle, pool.busy) == (3, 0)
+        lines = (here / "scored").read_text().splitlines()
+        assert len(lines) == 2 + 3  # "a" and "b" at once, and each again
+
+        (here / "deadly").unlink()
+        (here / "slow").write_text("600")
+        for number, name in enumerate("ac"):
+            pool.submit(job(name, number))
+        pool._timeout = 0.5
+        while not pool._alone:
+            assert pool.next_finished(timeout=0.1) is None
+        (here / "slow").unlink()
+        pool._timeout = None
+        assert {wait(pool).outcome.status, wait(pool).outcome.status} == {"ok"}
     finally:
         pool.close()
 

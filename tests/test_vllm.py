@@ -18,13 +18,14 @@ from evomerge.engines.alike import check_alike
 from evomerge.engines.auto_engine import AutoEngine
 from evomerge.errors import BadInput, CandidateFailure
 from evomerge.export.candidates import export_candidate
+from evomerge.merging.joined_adapter import join_adapters
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import Group, ParametersRecipe, single, uniform
 from evomerge.scoring.fitness import CostSection, TaskSection
 from evomerge.scoring.open_fitness import open_fitness
 from evomerge.sources.digest import digest
 from evomerge.sources.source import open_source
-from evomerge.testing import WORDS, tiny_llama
+from evomerge.testing import WORDS, recipe_of, tiny_llama
 
 KINDS = {
     "generation": "exact_match",
@@ -289,3 +290,111 @@ def test_a_campaign_in_vllm_runs_and_resumes(sources_for_vllm, campaign_file, he
     with pytest.raises(BadInput, match=r"workers.engine: differs from the campaign begun"):
         settings = ["budget.evaluations=14", "workers.engine=transformers"]
         run_campaign(file, directory=here / "run", settings=settings, observer=silent)
+
+
+LORA = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+WIDER = {"r": 5, "target_modules": ["q_proj", "gate_proj"], "use_rslora": True}
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """A base and names of adapters of it, whose ranks differ."""
+    from test_adapters import adapted
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("adapters")
+    base = str(tiny_llama(folder / "base", 0, hidden=64))
+    names = []
+    for seed, options in enumerate((LORA, WIDER, LORA)):
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        adapted(model, folder / f"{seed}", options, seed)
+        names.append(f"{base}+{folder / str(seed)}")
+    return [base, *names]
+
+
+class Served:
+    """One merger, and vLLM with adapters beside transformers with merged weights."""
+
+    def __init__(self, names, candidates):
+        opened = {name: open_source(name) for name in names}
+        self.merger = Merger(opened, {n: digest(s).sha256 for n, s in opened.items()})
+        sources = tuple(opened.values())
+        options = EngineOptions("float32", sources=sources, candidates=candidates)
+        self.lora = ENGINES.get("vllm-lora").open(sources[0], options)
+        self.plain = ENGINES.get("transformers").open(sources[0], options)
+
+
+@pytest.fixture(scope="module")
+def served(adapters):
+    served = Served(adapters, 3)
+    yield served
+    served.lora.close()
+
+
+def sums(names):
+    """Recipes over adapters: the base, each, averages, and sums of other weights."""
+    base, *models = names
+    recipes = [single(base, "float32"), *(single(name, "float32") for name in models)]
+    recipes.append(uniform(tuple(models), "float32"))
+    for weight in ((0.7, -0.4, 0.3), (0.0, 1.5, 0.0), (0.2, 0.2, 1.0)):
+        recipes.append(recipe_of("task_arithmetic", models, base, weight=weight))
+    return recipes
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_adapters_are_served_as_merged_weights_answer(
+    served, adapters, world, monkeypatch, at_once
+):
+    monkeypatch.chdir(world)
+    fitnesses = {}
+    for kind, metric in KINDS.items():
+        section = TaskSection(name=kind, task=f"{kind}.yaml", metric=metric, batch_size=16)
+        fitnesses[kind] = [open_fitness(section) for _ in range(2)]
+        for fitness, engine in zip(fitnesses[kind], (served.plain, served.lora), strict=True):
+            fitness.prepare(engine, range(60))
+    recipes, seen = sums(adapters), set()
+    for first in range(0, len(recipes), at_once):
+        group = recipes[first : first + at_once]
+        if at_once > 1:
+            served.lora.expect(served.merger, group)
+        for recipe in group:
+            served.plain.become(served.merger, recipe)
+            served.lora.become(served.merger, recipe)
+            assert served.lora.checksum == join_adapters(served.merger, recipe).checksum()
+            for kind, (plain, lora) in fitnesses.items():
+                with torch.inference_mode():
+                    wanted, found = plain.score(range(60)), lora.score(range(60))
+                if kind == "rolling":
+                    assert np.allclose(wanted, found, rtol=1e-4)
+                    seen.add(tuple(wanted.round(4).tolist()))
+                else:  # near-ties may fall otherwise
+                    assert (wanted != found).sum() <= 1, kind
+    assert len(seen) == len(recipes)  # the models differ
+
+
+def test_a_campaign_over_adapters(adapters, campaign_file, here, silent):
+    """Scored as adapters, exported as one and as whole weights, and it says what was scored."""
+    base, *models = adapters
+    file = campaign_file(
+        sources={"base": base, "models": dict(zip("xyz", models, strict=True))},
+        fitness=[{"name": "said", "task": "generation.yaml", "metric": "exact_match"}],
+        workers={"engine": "vllm-lora", "threads": 1, "candidates_each": 3},
+        budget={"evaluations": 8},
+        compute_dtype="float32",
+    )
+    assert run_campaign(file, directory=here / "run", observer=silent)
+    settings = ["budget.evaluations=10", "workers.candidates_each=2"]
+    assert run_campaign(file, directory=here / "run", settings=settings, observer=silent)
+    with contextlib.closing(Archive(here / "run" / "archive.db")) as archive:
+        assert archive.counts()["failed"] == 0 and archive.proposed() == 10
+        assert archive.campaign["provenance"]["machine"]["engine"] == "vllm-lora"
+        (agreement,) = archive.agreement(archive.best()).values()  # with merged weights
+        assert agreement.differing <= 1 < agreement.items
+        (found,) = [c.id for c in archive.candidates(origin="search")][-1:]
+    as_weights = export_candidate(here / "run", here / "full", str(found))
+    as_adapter = export_candidate(here / "run", here / "lora", str(found), as_adapter=True)
+    assert as_weights.checksum == as_adapter.checksum
+    assert as_weights.compared.startswith("merged from the factors that were scored; scored by vll")
+    assert as_adapter.compared.startswith("as scored; scored by vllm-lora")
+    card = (here / "full" / "README.md").read_text()
+    assert "scored by vllm-lora, as LoRA adapters beside their base" in card

@@ -306,6 +306,7 @@ def _campaign(
         sources_bytes=plan.workers.sources_bytes,
         device_share=plan.workers.device_share,
         gpus=max(1, int(plan.workers.gpus_each)),
+        candidates_each=plan.workers.at_once,
     )
     objectives = []
     for section in plan.fitness:

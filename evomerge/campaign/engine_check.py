@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from evomerge.campaign.campaign import Campaign
 from evomerge.engines import ENGINES
 from evomerge.errors import Fault
+from evomerge.merging.joined_adapter import adapter_faults
 
 
 def missing_engine(campaign: Campaign) -> Iterable[Fault]:
@@ -25,4 +26,12 @@ def missing_engine(campaign: Campaign) -> Iterable[Fault]:
     is_elsewhere = campaign.plan.workers.pool == "ray" and "RAY_ADDRESS" in os.environ
     if engine.needs and not is_elsewhere and find_spec(engine.needs) is None:
         wrong = f"{engine.name} is not installed"
-        yield Fault("workers.engine", wrong, f'pip install "evomerge[{engine.name}]"')
+        yield Fault("workers.engine", wrong, f'pip install "evomerge[{engine.needs}]"')
+    frame = campaign.worker.frame
+    others = [source for name, source in campaign.sources.items() if name != frame]
+    sources = [campaign.sources[frame], *others]
+    reasons = list(engine.unfit(sources))
+    if engine.serves_adapters:
+        reasons += [fault.wrong for fault in adapter_faults(campaign.worker.first, sources)]
+    for reason in reasons:
+        yield Fault("workers.engine", f"{engine.name} cannot: {reason}", "write vllm")

@@ -130,7 +130,9 @@ class _Display:
             else:
                 side = "held-out" if worker.side == "heldout" else worker.side
                 seconds = duration(worker.seconds + passed)
-                rows.add_row(f"  {worker.name}", f"candidate {worker.candidate}, {side}", seconds)
+                others = f" and {worker.others} more" if worker.others else ""
+                scores = f"candidate {worker.candidate}{others}, {side}"
+                rows.add_row(f"  {worker.name}", scores, seconds)
         return Group(self._line, rows) if self._workers else Group(self._line)
 
 

@@ -58,7 +58,7 @@ def engine_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
     []
     """
     workers: WorkersSection | None = fields.get("workers")
-    if workers is None or workers.engine != "vllm":
+    if workers is None or not workers.engine.startswith("vllm"):
         return  # transformers can do all, and `auto` takes it where another cannot
     mend = "write workers.engine: transformers"
     for index, section in enumerate(fields.get("fitness", ())):
@@ -75,6 +75,9 @@ def engine_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
         if space is not None and space.kind in ("routing", "explicit"):
             wrong = f"{workers.engine} takes neither layers of several models nor evolved weights"
             yield Fault(f"{key}.kind", wrong, mend)
+    if workers.engine == "vllm-lora" and len(stages) > 1:
+        wrong = "later stages merge what earlier ones found, which are whole models"
+        yield Fault("stages", f"{wrong}, and vllm-lora takes adapters alone", mend)
 
 
 def search_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:

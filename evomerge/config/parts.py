@@ -74,6 +74,9 @@ def _factory_name(value: Mapping[str, Any]) -> str:
 ModelName = Annotated[Text, BeforeValidator(_model_name)]
 
 
+_AT_ONCE = 8  # candidates of a worker whose engine holds several
+
+
 class SourcesSection(Section):
     """The models that are merged.
 
@@ -196,11 +199,18 @@ class WorkersSection(Section):
         unit="CPUs",
         gt=0,
     )
-    engine: Literal["transformers", "vllm", "auto"] = option(
+    engine: Literal["transformers", "vllm", "auto", "vllm-lora"] = option(
         "what runs the merged models: transformers, or vLLM (the extra `vllm`), which generates"
         " many answers at once; auto: for each kind of question the one that answers it sooner,"
-        " measured when the campaign begins; it stays the same for a whole campaign",
+        " measured when the campaign begins; vllm-lora: vLLM with candidates as LoRA adapters of"
+        " one base, where all sources are; it stays the same for a whole campaign",
         "transformers",
+    )
+    candidates_each: Whole | None = option(
+        "candidates that a worker holds and scores at once, with the engine vllm-lora; null: 8",
+        None,
+        unit="candidates",
+        ge=1,
     )
     threads: Whole | None = option(
         "torch threads of each worker; null: its machine's cores shared out", None, ge=1
@@ -229,6 +239,11 @@ class WorkersSection(Section):
     )
 
     @property
+    def at_once(self) -> int:
+        """How many candidates a worker scores at once."""
+        return (self.candidates_each or _AT_ONCE) if self.engine == "vllm-lora" else 1
+
+    @property
     def sources_bytes(self) -> int | None:
         """`sources_memory` in bytes."""
         return None if self.sources_memory is None else int(self.sources_memory * 1e9)
@@ -244,7 +259,11 @@ class WorkersSection(Section):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             mend = "write auto, cpu, cuda or cuda:1"
             yield Fault("device", f"there is no device '{device}'", mend)
-        if fields.get("engine") == "vllm" and device.startswith("cuda:"):
+        engine = fields.get("engine", "transformers")
+        if engine != "vllm-lora" and fields.get("candidates_each"):
+            wrong = f"the engine {engine} holds one candidate at a time"
+            yield Fault("candidates_each", wrong, "leave it out, or write engine: vllm-lora")
+        if engine.startswith("vllm") and device.startswith("cuda:"):
             wrong = f"vLLM takes the first GPU that it sees, and not {device}"
             yield Fault("device", wrong, "write cuda, and set CUDA_VISIBLE_DEVICES")
         gpus = fields.get("gpus_each", 0.0)

@@ -32,6 +32,9 @@ class EngineOptions(NamedTuple):
             fit.
         by_request: kind of request, as lm-eval calls them, or "model" for fitnesses in Python ->
             the engine that answers it, where there are several.
+        sources: all that are merged, the first gives config and tokenizer; for engines that serve
+            adapters.
+        candidates: how many it is to hold at once, where it can.
 
     >>> EngineOptions("bfloat16").device
     'cpu'
@@ -44,6 +47,8 @@ class EngineOptions(NamedTuple):
     gpus: int = 1
     sources_bytes: int | None = None
     by_request: Mapping[str, str] = MappingProxyType({})
+    sources: Sequence[Source] = ()
+    candidates: int = 1
 
 
 class Engine(ABC):
@@ -57,13 +62,17 @@ class Engine(ABC):
         tokenizer: the source's; None if it has none.
         direct: the live tensors that hold a checkpoint's tensor as it is, by the latter's name;
             the others are filled by `load`.
+        serves_adapters: whether candidates are LoRA adapters beside one base, and not weights.
+        checksum: of the factors of the adapter that it serves.
 
     >>> sorted(ENGINES.all())
-    ['auto', 'transformers', 'vllm']
+    ['auto', 'transformers', 'vllm', 'vllm-lora']
     """
 
     name: ClassVar[str]
     needs: ClassVar[str] = ""
+    serves_adapters: ClassVar[bool] = False
+    checksum: str = ""
     model: torch.nn.Module | None
     tokenizer: Any
     direct: dict[str, torch.Tensor]
@@ -95,6 +104,17 @@ class Engine(ABC):
         others = [name for name in merger.shapes(recipe) if name not in digests]
         self.load(merger.stream(recipe, others, digests))
         return digests
+
+    def expect(self, merger: Merger, recipes: Sequence[Recipe]) -> None:  # noqa: B027
+        """Hear which recipes it will `become` next, one after the other, to be asked the same.
+
+        An engine that holds several candidates answers for all of them at once.
+        """
+
+    @classmethod
+    def unfit(cls, sources: Sequence[Source]) -> Iterable[str]:
+        """Yield why it cannot run merges of sources, as far as their headers tell."""
+        return ()
 
     @abstractmethod
     def language_model(self, section: TaskSection) -> Any:

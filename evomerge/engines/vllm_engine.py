@@ -59,37 +59,16 @@ class VllmEngine(Engine):
 
     @classmethod
     def open(cls, source: Source, options: EngineOptions) -> "VllmEngine":
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            wrong = f"vLLM cannot be used here: {one_line(error)}"
-            raise BadInput(Fault("engine", wrong, 'pip install "evomerge[vllm]"')) from None
-
         ties = _ties(source, options.trust_remote_code)
-        is_on_cpu = options.device == "cpu"
-        settings = dict(_SETTINGS)
-        if is_on_cpu:
-            settings["VLLM_CPU_KVCACHE_SPACE"] = str(_CPU_CACHE_GIB)
-        with _environment(settings):
-            try:
-                llm = LLM(
-                    model=str(source.path),
-                    dtype=options.dtype,
-                    load_format="dummy",  # weights come by `load`
-                    trust_remote_code=options.trust_remote_code,
-                    # A head that shares its tensor was not refreshed by some builds: it gets one.
-                    hf_overrides={"tie_word_embeddings": False} if ties else None,
-                    enforce_eager=is_on_cpu,  # compiling costs more than it brings there
-                    gpu_memory_utilization=options.memory,
-                    tensor_parallel_size=options.gpus,
-                    worker_extension_cls=f"{VllmRank.__module__}.{VllmRank.__name__}",
-                    seed=0,
-                    disable_log_stats=True,
-                )
-            except (ValueError, NotImplementedError) as error:
-                wrong = f"vLLM does not take {source.path}: {one_line(error)}"
-                mend = "write workers.engine: transformers"
-                raise BadInput(Fault("engine", wrong, mend)) from error
+        llm = started(
+            source,
+            options,
+            load_format="dummy",  # weights come by `load`
+            # A head that shares its tensor was not refreshed by some builds: it gets one.
+            hf_overrides={"tie_word_embeddings": False} if ties else None,
+            tensor_parallel_size=options.gpus,
+            worker_extension_cls=f"{VllmRank.__module__}.{VllmRank.__name__}",
+        )
         frame = empty_model(source.config, source.path, options.trust_remote_code)
         return cls(llm, frame, ties, options)
 
@@ -123,12 +102,22 @@ class VllmEngine(Engine):
         self, prompts: Sequence[Sequence[int]], options: Sequence[dict[str, Any]]
     ) -> list[Any]:
         """Return the tokens of each prompt's answer, or its own tokens' log-likelihoods."""
+        return self._generated(prompts, options)
+
+    def _generated(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: Sequence[dict[str, Any]],
+        adapters: Sequence[Any] | None = None,
+    ) -> list[Any]:
+        """See `_ask`; `adapters` has vLLM's request of one for each prompt."""
         from vllm import SamplingParams, TokensPrompt
 
         known = {id(some): SamplingParams(**_SEEN, **some) for some in options}
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
             [known[id(some)] for some in options],
+            lora_request=adapters,
             use_tqdm=False,
         )
         if options and options[0].get("prompt_logprobs") is not None:
@@ -139,6 +128,48 @@ class VllmEngine(Engine):
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()
+
+
+def started(source: Source, options: EngineOptions, **settings: Any) -> Any:
+    """Return a `vllm.LLM` in this process for models with the architecture of `source`.
+
+    Args:
+        source, options: see `Engine.open`.
+        settings: arguments of `vllm.LLM` beside those that every engine here has.
+
+    Raises:
+        BadInput: vLLM is not there, or does not take the model.
+
+    >>> started(None, EngineOptions("float32"))
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: engine: vLLM cannot be used here: ...
+    """
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        wrong = f"vLLM cannot be used here: {one_line(error)}"
+        raise BadInput(Fault("engine", wrong, 'pip install "evomerge[vllm]"')) from None
+
+    is_on_cpu = options.device == "cpu"
+    variables = dict(_SETTINGS)
+    if is_on_cpu:
+        variables["VLLM_CPU_KVCACHE_SPACE"] = str(_CPU_CACHE_GIB)
+    with _environment(variables):
+        try:
+            return LLM(
+                model=str(source.path),
+                dtype=options.dtype,
+                trust_remote_code=options.trust_remote_code,
+                enforce_eager=is_on_cpu,  # compiling costs more than it brings there
+                gpu_memory_utilization=options.memory,
+                seed=0,
+                disable_log_stats=True,
+                **settings,
+            )
+        except (ValueError, NotImplementedError) as error:
+            wrong = f"vLLM does not take {source.path}: {one_line(error)}"
+            mend = "write workers.engine: transformers"
+            raise BadInput(Fault("engine", wrong, mend)) from error
 
 
 def _ties(source: Source, trust_remote_code: bool) -> dict[str, list[str]]:

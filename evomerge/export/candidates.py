@@ -22,7 +22,7 @@ from evomerge.cache.private import exposed
 from evomerge.dtypes import CODES, SIZE
 from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, EvomergeError, Fault, Faults, placed
-from evomerge.export.model_card import model_card
+from evomerge.export.model_card import model_card, served_adapters
 from evomerge.export.model_directory import merge_to, source_key
 from evomerge.export.whole_recipes import of_this_run, self_contained, stands_alone
 from evomerge.merging.routed_checkpoint import routed_config, routed_tensors
@@ -261,21 +261,26 @@ def _exported(
         outcome = archive.outcome(candidate.id)
         scored = outcome["weights_checksum"] if outcome is not None else ""
         card = model_card(archive, candidate.id, recipe, as_adapter)
+        is_served = served_adapters(archive)
     first = _first(archive, places, moved, trust)
     checksum = merge_to(
         recipe,
         out,
         places=places,
         card=card,
-        checksum=scored if verify else None,
+        checksum=scored if verify and not is_served else None,
         trust=trust,
         first=first,
         device=_device_like(_worker_of(archive, candidate.id)),
         written=_as_merged(recipe, archive, places, first, trust),
         as_adapter=as_adapter,
+        adapter_checksum=scored if verify and is_served else None,
     )
     compared = "as scored" if verify else "not compared"
-    compared = compared if scored else "scales folded in"
+    if not scored:
+        compared = "scales folded in"
+    elif verify and is_served and not as_adapter:
+        compared = "merged from the factors that were scored"
     return Exported(candidate.id, checksum, compared + _by_transformers(archive, candidate.id))
 
 

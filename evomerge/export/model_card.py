@@ -15,6 +15,7 @@ from evomerge.archive.archived_plan import searches
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.records import SourceRecord
 from evomerge.archive.summary import mean_score, row
+from evomerge.engines import ENGINES
 from evomerge.export.hub_ids import base_id, hub_ids
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
@@ -108,14 +109,27 @@ def _provenance(archive: ArchiveReader) -> list[str]:
     machine = provenance["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     commit = machine["git"]["commit"] if machine["git"] else "none"
+    how = ", as LoRA adapters beside their base, which merged weights round otherwise"
     controllers = ", then ".join(_code(part["controller"]["kind"]) for part in searches(plan))
     return [
         f"- search: {controllers}, seed {_plain(provenance['seed'])}, {archive.proposed()}"
-        f" candidates, {archive.items_scored()} items scored by {_plain(archive.engine)}",
+        f" candidates, {archive.items_scored()} items scored by {_plain(archive.engine)}"
+        f"{how if served_adapters(archive) else ''}",
         f"- begun {_plain(machine['at'])} on {_plain(machine['cores'])} cores,"
         f" {_plain(machine['platform'])}",
         f"- {_plain(versions)}; git commit {_plain(commit)}",
     ]
+
+
+def served_adapters(archive: ArchiveReader) -> bool:
+    """Tell whether a campaign's candidates were scored as adapters, and not as merged weights.
+
+    >>> from evomerge.testing.archives import example_archive
+    >>> served_adapters(example_archive())
+    False
+    """
+    engine = ENGINES.all().get(archive.engine)
+    return engine is not None and engine.serves_adapters
 
 
 def short_card(recipe: Recipe, as_adapter: bool = False) -> str:

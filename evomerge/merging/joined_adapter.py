@@ -60,7 +60,7 @@ class JoinedAdapter(NamedTuple):
 
     Attributes:
         base: the model that it is one of, whatever adapter the source of this name has.
-        factors: tensor name -> what it adds there.
+        factors: tensor name -> what it adds there; none for the base as it is.
 
     >>> base = Source("base", Path("base"), {}, {}, {})
     >>> pair = JoinedFactors("lm_head", torch.zeros(2, 3), torch.zeros(5, 2), False, False)
@@ -99,7 +99,12 @@ class JoinedAdapter(NamedTuple):
         Args:
             base: a directory or hub id.
             revision: of the hub's.
+
+        Raises:
+            BadInput: it adds nothing to its base, and PEFT knows no such adapter.
         """
+        if not self.factors:
+            raise _refused("models", "the merge is the base as it is, and adds nothing to it")
         modules = [pair.module for pair in self.factors.values()]
         rank = Counter(pair.rank for pair in self.factors.values()).most_common(1)[0][0]
         # names are regular expressions here; a dot stands for itself as well
@@ -130,13 +135,34 @@ class JoinedAdapter(NamedTuple):
         Args:
             folder: that exists.
             base, revision: see `config`.
+
+        Raises:
+            BadInput: see `config`.
         """
         from safetensors.torch import save_file
 
+        config = json.dumps(self.config(base, revision), indent=2)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = json.dumps(self.config(base, revision), indent=2)
         (folder / "adapter_config.json").write_text(config + "\n")
+
+
+def empty_adapter(base: Source, others: Sequence[Source]) -> JoinedAdapter:
+    """Return an adapter that adds zeros to its base: in one weight, with rank 1.
+
+    Args:
+        base: a source.
+        others: its adapters, one at least.
+
+    >>> empty_adapter(Source("base", Path("base"), {}, {}, {}), ()).factors
+    {}
+    """
+    for source in others:
+        for name, pair in source.adapter.factors.items() if source.adapter else ():
+            a, b = torch.zeros(1, pair.a.shape[1]), torch.zeros(pair.b.shape[0], 1)
+            zeros = JoinedFactors(pair.module, a, b, pair.is_embedding, False)
+            return JoinedAdapter(base, {name: zeros})
+    return JoinedAdapter(base, {})
 
 
 def join_adapters(merger: Merger, recipe: Recipe) -> JoinedAdapter:
@@ -177,9 +203,6 @@ is; take a recipe of task_arithmetic or linear over adapters of one base
             raise _refused("groups", wrong)
         if updates:
             factors[name] = _joined(merger, name, tensor, updates)
-    if not factors:  # the base as it is; an adapter has a module at least
-        name, update = _any_update(merger, recipe)
-        factors[name] = _joined(merger, name, frame.tensors[name], [(update, 0.0)])
     return JoinedAdapter(frame, factors)
 
 
@@ -236,13 +259,6 @@ def _check_adapts(source: Source, frame: Source) -> None:
 
 def _below(source: Source) -> str:
     return source.name if source.adapter is None else str(source.path)
-
-
-def _any_update(merger: Merger, recipe: Recipe) -> tuple[str, LowRank]:
-    for source in recipe.sources:
-        if adapter := merger.sources[source].adapter:
-            return next(iter(adapter.factors.items()))
-    raise _refused("models", "none of the models has an adapter")
 
 
 def _joined(

@@ -12,6 +12,7 @@ import torch
 from evomerge.config.parts import WorkersSection
 from evomerge.scoring.generators import generators_kept
 from evomerge.scoring.lm_eval_loading import levels_kept
+from evomerge.workers.at_once import evaluate_all
 from evomerge.workers.protocol import Finished, Job, Lost, Pool, WorkerPlan, WorkerState
 from evomerge.workers.starts import start_told
 from evomerge.workers.worker import Worker, spare_collector
@@ -38,18 +39,20 @@ class InlinePool:
                 self._worker = Worker(plan)
             spare_collector()
             self._kept = kept.pop_all()
+        self._most = plan.candidates_each
         self._jobs: deque[Job] = deque()
+        self._finished: deque[Finished] = deque()
         self._began = time.monotonic()
 
     @property
     def idle(self) -> int:
         """How many more jobs it can take now."""
-        return 1 - len(self._jobs)
+        return self._most - self.busy
 
     @property
     def busy(self) -> int:
         """How many jobs it holds."""
-        return len(self._jobs)
+        return len(self._jobs) + len(self._finished)
 
     @property
     def workers(self) -> tuple[WorkerState, ...]:
@@ -57,8 +60,8 @@ class InlinePool:
         seconds = time.monotonic() - self._began
         if not self._jobs:
             return (WorkerState("worker 1", None, "", seconds),)
-        job = self._jobs[0]
-        return (WorkerState("worker 1", job.candidate, job.side, seconds),)
+        job, others = self._jobs[0], len(self._jobs) - 1
+        return (WorkerState("worker 1", job.candidate, job.side, seconds, others=others),)
 
     def submit(self, job: Job) -> None:
         """Take a job; it is done when it is waited for."""
@@ -66,15 +69,17 @@ class InlinePool:
         self._began = time.monotonic()
 
     def next_finished(self, timeout: float | None = None) -> Finished | Lost | None:
-        """Do the next job, however long it takes; None if there is none."""
-        if not self._jobs:
-            return None
-        outcome = self._worker.evaluate(self._jobs[0])
-        return Finished(self._jobs.popleft(), outcome)
+        """Do the jobs that it holds, however long they take; None if there is none."""
+        if not self._finished and self._jobs:
+            outcomes = evaluate_all(self._worker, self._jobs)
+            self._finished.extend(map(Finished, self._jobs, outcomes))
+            self._jobs.clear()
+        return self._finished.popleft() if self._finished else None
 
     def close(self) -> None:
         """Drop what was not done."""
         self._jobs.clear()
+        self._finished.clear()
         self._worker.close()
         self._kept.close()
 

@@ -40,6 +40,7 @@ class WorkerPlan:
         sources_bytes: of the sources' tensors that stay on a GPU; None: what there is room for.
         device_share: of a GPU that the worker has.
         gpus: that hold its model together.
+        candidates_each: how many the worker scores at once, where its engine can.
 
     >>> from evomerge.recipes.parameters import single
     >>> plan = WorkerPlan({"a": "models/a"}, {"a": "0f"}, "a", "float32", "float32", {}, False, {},
@@ -66,6 +67,7 @@ class WorkerPlan:
     device_share: float = 1.0
     gpus: int = 1
     prepared: tuple[Recipe, ...] = ()
+    candidates_each: int = 1
 
 
 class Job(NamedTuple):
@@ -126,6 +128,7 @@ class WorkerState(NamedTuple):
         side: "search" or "heldout"; "" if it scores none.
         seconds: since it began that.
         doing: what it does while it starts; "" if it has started.
+        others: how many candidates it scores beside that one.
 
     >>> WorkerState("worker 1", 7, "search", 2.5).candidate
     7
@@ -136,6 +139,7 @@ class WorkerState(NamedTuple):
     side: str
     seconds: float
     doing: str = ""
+    others: int = 0
 
 
 class Pool(Protocol):

@@ -2,78 +2,34 @@
 
 import itertools
 import logging
+import math
 import time
 from collections import deque
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from evomerge.config.parts import WorkersSection
-from evomerge.environment import cores
 from evomerge.errors import EvomergeError, SourceChanged, one_line
-from evomerge.node.phases import phase, tell_user
+from evomerge.node.phases import tell_user
 from evomerge.scoring.outcome import Outcome
 from evomerge.text import duration
-from evomerge.workers.log_relay import Mailbox, Sender, retell
+from evomerge.workers.log_relay import Mailbox, retell
 from evomerge.workers.protocol import Finished, Job, Lost, WorkerPlan, WorkerState
-from evomerge.workers.ray_cluster import Needs, Node, RayCluster
+from evomerge.workers.ray_cluster import RayCluster
+from evomerge.workers.ray_worker import Actor, RayWorker, Running, Starting
 from evomerge.workers.starts import Attempts, Reminder, Waited, waiting_line
-from evomerge.workers.worker import Worker, spare_collector
 
 log = logging.getLogger("evomerge")
-
-
-class _Actor:
-    """A worker in a process of its own, made by `ready`, so that its errors come through whole."""
-
-    def __init__(self, plan: WorkerPlan, name: str, mailbox: Any, count: int, needs: Needs):
-        Sender(name, mailbox).install()
-        self._plan, self._count, self._needs = plan, count, needs
-        phase("starting")
-
-    def ready(self) -> str:
-        plan = self._plan
-        if plan.threads is None:
-            plan = replace(plan, threads=self._own_threads())
-        self._worker = Worker(plan)
-        spare_collector()
-        return self._worker.name
-
-    def _own_threads(self) -> int:
-        """Return this worker's share of its node's cores."""
-        import ray
-
-        here = ray.get_runtime_context().get_node_id()
-        found = [node["Resources"] for node in ray.nodes() if node["NodeID"] == here]
-        node = Node(found[0].get("CPU", 0.0), found[0].get("GPU", 0.0))
-        return node.threads(cores(), self._count, self._needs)
-
-    def evaluate(self, job: Job) -> Outcome:
-        return self._worker.evaluate(job)
-
-
-class _RayWorker(NamedTuple):
-    """An actor, and what people call it."""
-
-    name: str
-    actor: Any
-
-
-@dataclass
-class _Start:
-    """A worker that starts; `heard` is when it last gave a sign of life."""
-
-    worker: _RayWorker
-    began: float
-    heard: float
-    doing: str = "waiting for a place"
 
 
 class RayPool:
     """One actor for each worker, on this machine or the cluster that RAY_ADDRESS names.
 
     A worker that dies is replaced; the job it held comes out as `Lost`. A job that outlasts
-    `timeout` is a failure, and its worker is replaced too. A worker that does not start is tried
-    again, later each time, as long as others work; so is one for which the cluster has no room.
+    `timeout` is a failure, and its worker is replaced too. Of several that a worker held at once,
+    nobody knows which is to blame: each is done again by itself. A worker that does not start is
+    tried again, later each time, as long as others work; so is one for which the cluster has no
+    room.
 
     >>> from evomerge.testing.campaigns import example_campaign
     >>> plan = example_campaign(hashed=True).worker
@@ -112,14 +68,16 @@ class RayPool:
         self._mailbox = mailbox.remote()
         self._news = [self._mailbox.take.remote()]
         self._actor = self._ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)(
-            _Actor
+            Actor
         )
         self._plan = self._ray.put(plan)
-        self._starting: dict[Any, _Start] = {}  # by the future of ready()
-        # future of evaluate() -> worker, job, when it started
-        self._running: dict[Any, tuple[_RayWorker, Job, float]] = {}
-        self._free: list[_RayWorker] = []
+        self._starting: dict[Any, Starting] = {}  # by the future of ready()
+        self._running: dict[Any, Running] = {}  # by the future of evaluate_all()
+        self._free: list[RayWorker] = []
+        self._each = plan.candidates_each
         self._queued: deque[Job] = deque()
+        self._alone: deque[Job] = deque()  # of which each gets a worker for itself
+        self._finished: deque[Finished] = deque()
         self._attempts, self._room_look = Attempts(), 0.0
         self._roomless: float | None = None  # since when there is room for no worker at all
         self._reminder = Reminder(time.monotonic())
@@ -133,19 +91,22 @@ class RayPool:
     @property
     def idle(self) -> int:
         # One job waits, though no worker be there: so somebody waits for workers.
-        return max(0, max(self._present, 1) - self.busy)
+        return max(0, max(self._present, 1) * self._each - self.busy)
 
     @property
     def busy(self) -> int:
-        return len(self._running) + len(self._queued)
+        running = sum(len(running.jobs) for running in self._running.values())
+        return running + len(self._queued) + len(self._alone) + len(self._finished)
 
     @property
     def workers(self) -> tuple[WorkerState, ...]:
         """What each worker does now."""
         now = time.monotonic()
         states = [
-            WorkerState(worker.name, job.candidate, job.side, now - started)
-            for worker, job, started in self._running.values()
+            WorkerState(
+                worker.name, jobs[0].candidate, jobs[0].side, now - started, others=len(jobs) - 1
+            )
+            for worker, jobs, started in self._running.values()
         ]
         states += [WorkerState(worker.name, None, "", 0.0) for worker in self._free]
         for start in self._starting.values():
@@ -154,11 +115,15 @@ class RayPool:
 
     def submit(self, job: Job) -> None:
         self._queued.append(job)
-        self._dispatch()
+        if self._each == 1:  # else others may follow that are done with it
+            self._dispatch()
 
     def next_finished(self, timeout: float | None = None) -> Finished | Lost | None:
+        if self._finished:
+            return self._finished.popleft()
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.busy:
+            self._dispatch()
             self._cluster.look_at_head()
             self._hear()
             if late := self._overdue():
@@ -172,25 +137,28 @@ class RayPool:
             for future in done:
                 if future in self._starting:
                     self._admit(future)
-                elif future in self._running:
-                    return self._collect(future)
+                elif future in self._running and (ended := self._collect(future)):
+                    return ended
             if deadline is not None and time.monotonic() >= deadline:
                 return None
         return None
 
     def close(self) -> None:
-        self._queued.clear()
+        for held in (self._queued, self._alone, self._finished):
+            held.clear()
         self._cluster.ask(self._end)
         if self._owns_cluster:
             self._cluster.close()
 
     def _end(self) -> None:
         self._hear()
-        starting = [start.worker for start in self._starting.values()]
-        running = [worker for worker, _, _ in self._running.values()]
-        for worker in (*self._free, *starting, *running):
+        for worker in self._living():
             self._ray.kill(worker.actor)
         self._ray.kill(self._mailbox)
+
+    def _living(self) -> list[RayWorker]:
+        running = [running.worker for running in self._running.values()]
+        return [*running, *self._free, *(start.worker for start in self._starting.values())]
 
     def _hear(self) -> None:
         """Take what workers have said."""
@@ -253,20 +221,23 @@ class RayPool:
 
     def _start(self) -> None:
         # it takes the least number that no living worker has
-        running = [worker for worker, _, _ in self._running.values()]
-        starting = [start.worker for start in self._starting.values()]
-        taken = {worker.name for worker in (*running, *self._free, *starting)}
+        taken = {worker.name for worker in self._living()}
         name = next(f"worker {n}" for n in itertools.count(1) if f"worker {n}" not in taken)
         actor = self._actor.remote(
             self._plan, name, self._mailbox, self._count, self._cluster.needs
         )
         now = time.monotonic()
-        self._starting[actor.ready.remote()] = _Start(_RayWorker(name, actor), now, now)
+        self._starting[actor.ready.remote()] = Starting(RayWorker(name, actor), now, now)
 
     def _dispatch(self) -> None:
-        while self._free and self._queued:
-            worker, job = self._free.pop(), self._queued.popleft()
-            self._running[worker.actor.evaluate.remote(job)] = (worker, job, time.monotonic())
+        """Give what waits to free workers, in even shares."""
+        while self._free and (self._alone or self._queued):
+            share = min(self._each, math.ceil(len(self._queued) / len(self._free)))
+            waiting = self._alone or self._queued
+            jobs = [waiting.popleft() for _ in range(1 if self._alone else share)]
+            worker = self._free.pop()
+            future = worker.actor.evaluate_all.remote(jobs)
+            self._running[future] = Running(worker, jobs, time.monotonic())
 
     def _admit(self, future: Any) -> None:
         start = self._starting.pop(future)
@@ -287,7 +258,7 @@ class RayPool:
         self._free.append(start.worker)
         self._dispatch()
 
-    def _after_failed_start(self, start: _Start, reason: str) -> None:
+    def _after_failed_start(self, start: Starting, reason: str) -> None:
         """Try again later, unless nothing works and nothing starts."""
         pause = self._attempts.failed(start.began, time.monotonic())
         if self._attempts.failures >= self._START_FAILURES and not self._present:
@@ -295,16 +266,16 @@ class RayPool:
         said = "%s did not start: %s; it is tried again in %s"
         log.warning(said, start.worker.name, reason, duration(pause))
 
-    def _replace(self, worker: _RayWorker, after: float = 0.0) -> None:
+    def _replace(self, worker: RayWorker, after: float = 0.0) -> None:
         """End a worker that is dead or hangs, and start another one, at once or later."""
         self._ray.kill(worker.actor)
         self._room_look = time.monotonic() + after
         self._start_missing()
 
-    def _collect(self, future: Any) -> Finished | Lost:
-        worker, job, _ = self._running.pop(future)
+    def _collect(self, future: Any) -> Finished | Lost | None:
+        worker, jobs, _ = self._running.pop(future)
         try:
-            outcome = self._ray.get(future)
+            outcomes = self._ray.get(future)
         except self._ray.exceptions.RayError as error:
             if isinstance(error, SourceChanged):
                 raise SourceChanged(str(cause_of(error))) from None
@@ -313,29 +284,44 @@ class RayPool:
             unreachable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
             blamed = not unreachable and "node has died" not in str(error)
             self._replace(worker, after=0.0 if blamed else self._NODE_LOST)
-            return Lost(job, one_line(cause_of(error)), blamed)
+            reason = one_line(cause_of(error))
+            if len(jobs) > 1:
+                self._part(jobs, f"their worker was lost: {reason}")
+                return None
+            return Lost(jobs[0], reason, blamed)
         self._free.append(worker)
+        self._finished.extend(map(Finished, jobs, outcomes))
         self._dispatch()
-        return Finished(job, outcome)
+        return self._finished.popleft()
+
+    def _part(self, jobs: Sequence[Job], reason: str) -> None:
+        """Let jobs that were done at once be done again one by one."""
+        numbers = ", ".join(str(job.candidate) for job in jobs)
+        log.warning("candidates %s are scored again, each by itself: %s", numbers, reason)
+        self._alone.extend(jobs)
 
     def _overdue(self) -> Finished | None:
         if self._timeout is None:
             return None
-        for future, (worker, job, started) in self._running.items():
-            if time.monotonic() - started > self._timeout:
+        for future, (worker, jobs, started) in self._running.items():
+            if time.monotonic() - started > self._timeout * len(jobs):
                 if self._ray.wait([future], timeout=0)[0]:
                     continue  # it has ended; it is we who are late
                 del self._running[future]
                 self._replace(worker)
                 reason = f"took longer than workers.timeout = {self._timeout:g} s"
-                return Finished(job, Outcome("failed", reason, seconds_score=self._timeout))
+                if len(jobs) > 1:
+                    self._part(jobs, f"{reason} each")
+                    return None
+                return Finished(jobs[0], Outcome("failed", reason, seconds_score=self._timeout))
         return None
 
     def _wait_seconds(self, deadline: float | None) -> float | None:
         """Return how long to wait: until the caller's deadline, a time-out, or a start's turn."""
         moments = [] if deadline is None else [deadline]
-        if self._timeout is not None and self._running:
-            moments.append(min(s for _, _, s in self._running.values()) + self._timeout + 0.01)
+        if self._timeout is not None:
+            for running in self._running.values():
+                moments.append(running.started + self._timeout * len(running.jobs) + 0.01)
         if self._present < self._count or self._starting:
             moments.append(time.monotonic() + 1.0)
         return max(0.0, min(moments) - time.monotonic()) if moments else None

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,6 +154,10 @@ class Worker:
         merging, scoring = clock[1] - clock[0], time.perf_counter() - clock[1]
         return Outcome("ok", "", scores, merging, scoring, checksum, self.name, answers)
 
+    def expect(self, jobs: Sequence[Job]) -> None:
+        """Hear which jobs come next, one after the other, that are asked the same questions."""
+        self._engine.expect(self._merger, [job.recipe for job in jobs])
+
     def _check_sources(self) -> None:
         for file, (source, before) in self._files.items():
             try:
@@ -174,6 +178,8 @@ class Worker:
             plan.gpus,
             plan.sources_bytes,
             plan.by_request,
+            tuple(self._sources.values()),
+            plan.candidates_each,
         )
 
     @property
@@ -199,7 +205,10 @@ class Worker:
             return ""  # no weight is made that could have a checksum
         if self._router is not None:
             self._router.restore()
-        return self._checksum(recipe, self._engine.become(self._merger, recipe))
+        digests = self._engine.become(self._merger, recipe)
+        if self._engine.serves_adapters:  # no weight is made, but factors
+            return self._engine.checksum
+        return self._checksum(recipe, digests)
 
     def _take(self, recipe: Recipe, weights: np.ndarray) -> str:
         """Put flattened weights in place; return their checksum."""
