@@ -150,6 +150,12 @@ def test_engines(desk: Path) -> None:
     assert "auto chooses {'generate_until': 'transformers'" in output
 
 
+def test_lora_pool(desk: Path) -> None:
+    (row,) = table(run(desk, "benchmarks/lora_pool.py --short"))
+    assert row["engine"] == "transformers"  # vLLM is not in this environment
+    assert float(row["seconds"]) > 0 and row["as transformers"] == "48 of 48"
+
+
 def test_resume(desk: Path) -> None:
     (row,) = table(run(desk, "benchmarks/resume.py --candidates 1000 10000 100000 --short"))
     assert int(row["candidates"]) > 0 and int(row["bytes each"]) > 100 and int(row["on it"]) > 0

@@ -5,19 +5,16 @@ Exit codes: 0 done, 1 failed, 2 bad input (nothing loaded, nothing written), 130
 Each command imports what it needs when it runs, so that `--help` is there at once.
 """
 
-import functools
-import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from evomerge import __version__
 from evomerge.cache import KINDS
-from evomerge.errors import BadInput, EvomergeError, Fault, placed
+from evomerge.cli.conventions import by_label, errors_are_lines, print_json
+from evomerge.errors import placed
 from evomerge.text import printable
 
 FILE = click.Path(path_type=Path)
@@ -25,8 +22,6 @@ FILE = click.Path(path_type=Path)
 CACHED = tuple(KINDS)
 
 LISTED = ("methods", "spaces", "controllers", "fitness")
-
-Command = Callable[..., None]
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _SOURCE = click.option(
@@ -64,48 +59,8 @@ def main() -> None:
     """
 
 
-def _errors_are_lines(command: Command) -> Command:
-    """Turn the library's errors into lines on stderr and exit codes."""
-
-    @functools.wraps(command)
-    def wrapped(*arguments: Any, **options: Any) -> None:
-        try:
-            command(*arguments, **options)
-        except BadInput as error:
-            for fault in error.faults:
-                click.echo(printable(str(fault)), err=True)
-            sys.exit(2)
-        except EvomergeError as error:
-            click.echo(printable(f"evomerge: {error}"), err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(130)
-        except BrokenPipeError:  # `evomerge front | head`
-            sys.stderr.close()
-            sys.exit(0)
-
-    return wrapped
-
-
-def _by_label(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Return the paths of `--source LABEL=PATH` by label."""
-    paths = {}
-    for pair in pairs:
-        label, equals, path = pair.partition("=")
-        if not equals:
-            mend = "write e.g. ja=models/ja"
-            raise BadInput(Fault(pair, "is not label=path", mend, file="--source"))
-        paths[label] = path
-    return paths
-
-
 def _weights(as_adapter: bool) -> str:
     return "adapter, which merges to weights" if as_adapter else "weights"
-
-
-def _print_json(data: object) -> None:
-    click.echo(json.dumps(data, indent=1))
 
 
 @main.command()
@@ -113,7 +68,7 @@ def _print_json(data: object) -> None:
 @_SET
 @_SOURCE
 @_JSON
-@_errors_are_lines
+@errors_are_lines
 def check(file: Path, settings: tuple[str, ...], moved: tuple[str, ...], as_json: bool) -> None:
     """Check a campaign FILE: every fault at once, and what the campaign will need.
 
@@ -124,12 +79,12 @@ def check(file: Path, settings: tuple[str, ...], moved: tuple[str, ...], as_json
     from evomerge.campaign.estimate import estimate
     from evomerge.cli import tables
 
-    paths = _by_label(moved)
+    paths = by_label(moved)
     plan = read_and_check(file, settings, paths)
     with placed(file=str(file)):
         stages = [estimate(campaign) for campaign in checked_campaigns(plan, paths)]
     if as_json:
-        _print_json(stages[0] if len(stages) == 1 else {"stages": stages})
+        print_json(stages[0] if len(stages) == 1 else {"stages": stages})
     else:
         click.echo(tables.check(stages))
 
@@ -144,7 +99,7 @@ def check(file: Path, settings: tuple[str, ...], moved: tuple[str, ...], as_json
     is_flag=True,
     help="Go on although the controller proposes otherwise, with one built from the outcomes.",
 )
-@_errors_are_lines
+@errors_are_lines
 def run(
     file: Path,
     directory: Path | None,
@@ -170,7 +125,7 @@ def run(
             file,
             directory=directory,
             settings=settings,
-            moved=_by_label(moved),
+            moved=by_label(moved),
             rebuild_controller=rebuild_controller,
             observer=progress,
             stop=stop,
@@ -189,7 +144,7 @@ def run(
 @main.command()
 @click.argument("directory", type=FILE)
 @_JSON
-@_errors_are_lines
+@errors_are_lines
 def status(directory: Path, as_json: bool) -> None:
     """Show how far the campaign in DIRECTORY is; also while it runs.
 
@@ -203,7 +158,7 @@ def status(directory: Path, as_json: bool) -> None:
     with placed(file=str(directory)):
         found = summary.status(directory)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         click.echo(tables.status(printable(found), terminal()))
 
@@ -211,7 +166,7 @@ def status(directory: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("directory", type=FILE)
 @_JSON
-@_errors_are_lines
+@errors_are_lines
 def front(directory: Path, as_json: bool) -> None:
     """Show the Pareto front in DIRECTORY and the baselines, with 95 % intervals.
 
@@ -225,7 +180,7 @@ def front(directory: Path, as_json: bool) -> None:
     with placed(file=str(directory)):
         rows = summary.front(directory)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         click.echo(tables.front(printable(rows), summary.standing(directory), terminal()))
         for told in (
@@ -240,7 +195,7 @@ def front(directory: Path, as_json: bool) -> None:
 @click.argument("directory", type=FILE)
 @click.argument("candidate")
 @_JSON
-@_errors_are_lines
+@errors_are_lines
 def show(directory: Path, candidate: str, as_json: bool) -> None:
     """Show one CANDIDATE of the campaign in DIRECTORY: recipe, parents, scores.
 
@@ -256,7 +211,7 @@ def show(directory: Path, candidate: str, as_json: bool) -> None:
     with placed(file=str(directory)):
         found = summary.show(directory, candidate)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         click.echo(tables.show(printable(found), terminal()))
 
@@ -273,7 +228,7 @@ def show(directory: Path, candidate: str, as_json: bool) -> None:
 @click.option("--unverified", is_flag=True, help="Do not compare with the scored weights.")
 @_AS_ADAPTER
 @_TRUST_CODE
-@_errors_are_lines
+@errors_are_lines
 def export(
     directory: Path,
     out: Path,
@@ -299,7 +254,7 @@ def export(
             directory,
             out,
             pick,
-            _by_label(moved),
+            by_label(moved),
             not unverified,
             Trust(trust_code, trust_code),
             as_adapter,
@@ -312,7 +267,7 @@ def export(
 @click.argument("out", type=FILE)
 @_AS_ADAPTER
 @_TRUST_CODE
-@_errors_are_lines
+@errors_are_lines
 def merge(recipe: Path, out: Path, as_adapter: bool, trust_code: bool) -> None:
     """Materialize one RECIPE (JSON, or a mergekit YAML) into OUT, without a campaign.
 
@@ -330,7 +285,7 @@ def merge(recipe: Path, out: Path, as_adapter: bool, trust_code: bool) -> None:
 @main.command(name="list")
 @click.argument("what", required=False, type=click.Choice(LISTED))
 @_JSON
-@_errors_are_lines
+@errors_are_lines
 def list_(what: str | None, as_json: bool) -> None:
     """List the merge methods, spaces, controllers and kinds of fitness, with their options.
 
@@ -341,13 +296,13 @@ def list_(what: str | None, as_json: bool) -> None:
 
     listed = catalogue.listing(what)
     if as_json:
-        _print_json(listed)
+        print_json(listed)
     else:
         click.echo(tables.listing(listed))
 
 
 @main.command()
-@_errors_are_lines
+@errors_are_lines
 def schema() -> None:
     """Print the JSON Schema of the campaign file, by which an editor completes and checks it.
 
@@ -356,14 +311,14 @@ def schema() -> None:
     """
     from evomerge.config.schema import json_schema
 
-    _print_json(json_schema())
+    print_json(json_schema())
 
 
 @main.command()
 @click.argument("kind", required=False, type=click.Choice(CACHED))
 @click.option("--empty", is_flag=True, help="Remove what no live process uses.")
 @_JSON
-@_errors_are_lines
+@errors_are_lines
 def cache(kind: str | None, empty: bool, as_json: bool) -> None:
     """Show what is kept to be used again, of all kinds or of one; or remove it.
 
@@ -379,7 +334,7 @@ def cache(kind: str | None, empty: bool, as_json: bool) -> None:
     kinds = (kind,) if kind else CACHED
     removed = eviction.empty(kinds) if empty else None
     if as_json:
-        _print_json({**summary(kinds), **({"removed": removed._asdict()} if removed else {})})
+        print_json({**summary(kinds), **({"removed": removed._asdict()} if removed else {})})
         return
     if removed is not None:
         click.echo(printable(tables.removed(removed)))
