@@ -248,7 +248,7 @@ def cache(found: CacheShape, console: Console | None = None) -> str:
     >>> print(cache({"folder": "cache", "limit_bytes": None, "limit_days": 30, "kinds": [native]}))
     kind    what              entries  size     last used  in use
     -------------------------------------------------------------
-    native  compiled kernels        1  80.0 kB  -               0
+    native  compiled kernels        1  80.0 kB          -       0
     80.0 kB in cache
     without a limit (EVOMERGE_CACHE_GB); what is unused for 30 days goes (EVOMERGE_CACHE_DAYS)
     """
