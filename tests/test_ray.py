@@ -170,6 +170,14 @@ def test_a_campaign_survives_a_candidate_that_kills_its_workers(troubled, here, 
     assert scored.count(repr(deadly)) == 2
 
 
-def test_the_example_runs():
-    for module in (ray_pool, ray_cluster):
-        assert doctest.testmod(module).failed == 0
+def test_the_examples_run():
+    """Over a Ray that is up already, which they take as it is."""
+    import ray
+
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        for module in (ray_pool, ray_cluster):
+            assert doctest.testmod(module).failed == 0
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
