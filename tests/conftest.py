@@ -1,6 +1,7 @@
 """Session fixtures: tiny real models, tasks with data, and campaign files over them."""
 
 import copy
+import functools
 import gc
 import json
 import os
@@ -218,6 +219,20 @@ def campaign_file(here):
 @pytest.fixture
 def silent() -> Silent:
     return Silent()
+
+
+@pytest.fixture(scope="session")
+def task_manager():
+    """Make lm-eval's manager once of each kind: its own tasks are thousands of files."""
+    from lm_eval.tasks import TaskManager
+
+    return functools.cache(TaskManager)
+
+
+@pytest.fixture
+def one_index(task_manager, monkeypatch):
+    """Let this test look for lm-eval's own tasks where another has looked already."""
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", task_manager)
 
 
 def lm_evals_own(*arguments, **options) -> dict:

@@ -284,7 +284,8 @@ def group(write, here):
     return {"task": "both.yaml", "metric": "exact_match"}
 
 
-def test_a_group_is_told_to_be_one(group):
+@pytest.mark.xdist_group("index")
+def test_a_group_is_told_to_be_one(group, one_index):
     told = "task: 'both.yaml' is a group of 2 tasks (one, two); write one objective for each, or"
     assert fault(**group).startswith(told) and "aggregate: mean" in fault(**group)
     told = "aggregate: 'one.yaml' is one task, and no group; leave it out"

@@ -10,6 +10,7 @@ import sys
 import threading
 
 import pytest
+import warm
 
 from evomerge.archive import summary
 from evomerge.archive.reader import ArchiveReader
@@ -140,9 +141,7 @@ def test_the_librarys_calls_leave_the_process_as_it_was(campaign_file, here):
     )
     campaign_file(fitness=fitness, budget__evaluations=3)
     environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
-    run = subprocess.run(
-        [sys.executable, "-c", SESSION], capture_output=True, text=True, env=environment
-    )
+    run = warm.run(["-c", SESSION], env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     told = [json.loads(line) for line in run.stdout.splitlines() if line.startswith(("[", '"'))]
     assert told == ["done"]
