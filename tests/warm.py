@@ -60,8 +60,10 @@ class Process:
         preexec_fn: Callable[[], object] | None = None,
         terminal: int | None = None,
     ):
-        self._kept = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
-        numbers = [file.fileno() if terminal is None else terminal for file in self._kept]
+        self._kept = []
+        if terminal is None:
+            self._kept = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+        numbers = [file.fileno() for file in self._kept] or [terminal, terminal]
         streams = [Connection(os.dup(number)) for number in numbers]  # which can be sent
         environment = dict(os.environ if env is None else env)
         arguments = (list(map(str, words)), str(cwd or Path.cwd()), environment, streams)
@@ -85,9 +87,12 @@ class Process:
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         self.wait(timeout)
+        written = []
         for file in self._kept:
-            file.seek(0)
-        out, error = [file.read() for file in self._kept]
+            with file:
+                file.seek(0)
+                written.append(file.read())
+        out, error = written
         return out, error
 
     def send_signal(self, number: int) -> None:
