@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 
@@ -234,23 +235,37 @@ __attribute__((constructor)) static void leave_a_trace() {{ fclose(fopen("{trace
 """
 
 
+# the kernels themselves take ten seconds to compile
+QUICK = native_library.FLAGS.replace("-O3", "-O0")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """A cache into which the kernels were compiled."""
+    folder, said = tmp_path_factory.mktemp("compiled"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setattr(native_library, "FLAGS", QUICK)
+        patch.setattr(native_library.log, "warning", lambda text, *words: said.append(text))
+        native.library.cache_clear()
+        assert native.library() is not None and said == []
+        native.library.cache_clear()
+    return folder
+
+
 @pytest.fixture
-def cache(monkeypatch, tmp_path):
+def cache(compiled, monkeypatch, tmp_path):
     """A cache of compiled kernels that holds them, and what is said while it is used."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
-    # the kernels themselves take ten seconds to compile
-    monkeypatch.setattr(native_library, "FLAGS", native_library.FLAGS.replace("-O3", "-O0"))
+    # the loader gives what it has loaded from a path again, whatever lies there now
+    shutil.copytree(compiled, tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(native_library, "FLAGS", QUICK)
     monkeypatch.setattr(native_library.tempfile, "tempdir", str(tmp_path))
     said = []
     monkeypatch.setattr(
         native_library.log, "warning", lambda text, *words: said.append(text % words)
     )
     native.library.cache_clear()
-    assert native.library() is not None and said == []
-    native.library.cache_clear()
-    # the loader gives what it has loaded from a path again, whatever lies there now
-    (tmp_path / "first").rename(tmp_path / "cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield tmp_path / "cache" / "evomerge" / "native", said
     native.library.cache_clear()
 
