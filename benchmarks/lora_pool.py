@@ -5,6 +5,7 @@
     .venv-vllm/bin/python benchmarks/lora_pool.py   # nothing else running
     .venv-vllm/bin/python benchmarks/lora_pool.py --model MODEL --dtype bfloat16 --device cuda
 
+On a processor vLLM copies an adapter's factors for every token: few items and tokens are enough.
 The adapters have random factors in the projections of attention. Every candidate continues the same
 prompts. An engine is timed from one candidate's recipe to its scores: transformers and vllm merge
 the weights and take them, vllm-lora joins the factors and serves them, candidates one by one or 8

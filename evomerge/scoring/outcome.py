@@ -22,7 +22,8 @@ class Outcome:
         scores: objective -> (items,) float32, in the order of the split's items; empty unless
             the status is "ok".
         seconds_merge, seconds_score: wall time in the worker.
-        weights_checksum: of the merged weights, see `kernels.checksum`; "" where none is made.
+        weights_checksum: of the merged weights, or of the factors of an adapter that was served,
+            see `kernels.checksum`; "" where none is made.
         worker: HOST/PID/DEVICE.
         answers: objective -> what the model said to each item, where that is kept.
         traceback: of an error that nobody expected, for the log alone.
