@@ -8,7 +8,6 @@ number than in a merged weight.
 
 import itertools
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -55,8 +54,6 @@ class VllmLoraEngine(VllmEngine):
         """
         super().__init__(llm, frame, {}, options)
         self._zeros = zeros
-        in_memory = _MEMORY_FOLDER if os.access(_MEMORY_FOLDER, os.W_OK) else None
-        self._folder = tempfile.TemporaryDirectory(prefix="evomerge-", dir=in_memory)
         self._numbers = itertools.count(1)
         self._joined: list[tuple[Recipe, JoinedAdapter]] = []  # of what it is to become
         self._held: dict[str, Any] = {}  # checksum of the factors -> vLLM's request of them
@@ -117,26 +114,21 @@ class VllmLoraEngine(VllmEngine):
         from vllm.lora.request import LoRARequest
 
         self._held = {}
+        in_memory = _MEMORY_FOLDER if os.access(_MEMORY_FOLDER, os.W_OK) else None
         for adapter in adapters:
             number = next(self._numbers)
-            folder = Path(self._folder.name) / str(number)
-            folder.mkdir()
             stored = adapter if adapter.factors else self._zeros
-            stored.save(folder, str(adapter.base.path))
-            # a name of its own, by which vLLM's cache of prefixes tells adapters apart
-            request = LoRARequest(f"candidate {number}", number, str(folder))
-            self._llm.llm_engine.add_lora(request)
-            shutil.rmtree(folder)
+            with tempfile.TemporaryDirectory(prefix="evomerge-", dir=in_memory) as folder:
+                stored.save(Path(folder), str(adapter.base.path))
+                # a name of its own, by which vLLM's cache of prefixes tells adapters apart
+                request = LoRARequest(f"candidate {number}", number, folder)
+                self._llm.llm_engine.add_lora(request)  # read at once, and never again
             self._held[adapter.checksum()] = request
 
     def _ask(
         self, prompts: Sequence[Sequence[int]], options: Sequence[dict[str, Any]]
     ) -> list[Any]:
         return self._asking.ask(prompts, options)
-
-    def close(self) -> None:
-        super().close()
-        self._folder.cleanup()
 
 
 def _rank(sources: Sequence[Source]) -> int:
