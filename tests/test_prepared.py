@@ -197,7 +197,7 @@ def test_they_are_held_and_room_is_made_for_them(world, monkeypatch):
     (folder,) = (f for f in cache_folder("prepared").iterdir() if f.is_dir())
     assert not unused.exists()
     assert empty(("prepared",)).kept.keys() == {f"prepared/{folder.name}"}
-    merger.prepare(recipe_of("widen", names[1:], names[0]))
+    merger.prepare([recipe_of("widen", names[1:], names[0])])
     again = dict(merger.stream(recipe_of("pcb", names[1:], names[0])))
     assert folder.exists() and all(again[n].equal(tensor) for n, tensor in plain.items())
 

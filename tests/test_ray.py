@@ -122,7 +122,7 @@ def test_of_several_jobs_at_once_only_the_one_to_blame_is_lost_or_late(plan, her
     model = AutoModelForCausalLM.from_pretrained("b", dtype=torch.bfloat16)
     deadly = float(model.requires_grad_(False).get_input_embeddings().weight.double().sum())
     (here / "deadly").write_text(repr(deadly))
-    pool = RayPool(replace(plan, candidates_each=3), 1, cpus_each=1)
+    pool = RayPool(replace(plan, candidates_each=3), WorkersSection(pool="ray", count=1, threads=1))
     try:
         assert pool.idle == 3
         for number, name in enumerate("abc"):

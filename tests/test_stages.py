@@ -391,7 +391,7 @@ def test_a_worker_of_paths_has_its_sources_as_models_and_keeps_no_tensors_beside
         (average,) = [recipe for label, recipe in campaign.baselines() if label == "uniform"]
         outcome = worker.evaluate(Job(1, average, "search"))
         assert outcome.status == "ok" and outcome.weights_checksum
-        assert bool(worker._merger._weights._on_device) != routed
+        assert bool(worker._merger.weights._on_device) != routed
 
 
 def test_a_soup_is_no_path(campaign_file):

@@ -30,8 +30,8 @@ def live_bytes(campaign: Campaign) -> int:
     """Return the bytes of the models that a worker keeps live.
 
     >>> from evomerge.testing.campaigns import example_campaign
-    >>> live_bytes(example_campaign())  # 5,040 parameters of bfloat16
-    10080
+    >>> live_bytes(example_campaign())  # 5,200 parameters of bfloat16
+    10400
     """
     frame = campaign.sources[campaign.worker.frame]
     parameters = sum(tensor.elements for tensor in frame.tensors.values())

@@ -24,11 +24,12 @@ class AskingAhead(Generic[T]):
     >>> asking = AskingAhead(generate)
     >>> asking.expect(["a", "b"])
     >>> asking.become("a")
-    >>> asking.ask([[5], [6]], [{}, {}])
+    >>> greedy = {"temperature": 0.0}
+    >>> asking.ask([[5], [6]], [greedy, greedy])
     4 prompts
     ['a says [5]', 'a says [6]']
     >>> asking.become("b")
-    >>> asking.ask([[5], [6]], [{}, {}])
+    >>> asking.ask([[5], [6]], [greedy, greedy])
     ['b says [5]', 'b says [6]']
     """
 

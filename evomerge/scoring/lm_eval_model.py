@@ -48,9 +48,10 @@ def text_likelihoods(lm: Any, texts: Sequence[str]) -> list[float]:
         texts: to be read.
 
     >>> from evomerge.testing.lm_eval_tasks import example_live, example_section
-    >>> [round(text) for text in text_likelihoods(example_live().language_model(example_section()),
-    ...                                           ["w1 w2 w3"])]
-    [-10]
+    >>> lm = example_live().language_model(example_section())
+    >>> short, long = text_likelihoods(lm, ["w1 w2", "w1 w2 w3"])
+    >>> 0 > short > long
+    True
     """
     from lm_eval.api.instance import Instance
 

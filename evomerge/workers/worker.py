@@ -56,15 +56,14 @@ _MEMORY = 0.5  # of a device, for an engine that keeps its own caches there; sou
 class Worker:
     """Materializes recipes into its live model and scores them.
 
-        Attributes:
-            name: HOST/PID/DEVICE.
+    Attributes:
+        name: HOST/PID/DEVICE.
 
-        >>> from evomerge.testing.campaigns import example_campaign
-        >>> from evomerge.workers.engine_check import check_engine
-    from evomerge.workers.protocol import Job
-        >>> campaign = example_campaign(hashed=True)
-        >>> Worker(campaign.worker).evaluate(Job(1, campaign.space.first, "search")).status
-        'ok'
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> from evomerge.workers.protocol import Job
+    >>> campaign = example_campaign(hashed=True)
+    >>> Worker(campaign.worker).evaluate(Job(1, campaign.space.first, "search")).status
+    'ok'
     """
 
     def __init__(self, plan: WorkerPlan):
