@@ -154,7 +154,7 @@ def started(source: Source, options: EngineOptions, **settings: Any) -> Any:
     variables = dict(_SETTINGS)
     if is_on_cpu:
         variables["VLLM_CPU_KVCACHE_SPACE"] = str(_CPU_CACHE_GIB)
-    with _environment(variables):
+    with _environment(variables), _threads_kept():
         try:
             return LLM(
                 model=str(source.path),
@@ -183,6 +183,16 @@ def _ties(source: Source, trust_remote_code: bool) -> dict[str, list[str]]:
         if name in source.tensors and other not in source.tensors:
             ties.setdefault(name, []).append(other)
     return ties
+
+
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Put back torch's own `set_num_threads`, in whose place vLLM for processors puts nothing."""
+    plain = torch.set_num_threads
+    try:
+        yield
+    finally:
+        torch.set_num_threads = plain
 
 
 @contextlib.contextmanager
