@@ -157,8 +157,8 @@ MALFORMED = [
     (("workers", {"timeout": 5}), "workers.timeout: the inline pool has one worker"),
     (("workers", {"gpus": 1}), "workers.gpus: unknown key 'gpus'; did you mean 'gpus_each'?"),
     (
-        ("workers", {"pool": "ray", "gpus_each": 2}),
-        "workers.gpus_each: a model of transformers lies on one GPU, and the others would be idle",
+        ("workers", {"pool": "ray", "gpus_each": 2, "engine": "auto"}),
+        "workers.gpus_each: with engine: auto a model lies on one GPU, and the others would be",
     ),
     (
         ("workers", {"pool": "ray", "gpus_each": 1, "device": "cuda:1"}),

@@ -56,9 +56,6 @@ def compare_best(
         return True
     if not archive.means(best, "heldout") or archive.agreement(best):
         return True
-    if plan.gpus > 1:
-        observer.say(f"candidate {best} takes {plan.gpus} GPUs, so transformers is not asked")
-        return True
     observer.say(f"comparing candidate {best}, the best, with what transformers says")
     workers = campaign.plan.workers.model_copy(update={"count": 1})
     pool = make_pool(replace(plan, engine="transformers", by_request={}), workers, cluster)

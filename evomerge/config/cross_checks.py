@@ -58,7 +58,10 @@ def engine_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
     []
     """
     workers: WorkersSection | None = fields.get("workers")
-    if workers is None or not workers.engine.startswith("vllm"):
+    if workers is None:
+        return
+    yield from _spread_faults(fields, workers)
+    if not workers.engine.startswith("vllm"):
         return  # transformers can do all, and `auto` takes it where another cannot
     mend = "write workers.engine: transformers"
     for index, section in enumerate(fields.get("fitness", ())):
@@ -68,16 +71,31 @@ def engine_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
         elif isinstance(section, CostSection) and section.cost != "tokens":
             wrong = f"is measured on transformers' model, and {workers.engine} has none"
             yield Fault(f"fitness.{index}.cost", wrong, mend)
-    stages = fields.get("stages") or ()
-    spaces = {f"stages.{i}.space": stage.space for i, stage in enumerate(stages) if stage}
-    spaces |= {} if stages else {"space": fields.get("space")}
-    for key, space in spaces.items():
+    for key, space in _spaces(fields).items():
         if space is not None and space.kind in ("routing", "explicit"):
             wrong = f"{workers.engine} takes neither layers of several models nor evolved weights"
             yield Fault(f"{key}.kind", wrong, mend)
-    if workers.engine == "vllm-lora" and len(stages) > 1:
+    if workers.engine == "vllm-lora" and len(fields.get("stages") or ()) > 1:
         wrong = "later stages merge what earlier ones found, which are whole models"
         yield Fault("stages", f"{wrong}, and vllm-lora takes adapters alone", mend)
+
+
+def _spread_faults(fields: Mapping[str, Any], workers: WorkersSection) -> Iterable[Fault]:
+    """Return what cannot be searched with models that are spread over several GPUs."""
+    if workers.gpus_each <= 1:
+        return
+    for key, space in _spaces(fields).items():
+        if space is not None and space.kind in ("routing", "explicit"):
+            wrong = "layers of several models and evolved weights lie on one GPU, and no more"
+            yield Fault(f"{key}.kind", wrong, "write workers.gpus_each: 1")
+
+
+def _spaces(fields: Mapping[str, Any]) -> dict[str, SpaceSection | None]:
+    """Return the spaces of a plan's searches by their keys."""
+    stages = fields.get("stages") or ()
+    if not stages:
+        return {"space": fields.get("space")}
+    return {f"stages.{i}.space": stage.space for i, stage in enumerate(stages) if stage}
 
 
 def search_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:

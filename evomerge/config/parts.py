@@ -188,7 +188,7 @@ class WorkersSection(Section):
     )
     count: Whole = option("workers", 1, unit="workers", ge=1)
     gpus_each: Number = option(
-        "GPUs that Ray reserves for each worker; with engine: vllm, several hold one model",
+        "GPUs that Ray reserves for each worker; several hold one model, spread over them",
         0.0,
         unit="GPUs",
         ge=0,
@@ -267,9 +267,9 @@ class WorkersSection(Section):
             wrong = f"vLLM takes the first GPU that it sees, and not {device}"
             yield Fault("device", wrong, "write cuda, and set CUDA_VISIBLE_DEVICES")
         gpus = fields.get("gpus_each", 0.0)
-        if gpus > 1 and fields.get("engine") != "vllm":
-            wrong = "a model of transformers lies on one GPU, and the others would be idle"
-            mend = "write 1, and more in workers.count; or engine: vllm, which spreads one model"
+        if gpus > 1 and engine not in ("transformers", "vllm"):
+            wrong = f"with engine: {engine} a model lies on one GPU, and the others would be idle"
+            mend = "write 1, and more in workers.count; or engine: transformers or vllm"
             yield Fault("gpus_each", wrong, mend)
         elif gpus > 1 and gpus != int(gpus):
             yield Fault("gpus_each", "a model is spread over whole GPUs", "write 2, 4 or 8")

@@ -37,7 +37,9 @@ class TransformersEngine(Engine):
 
     @classmethod
     def open(cls, source: Source, options: EngineOptions) -> "TransformersEngine":
-        live = open_live_model(source, options.dtype, options.device, options.trust_remote_code)
+        live = open_live_model(
+            source, options.dtype, options.device, options.trust_remote_code, options.gpus
+        )
         return cls(live)
 
     def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -12,6 +12,7 @@ from evomerge.kernels.backends import Kernels
 from evomerge.kernels.checksum import tile_digests
 from evomerge.kernels.merge_plan import MergePlan, Operands, WeightedSums
 from evomerge.merging.source_weights import read_stored
+from evomerge.merging.spread import spread
 from evomerge.sources.factory import build
 from evomerge.sources.model_class import class_of
 from evomerge.sources.source import Source
@@ -51,12 +52,16 @@ class Live(Protocol):
 
 
 def open_live_model(
-    source: Source, dtype: str, device: str = "cpu", trust_remote_code: bool = False
+    source: Source,
+    dtype: str,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    gpus: int = 1,
 ) -> "LiveModel | LiveModule":
     """Return a live model with the architecture of `source`.
 
     Args:
-        source, dtype, device, trust_remote_code: see `LiveModel`.
+        source, dtype, device, trust_remote_code, gpus: see `LiveModel`.
 
     >>> import tempfile
     >>> from evomerge.sources.source import open_source
@@ -68,7 +73,7 @@ def open_live_model(
     """
     if source.factory is not None:
         return LiveModule(source, dtype, device)
-    return LiveModel(source, dtype, device, trust_remote_code)
+    return LiveModel(source, dtype, device, trust_remote_code, gpus)
 
 
 class LiveModule:
@@ -118,7 +123,12 @@ class LiveModel:
     """
 
     def __init__(
-        self, source: Source, dtype: str, device: str = "cpu", trust_remote_code: bool = False
+        self,
+        source: Source,
+        dtype: str,
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+        gpus: int = 1,
     ):
         """
         Args:
@@ -126,6 +136,7 @@ class LiveModel:
             dtype: of the parameters, as recipes write it.
             device: e.g. "cpu" or "cuda".
             trust_remote_code: run modelling code that comes with the source.
+            gpus: over which its layers are spread, instead of `device`.
 
         Raises:
             BadInput: the checkpoint's tensors do not cover the model's parameters.
@@ -136,8 +147,12 @@ class LiveModel:
         # As `from_pretrained` does: made without memory, so that nothing is drawn at random.
         with torch.device("meta"):
             self.model: PreTrainedModel = class_._from_config(config, dtype=getattr(torch, dtype))
-        self.model.to_empty(device=device)
-        self.model.tie_weights()  # what shared one tensor got one each
+        if gpus > 1:
+            one = device == "cpu"  # of which there is one
+            spread(self.model, [device if one else f"cuda:{n}" for n in range(gpus)])
+        else:
+            self.model.to_empty(device=device)
+            self.model.tie_weights()  # what shared one tensor got one each
         for tensor in kept_in_float32(self.model):
             tensor.data = tensor.data.float()
         self.model.eval().requires_grad_(False)
@@ -168,6 +183,8 @@ class LiveModel:
         for name, conversion in self._conversions.items():
             live = self._targets[conversion.target]
             fits = live.shape == source.tensors[name].shape and live.is_contiguous()
+            # a merge is made on one GPU, and what lies on others is copied there by `load`
+            fits = fits and gpus == 1
             if conversion.converter is None and fits and live.data_ptr() not in taken:
                 self.direct[name] = live
                 taken.add(live.data_ptr())

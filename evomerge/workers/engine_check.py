@@ -62,7 +62,7 @@ def check_engine(
             what = f"{byte_size(needed)} of memory, and {byte_size(free)} are free"
             log.warning("not compared with transformers, whose model takes %s", what)
             return
-        plain = TransformersEngine.open(frame, options._replace(device="cpu"))
+        plain = TransformersEngine.open(frame, options._replace(device="cpu", gpus=1))
         plain.become(merger, plan.first)
     engine.become(merger, plan.first)
     for objective, section in plan.fitness.items():

@@ -93,8 +93,8 @@ class Worker:
         phase("opening the live model")
         self._engine = ENGINES.get(plan.engine).open(frame, self._engine_options)
         room = 0 if is_routed else room_for_sources(device, plan.sources_bytes, plan.device_share)
-        # where several GPUs hold the model together, each merges what it keeps
-        merging = device if plan.gpus == 1 else "cpu"
+        # where vLLM spreads the model over several GPUs, each merges what it keeps
+        merging = "cpu" if plan.gpus > 1 and plan.engine == "vllm" else device
         self._merger = Merger(self._sources, plan.hashes, merging, room)
         self._merger.prepare(plan.prepared or (plan.first,))
         self._flat: FlatWeights | None = None  # made for the first weights that come with a job
