@@ -21,16 +21,18 @@ from evomerge.cli.main import main
 from evomerge.engines import ENGINES, EngineOptions
 from evomerge.engines.alike import check_alike
 from evomerge.engines.asking_ahead import AskingAhead
-from evomerge.errors import BadInput
+from evomerge.errors import BadInput, EvomergeError
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import single
 from evomerge.scoring.fitness import TaskSection
 from evomerge.scoring.lm_eval_vllm import VllmLM
+from evomerge.scoring.outcome import Outcome
 from evomerge.sources.lora import Adapter, LowRank
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source, open_source
+from evomerge.testing.campaigns import example_archive_of, example_campaign
 from evomerge.testing.lm_eval_tasks import example_live
-from evomerge.workers.engine_trial import quickest
+from evomerge.workers.engine_trial import quickest, trial
 from evomerge.workers.pool import InlinePool
 from evomerge.workers.protocol import Job
 
@@ -290,6 +292,52 @@ def test_a_function_keeps_the_engine_that_has_a_model():
     assert quickest(seconds, model="transformers")["generate_until"] == "transformers"
 
 
+def test_an_engine_that_fails_when_it_is_tried_is_left_out(caplog, monkeypatch):
+    class Broken(ENGINES.get("transformers")):
+        @classmethod
+        def open(cls, source, options):
+            raise RuntimeError("the device has no memory left")
+
+    monkeypatch.setitem(ENGINES._entries, "broken", Broken)
+    worker = example_campaign(hashed=True).worker
+    with caplog.at_level("WARNING", logger="evomerge"):
+        assert list(trial(worker, ["transformers", "broken"], {})) == ["transformers"]
+    assert "broken is left out: RuntimeError: the device has no memory left" in caplog.text
+    with pytest.raises(RuntimeError):
+        trial(worker, ["broken", "transformers"], {})
+
+
+def test_a_finished_search_stays_finished_where_transformers_cannot_be_asked(monkeypatch, silent):
+    from evomerge.campaign import agreement
+    from evomerge.campaign.runner import never
+
+    campaign = example_campaign(hashed=True)
+    archive = example_archive_of(campaign)
+    archive.set_values({c.id: (float(c.id), 0.0) for c in archive.baselines()})
+    best, heldout = archive.best(), len(campaign.splits["likely"].heldout)
+    scores = {"likely": np.zeros(heldout, np.float32)}
+    archive.record_final(best, Outcome("ok", scores=scores))
+    monkeypatch.setattr(agreement, "make_pool", lambda *given: 1 / 0)
+    plain = replace(campaign, worker=replace(campaign.worker, engine="transformers"))
+    assert agreement.compare_best(plain, archive, silent, never) and not silent.said
+
+    def failing(*given):
+        raise EvomergeError("workers do not start: no room")
+
+    monkeypatch.setattr(agreement, "make_pool", failing)
+    other = replace(campaign, worker=replace(campaign.worker, engine="vllm"))
+    assert agreement.compare_best(other, archive, silent, never)
+    assert silent.said[-1] == (
+        f"warning: candidate {best} could not be scored by transformers: EvomergeError: workers do"
+        " not start: no room"
+    )
+    monkeypatch.undo()
+    other = replace(campaign, worker=replace(campaign.worker, engine="twin"))
+    assert agreement.compare_best(other, archive, silent, never)
+    found = archive.agreement(best)["likely"]
+    assert (found.items, found.mean) == (heldout, 0.0) and found.by_transformers != 0.0
+
+
 def test_an_engine_with_other_weights_is_noticed(world, monkeypatch):
     monkeypatch.chdir(world)
     section = TaskSection(name="x", task="generation.yaml", metric="exact_match")
@@ -310,7 +358,6 @@ def test_an_engine_with_other_weights_is_noticed(world, monkeypatch):
 
 def test_how_transformers_scores_the_best_is_told(tmp_path):
     from evomerge.archive.reader import BY_TRANSFORMERS
-    from evomerge.scoring.outcome import Outcome
     from evomerge.testing.archives import example_archive
 
     archive = example_archive(tmp_path / "archive.db")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from evomerge.archive.archive import Archive
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.observer import Observer
+from evomerge.errors import EvomergeError, one_line
 from evomerge.scoring.outcome import Outcome
 from evomerge.workers.pool import make_pool
 from evomerge.workers.protocol import Finished, Job, Lost, Pool
@@ -58,12 +59,16 @@ def compare_best(
         return True
     observer.say(f"comparing candidate {best}, the best, with what transformers says")
     workers = campaign.plan.workers.model_copy(update={"count": 1})
-    pool = make_pool(replace(plan, engine="transformers", by_request={}), workers, cluster)
+    plain = replace(plan, engine="transformers", by_request={}, candidates_each=1)
+    job = Job(best, archive.candidate(best).recipe, "heldout")
     try:
-        job = Job(best, archive.candidate(best).recipe, "heldout")
-        outcome = _outcome(pool, job, archive, observer, stop)
-    finally:
-        pool.close()
+        pool = make_pool(plain, workers, cluster)
+        try:
+            outcome = _outcome(pool, job, archive, observer, stop)
+        finally:
+            pool.close()
+    except (EvomergeError, RuntimeError, OSError, MemoryError) as error:
+        outcome = Outcome("failed", one_line(error))  # the search is finished all the same
     if outcome is None:
         return False
     if outcome.status != "ok":

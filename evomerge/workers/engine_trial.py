@@ -1,17 +1,20 @@
 """How soon each engine answers what a campaign asks: tried once, on one candidate's items."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from evomerge.errors import BadInput
+from evomerge.errors import EvomergeError, one_line
 from evomerge.workers.pool import process_kept
 from evomerge.workers.protocol import WorkerPlan
 from evomerge.workers.worker import UPDATE, Worker
 
 if TYPE_CHECKING:
     from evomerge.workers.ray_cluster import RayCluster
+
+log = logging.getLogger("evomerge")
 
 # A second engine takes the memory of a second model: it has to save so much of the time.
 _LEAST_GAIN = 0.1
@@ -22,8 +25,8 @@ def trial(
 ) -> dict[str, dict[str, float]]:
     """Return engine -> kind of request -> seconds, and under `UPDATE` those of a weight update.
 
-    One engine after the other is opened and closed in this process. One that cannot run the model
-    is left out.
+    One engine after the other is opened and closed in this process. One that cannot run the model,
+    or answer the questions, is left out, with a warning in the log; but the first has to.
 
     Args:
         plan: of the workers.
@@ -35,19 +38,23 @@ def trial(
     >>> list(trial(campaign.worker, ["transformers"], {})["transformers"])
     ['update']
     """
-    found = {}
-    for engine in engines:
+    first, *others = engines
+    found = {first: _seconds(replace(plan, engine=first), ordinals)}
+    for engine in others:
         try:
-            worker = Worker(replace(plan, engine=engine))
-        except BadInput:
-            if engine == engines[0]:
-                raise
-            continue
-        try:
-            found[engine] = worker.answer_seconds(plan.first, ordinals)
-        finally:
-            worker.close()
+            found[engine] = _seconds(replace(plan, engine=engine), ordinals)
+        except (EvomergeError, RuntimeError, ValueError, OSError, MemoryError) as error:
+            log.warning("%s is left out: %s", engine, one_line(error))
     return found
+
+
+def _seconds(plan: WorkerPlan, ordinals: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """Return what a worker of a plan measures, see `Worker.answer_seconds`."""
+    worker = Worker(plan)
+    try:
+        return worker.answer_seconds(plan.first, ordinals)
+    finally:
+        worker.close()
 
 
 def quickest(seconds: Mapping[str, Mapping[str, float]], model: str = "") -> dict[str, str]:
