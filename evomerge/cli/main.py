@@ -35,8 +35,6 @@ _TRUST_CODE = click.option(
 _SET = click.option(
     "--set", "settings", multiple=True, metavar="KEY=YAML", help="Override a key: a.b=value."
 )
-
-
 _AS_ADAPTER = click.option(
     "--as-adapter",
     is_flag=True,

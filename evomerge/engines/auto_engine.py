@@ -57,10 +57,7 @@ class AutoEngine(Engine):
         return (self._first, *self._others)
 
     def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:
-        if not self._others:
-            self._first.load(stream)
-            return
-        tensors = list(stream)
+        tensors = list(stream)  # for each of them; a whole model goes by `become`
         for engine in self.parts:
             engine.load(tensors)
 
