@@ -3,12 +3,15 @@
     python benchmarks/items.py demo cmaes cmaes-full random random-full --items 15000 30000 60000
     python benchmarks/items.py demo-57 cmaes cmaes-full random random-full --items 15000 30000 60000
     python benchmarks/items.py many cmaes niches nsga2 tpe random random-full --items 30000
+    python benchmarks/items.py smollm2 cmaes cmaes-full --items 6400 --seeds 3
     python benchmarks/items.py demo table
 
 `demo` is search_spaces/crosslingual-maths.yaml, `demo-57` the same with a group for each layer and
-its attention, MLP and rest (57 genes), `many` search_spaces/many-experts.yaml. A search is the name
-of a controller, which scores candidates in parts; with -full behind it, each on all items. Niches
-breed sums of task vectors; `niches-paper` means of the models, as M2N2 does. With --evaluations
+its attention, MLP and rest (57 genes), `many` search_spaces/many-experts.yaml, and `smollm2`
+benchmarks/smollm2/campaign.yaml, for which its make.py comes first; a search of it takes an hour of
+one core. A search is the name of a controller, which scores candidates in parts; with -full behind
+it, each on all items. Niches breed sums of task vectors; `niches-paper` means of the models, as
+M2N2 does. With --evaluations
 the controller proposes so many candidates, however many items they take (bayes with 48, cmaes
 with 160).
 
@@ -45,6 +48,7 @@ CAMPAIGNS: dict[str, tuple[str, list[str]]] = {  # file, and what is set in it
         ["space.layer_groups=6", "space.module_groups=[self_attn, mlp]"],
     ),
     "many": ("search_spaces/many-experts.yaml", []),
+    "smollm2": ("benchmarks/smollm2/campaign.yaml", []),
 }
 MIXTURES = {
     "niches": "{kind: mixture, task_vectors: true}",

@@ -1,9 +1,10 @@
-"""What all commands have in common: how errors become lines and exit codes, and JSON is printed."""
+"""What commands have in common: options, how errors become lines and exit codes, and JSON."""
 
 import functools
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +13,26 @@ from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.text import printable
 
 Command = Callable[..., None]
+
+FILE = click.Path(path_type=Path)
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+SOURCE = click.option(
+    "--source", "moved", multiple=True, metavar="LABEL=PATH", help="A source that moved."
+)
+TRUST_CODE = click.option(
+    "--trust-code",
+    is_flag=True,
+    help="Run code that comes with the models, and Python functions that make them.",
+)
+SET = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=YAML", help="Override a key: a.b=value."
+)
+AS_ADAPTER = click.option(
+    "--as-adapter",
+    is_flag=True,
+    help="Write a LoRA adapter of the models' base, where the merge is one, instead of weights.",
+)
 
 
 def errors_are_lines(command: Command) -> Command:
@@ -69,3 +90,12 @@ def print_json(data: object) -> None:
     }
     """
     click.echo(json.dumps(data, indent=1))
+
+
+def weights_of(as_adapter: bool) -> str:
+    """Return what a digest of an export is of.
+
+    >>> weights_of(as_adapter=False)
+    'weights'
+    """
+    return "adapter, which merges to weights" if as_adapter else "weights"
