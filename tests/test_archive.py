@@ -24,6 +24,7 @@ from evomerge.cli import tables
 from evomerge.errors import EvomergeError
 from evomerge.recipes.mixture import Chromosome, MixtureRecipe
 from evomerge.recipes.parameters import single
+from evomerge.scoring.items import ItemText
 from evomerge.scoring.outcome import Outcome, decode_scores, encode_scores, summary
 from evomerge.search.controllers import Proposal
 from evomerge.search.pareto import dominates
@@ -388,6 +389,25 @@ def test_later_versions_and_other_files_are_refused(tmp_path):
         Archive(tmp_path / "c.db")
 
 
+def test_a_file_of_the_first_version_is_read_as_it_is_and_updated_when_it_is_written(tmp_path):
+    path = tmp_path / "a.db"
+    archive = fresh(path)
+    archive.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE item_texts")
+        connection.execute("PRAGMA user_version = 1")
+    reader = ArchiveReader(path)
+    assert reader.begun and reader.item_texts("x") == {}
+    reader.close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    archive = Archive(path, write=True)
+    archive.add_item_texts("x", [(3, ItemText("q" * 3000, "right"))])
+    assert archive.item_texts("x") == {3: ItemText("q" * 2000, "right")}
+    archive.close()
+    assert ArchiveReader(path).item_texts("x")[3].target == "right"
+
+
 def test_an_archive_that_was_killed_before_it_began_has_not_begun(tmp_path):
     Archive(tmp_path / "archive.db", write=True).close()
     assert not ArchiveReader(tmp_path / "archive.db").begun
@@ -401,7 +421,7 @@ def test_plain_sqlite_can_browse_it(tmp_path):
     fresh(tmp_path / "a.db").close()
     with sqlite3.connect(tmp_path / "a.db") as connection:
         names = {r[0] for r in connection.execute("SELECT name FROM sqlite_master")}
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
     wanted = {"campaign", "events", "candidates", "outcomes", "scores", "items", "item_scores"}
     assert wanted | {"finals", "answers", "pareto_front"} <= names
 

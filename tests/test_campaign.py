@@ -193,6 +193,8 @@ def test_what_the_finalists_said_is_kept(campaign_file, silent, here):
     assert all(isinstance(a["answer"], str) for a in answers)
     shown = summary.show(here / "runs" / "tiny", 1)["answers"]["said"]
     assert shown == answers[:5]
+    asked = {i: (f"w{i % 28} w{i * 5 % 28}", f"w{(i * 5 + i % 2) % 28}") for i in heldout}
+    assert archive.item_texts("said") == asked
 
 
 FAILING = """

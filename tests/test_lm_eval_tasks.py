@@ -20,6 +20,7 @@ from evomerge.scoring.items import TestSplitSection, split_items
 from evomerge.scoring.lm_eval_model import LoadedModel
 from evomerge.scoring.open_fitness import open_fitness
 from evomerge.sections import parse
+from evomerge.testing.lm_eval_tasks import example_section
 
 DATA = """
 import random
@@ -415,3 +416,22 @@ def test_a_wrong_metric_in_the_tasks_file_is_mended_there(write):
         told = fault(task=task, metric=metric)
         assert "'few' lists the metric 'exact_mtach', which lm-eval does not have" in told
         assert "in the task's file: did you mean 'exact_match'?" in told
+
+
+# --- what people read of an item ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("generates", [False, True])
+def test_an_items_words_are_what_it_asks_and_what_is_right(generates):
+    fitness = open_fitness(example_section(generates=generates))
+    for i in (0, 5):
+        right = (i + i % 2) % 20 if not generates else i
+        assert fitness.text(i) == (f"w{i % 20} w{i}", f"w{right}")
+
+
+def test_a_group_has_its_tasks_words(group):
+    fitness = opened(**group, aggregate="mean")
+    one, two = (opened(**group | {"task": f"{t}.yaml"}) for t in ("one", "two"))
+    apart = [*map(one.text, range(10)), *map(two.text, range(14))]
+    assert [fitness.text(ordinal) for ordinal in range(24)] == apart
+    assert len({words.text for words in apart}) > 10

@@ -18,9 +18,12 @@ from evomerge.archive.database import Value
 from evomerge.archive.front import FrontKeeper
 from evomerge.archive.reader import BY_TRANSFORMERS
 from evomerge.archive.records import PartScores, RaceEnd
+from evomerge.scoring.items import ItemText
 from evomerge.scoring.outcome import Outcome, Score, encode_scores
 
 log = logging.getLogger("evomerge")
+
+_TEXT_KEPT, _TARGET_KEPT = 2000, 500  # characters
 
 
 class Archive(CandidateWriter):
@@ -67,6 +70,21 @@ class Archive(CandidateWriter):
                 reason="",
             )
             self._db.execute_each("INSERT INTO items VALUES (?, ?, ?, ?)", items)
+
+    def add_item_texts(self, objective: str, texts: Iterable[tuple[int, ItemText]]) -> None:
+        """Write down what an objective's held-out items ask; of long ones how they begin.
+
+        >>> archive = Archive(":memory:", write=True)
+        >>> archive.add_item_texts("maths", [(4, ItemText("3 + 4 =", "seven"))])
+        >>> archive.item_texts("maths")[4].target
+        'seven'
+        """
+        rows = [
+            (objective, "heldout", ordinal, text[:_TEXT_KEPT], target[:_TARGET_KEPT])
+            for ordinal, (text, target) in texts
+        ]
+        with self._db.transaction():
+            self._db.execute_each("INSERT INTO item_texts VALUES (?, ?, ?, ?, ?)", rows)
 
     def set_plan(self, plan: Mapping[str, object]) -> None:
         """Replace the plan by one in which only what may change has changed."""

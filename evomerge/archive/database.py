@@ -53,6 +53,7 @@ class Database:
     Attributes:
         journal: what SQLite calls it: "wal", "delete" for a rollback journal, "memory" where there
             is no file; "" where it is only read.
+        version: of its tables, how many of `MIGRATIONS` it has had.
 
     >>> database = Database(":memory:", write=True)
     >>> database.insert("starts", at=0.0, seconds=2.5, machine="{}")
@@ -88,6 +89,7 @@ class Database:
                 raise EvomergeError(f"{path}: written by a later version of evomerge; update it")
             self._check_schema(path, version)
             self._connection.execute("COMMIT")
+            self.version = len(MIGRATIONS) if write else version
             if write:
                 for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
                     self._connection.executescript(

@@ -22,6 +22,7 @@ from evomerge.archive.records import (
 )
 from evomerge.archive.shapes import PartsShape
 from evomerge.errors import EvomergeError
+from evomerge.scoring.items import ItemText
 from evomerge.scoring.outcome import Score, decode_scores
 from evomerge.search.objectives import Objective
 
@@ -197,6 +198,20 @@ class ArchiveReader(Ledger):
             " ON o.candidate_id = c.id WHERE c.origin = 'recommended' AND c.stage = ?"
         )
         return int(self._db.rows(sql, (self.stage,))[0][0]) + self._items_under_way(self.stage)
+
+    def item_texts(self, objective: str) -> dict[int, ItemText]:
+        """Return ordinal -> words of the held-out items; empty where they were not kept.
+
+        >>> ArchiveReader(":memory:", write=True).item_texts("maths")
+        {}
+        """
+        if self._db.version < 2:  # a file that was begun before they were kept
+            return {}
+        sql = (
+            "SELECT ordinal, text, target FROM item_texts WHERE objective = ? AND split = 'heldout'"
+        )
+        rows = self._db.rows(sql, (objective,))
+        return {r["ordinal"]: ItemText(r["text"], r["target"]) for r in rows}
 
     def answers(self, candidate: int, limit: int = -1) -> dict[str, list[AnswerRow]]:
         """Return objective -> ordinal and answer of held-out items, the first `limit` of each."""

@@ -88,4 +88,12 @@ MIGRATIONS = (
         CROSS JOIN scores s ON s.candidate_id = c.id AND s.split = 'search'
         WHERE c.dominated_by IS NULL AND c.part IS NULL;
     """,
+    """
+    CREATE TABLE item_texts (
+        objective TEXT, split TEXT, ordinal INTEGER,
+        text TEXT NOT NULL,    -- what the item asks, its first 2,000 characters
+        target TEXT NOT NULL,  -- what is right, its first 500 characters
+        PRIMARY KEY (objective, split, ordinal)
+    ) WITHOUT ROWID;
+    """,
 )

@@ -1,5 +1,6 @@
 """The campaign: one search of a checked plan, with what it names opened."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from evomerge.recipes import soups
 from evomerge.recipes.parameters import uniform
 from evomerge.recipes.recipe import Recipe
 from evomerge.scoring.fitness import Fitness
-from evomerge.scoring.items import Split
+from evomerge.scoring.items import ItemText, Split
 from evomerge.scoring.parts import Parts, make_parts
 from evomerge.search.controllers import CONTROLLERS, Controller, Problem, make_controller
 from evomerge.search.objectives import Objective
@@ -22,6 +23,8 @@ from evomerge.search.spaces import BreedingSpace, SearchSpace
 from evomerge.sources.compatibility import mismatches
 from evomerge.sources.source import Source
 from evomerge.workers.protocol import WorkerPlan
+
+log = logging.getLogger("evomerge")
 
 
 class WarmStart(NamedTuple):
@@ -174,6 +177,17 @@ class Campaign:
             for side in ("search", "heldout"):
                 for ordinal in split.of(side):
                     yield name, side, ordinal, self.fitness[name].hashes[ordinal]
+
+    def item_texts(self, objective: str) -> Iterator[tuple[int, ItemText]]:
+        """Yield ordinal and words of each held-out item of an objective that has any."""
+        for ordinal in self.splits[objective].heldout:
+            try:
+                found = self.fitness[objective].text(ordinal)
+            except Exception:  # a stranger's template; without words the scores are as good
+                log.exception("%s: item %d cannot be shown", objective, ordinal)
+                return
+            if found is not None:
+                yield ordinal, found
 
     def provenance(self) -> dict[str, Any]:
         """Return where everything comes from: versions, hashes, commit, machine."""

@@ -247,4 +247,12 @@ class Runner:
             candidate = self._archive.candidate(number)
             if number not in done and candidate.stage == stage:
                 waiting.append(candidate)
+        if waiting:
+            self._keep_item_texts()
         self._evaluation.score_all(waiting, self._evaluation.submit_final)
+
+    def _keep_item_texts(self) -> None:
+        """Write down what the held-out items ask, so that answers can be read beside them."""
+        for objective in self._campaign.scored:
+            if not self._archive.item_texts(objective):
+                self._archive.add_item_texts(objective, self._campaign.item_texts(objective))

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from evomerge.errors import Fault, Faults
+from evomerge.scoring.items import ItemText
 from evomerge.sections import Flag, Number, Section, Text, Whole, one_of, option, refuse
 
 
@@ -238,6 +239,10 @@ class Fitness(ABC):
 
     def answers(self, ordinals: Sequence[int]) -> list[str] | None:
         """Return what the model said when it was last scored; None if it does not speak."""
+        return None
+
+    def text(self, ordinal: int) -> ItemText | None:
+        """Return what an item asks and what is right, for people to read; None without words."""
         return None
 
     def spoken(self) -> Sequence[int]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import os
 import traceback
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from evomerge.canonical import file_hash, item_hash
 from evomerge.errors import BadInput, CandidateFailure, Fault, one_line, placed
 from evomerge.scoring.fitness import Fitness, FunctionSection, Scorable
+from evomerge.scoring.items import ItemText
 
 _DEFINE = "define items() and score(model, tokenizer, items)"
 
@@ -68,6 +70,13 @@ class FunctionFitness(Fitness):
             place = f"{self._objective}: {self._path.name}{_line(error, self._path)}"
             raise CandidateFailure(f"{place}: {one_line(error)}") from error
         return scores
+
+    def text(self, ordinal: int) -> ItemText | None:
+        item = self._items[ordinal]
+        try:
+            return ItemText(item if isinstance(item, str) else json.dumps(item), "")
+        except (TypeError, ValueError):  # pictures, say
+            return None
 
 
 def _line(error: BaseException, path: Path) -> str:

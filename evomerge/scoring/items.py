@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,17 @@ class TestSplitSection(Section):
 
 
 HeldOut = float | LastSection | TestSplitSection
+
+
+class ItemText(NamedTuple):
+    """What an item asks and what is right, for people to read.
+
+    >>> ItemText("3 + 4 =", "seven").target
+    'seven'
+    """
+
+    text: str
+    target: str
 
 
 @dataclass(frozen=True)

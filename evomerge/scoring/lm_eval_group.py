@@ -9,6 +9,7 @@ import numpy as np
 from evomerge.canonical import file_hash, item_hash
 from evomerge.errors import BadInput, Fault
 from evomerge.scoring.fitness import Fitness, Scorable, TaskSection
+from evomerge.scoring.items import ItemText
 from evomerge.scoring.lm_eval_documents import TaskDocuments, open_documents, set_examples_aside
 from evomerge.scoring.lm_eval_model import answer
 from evomerge.scoring.lm_eval_task import TaskFitness
@@ -91,6 +92,10 @@ class GroupFitness(Fitness):
             for place, text in zip(at, task.answers(own) or (), strict=False):
                 said[place] = text
         return said
+
+    def text(self, ordinal: int) -> ItemText:
+        task, inner = self._places[ordinal]
+        return task.text(inner)
 
     def spoken(self) -> Sequence[int]:
         return [ordinal for ordinal, (task, _) in enumerate(self._places) if task.speaks]

@@ -15,6 +15,7 @@ import numpy as np
 from evomerge.canonical import file_hash
 from evomerge.scoring.fitness import Fitness, Scorable, TaskSection
 from evomerge.scoring.generators import seeded_as_lm_eval
+from evomerge.scoring.items import ItemText
 from evomerge.scoring.lm_eval_documents import (
     FEWSHOT_SEED,
     TaskDocuments,
@@ -163,6 +164,16 @@ class TaskFitness(Fitness):
         if not self.speaks:
             return None
         return [str(self._requests[o][0].filtered_resps[self._metric.filter]) for o in ordinals]
+
+    def text(self, ordinal: int) -> ItemText:
+        doc = self._docs[ordinal]
+        with quietly(), seeded_as_lm_eval():
+            asked, target = self._task.doc_to_text(doc), self._task.doc_to_target(doc)
+            choices = self._task.doc_to_choice(doc) if self._task.config.doc_to_choice else ()
+        places = [asked, *target] if isinstance(target, list) else [asked, target]
+        # a number stands for a choice, in what is asked as well: "The ___ is too small"
+        first, *right = (choices[p] if isinstance(p, int) and choices else str(p) for p in places)
+        return ItemText(first.strip(), " | ".join(one.strip() for one in right))
 
     def spoken(self) -> Sequence[int]:
         return range(len(self.hashes)) if self.speaks else ()
