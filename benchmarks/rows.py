@@ -7,9 +7,9 @@ from pathlib import Path
 
 import common
 import numpy as np
+from scipy import stats
 
 from evomerge.search.pareto import hypervolume
-from evomerge.text import Z95
 
 Row = Mapping[str, object]
 
@@ -81,8 +81,9 @@ def deviation(values: np.ndarray) -> float:
 
 
 def interval_of_mean(values: np.ndarray) -> float:
-    """Return half the 95 % interval of the mean of (seeds,) values, taken as normal."""
-    return float(Z95 * values.std(ddof=1) / np.sqrt(len(values)))
+    """Return half the 95 % interval of the mean of (seeds,) values, by Student's t."""
+    quantile = stats.t.ppf(0.975, len(values) - 1)
+    return float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 class Searches:
