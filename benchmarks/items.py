@@ -3,15 +3,15 @@
     python benchmarks/items.py demo cmaes cmaes-full random random-full --items 15000 30000 60000
     python benchmarks/items.py demo-57 cmaes cmaes-full random random-full --items 15000 30000 60000
     python benchmarks/items.py many cmaes niches nsga2 tpe random random-full --items 30000
-    python benchmarks/items.py smollm2 cmaes cmaes-full --items 6400 --seeds 3
+    python benchmarks/items.py smollm2 cmaes cmaes-full --items 3200 --seeds 3
     python benchmarks/items.py demo table
 
 `demo` is search_spaces/crosslingual-maths.yaml, `demo-57` the same with a group for each layer and
 its attention, MLP and rest (57 genes), `many` search_spaces/many-experts.yaml, and `smollm2`
-benchmarks/smollm2/campaign.yaml, for which its make.py comes first; a search of it takes an hour of
-one core. A search is the name of a controller, which scores candidates in parts; with -full behind
-it, each on all items. Niches breed sums of task vectors; `niches-paper` means of the models, as
-M2N2 does. With --evaluations the controller proposes so many candidates, however many items they
+benchmarks/smollm2/campaign.yaml, for which its make.py comes first; a search of it takes half an
+hour of one core. A search is the name of a controller, which scores candidates in parts; with -full
+behind it, each on all items. Niches breed sums of task vectors; `niches-paper` means of the models,
+as M2N2 does. With --evaluations the controller proposes so many candidates, however many items they
 take (bayes with 48, cmaes with 160).
 
 Items are those that the search scores, confirmations included; the baselines' come on top, as they
