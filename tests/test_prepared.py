@@ -237,3 +237,126 @@ def test_options_that_are_numbers_are_checked():
         method_of(recipe)
     with pytest.raises(BadInput, match=r"options\.ratoi: pcb has no option 'ratoi'; .*ratio"):
         method_of(recipe_of("pcb", ["a", "b"], "base", options={"ratoi": 0.5}))
+
+
+# --- spectral methods and DOGE ---------------------------------------------------------------
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, shape=st.sampled_from([(12, 9), (5, 16)]), count=st.integers(1, 3))
+def test_iso_c_has_the_sums_singular_vectors_and_one_singular_value(seed, shape, count):
+    base, models, taus = arrays(seed, shape, count)
+    u, s, v = np.linalg.svd(sum(taus), full_matrices=False)
+    got = merge_arrays("iso", base, models, options={"common": 1.0}) - base
+    assert np.allclose(got, s.mean() * u @ v, atol=2e-5)
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, common=st.sampled_from([0.3, 0.5, 0.8]))
+def test_iso_cts_fills_the_rank_with_parts_of_single_models(seed, common):
+    base, models, taus = arrays(seed, (14, 10), 2)
+    each = round((10 - int(10 * common)) / 2)
+    k = 10 - 2 * each
+    u, s, v = np.linalg.svd(sum(taus), full_matrices=False)
+    left, sizes, right = [u[:, :k]], [s[:k]], [v[:k].T]
+    for tau in taus:
+        rest = tau - u[:, :k] @ u[:, :k].T @ tau
+        a, b, c = np.linalg.svd(rest, full_matrices=False)
+        left.append(a[:, :each]), sizes.append(b[:each]), right.append(c[:each].T)
+
+    def polar(columns):
+        values, vectors = np.linalg.eigh(columns.T @ columns)
+        return columns @ vectors @ np.diag(values**-0.5) @ vectors.T
+
+    wanted = np.hstack(sizes).mean() * polar(np.hstack(left)) @ polar(np.hstack(right)).T
+    got = merge_arrays("iso", base, models, options={"common": common}) - base
+    assert np.allclose(got, wanted, atol=5e-5)
+
+
+def test_iso_leaves_rounding_out():
+    """A sum of rank one has one singular part; others are rounding and stay as small."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(9, 7)).astype(np.float32)
+    step = np.outer(rng.normal(size=9), rng.normal(size=7)).astype(np.float32)
+    got = merge_arrays("iso", base, [base + step, base + step], options={"common": 1.0}) - base
+    assert np.allclose(got, 2 * step, atol=1e-4)
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, least=st.sampled_from([0.5, 1.0]), count=st.integers(1, 3))
+def test_svc_divides_each_direction_by_how_often_it_is_counted(seed, least, count):
+    base, models, taus = arrays(seed, (11, 8), count)
+    u, s, v = np.linalg.svd(sum(taus), full_matrices=False)
+    sizes = []
+    for r in range(8):
+        whole = u[:, r] @ sum(taus)
+        slopes = [whole @ (u[:, r] @ t) / ((u[:, r] @ t) ** 2).sum() for t in taus]
+        sizes.append(s[r] * count / sum(max(least, slope) for slope in slopes))
+    got = merge_arrays("svc", base, models, options={"least": least}) - base
+    assert np.allclose(got, u @ np.diag(sizes) @ v, atol=2e-5)
+
+
+def test_svc_counts_what_all_share_once():
+    """Of N equal models it leaves one; of models that share nothing, their sum."""
+    base, (model,), _ = arrays(1, (6, 6), 1)
+    assert np.allclose(merge_arrays("svc", base, [model] * 3), model, atol=1e-5)
+    apart = [base + np.outer(row, row).astype(np.float32) for row in np.eye(6)[:3]]
+    assert np.allclose(merge_arrays("svc", base, apart), sum(apart) - 2 * base, atol=1e-5)
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, used=st.sampled_from([0.3, 0.5, 0.9]))
+def test_opcm_is_its_papers_step_by_step(seed, used):
+    """As the paper has it: the merge is brought to the average length after each model."""
+    base, models, taus = arrays(seed, (9, 12), 3)
+    merged, grown, lengths = taus[0], 1.0, [np.linalg.norm(taus[0])]
+    for tau in taus[1:]:
+        u, s, v = np.linalg.svd(merged)
+        split = int(np.argmax(s.cumsum() / s.sum() > used))
+        projected = u.T @ tau @ v.T
+        np.fill_diagonal(projected, 0.0)
+        projected[:split, :split] = 0.0
+        lengths.append(np.linalg.norm(tau))
+        whole = grown * merged + u @ projected @ v
+        grown = np.linalg.norm(whole) / np.mean(lengths)
+        merged = whole / grown
+    got = merge_arrays("opcm", base, models, options={"used": used}) - base
+    assert np.allclose(got, merged, atol=2e-5)
+    assert np.linalg.norm(got) == pytest.approx(np.mean(lengths), rel=1e-4)
+
+
+@settings(max_examples=5)
+@given(seed=SEEDS, count=st.integers(2, 3))
+def test_doge_is_its_papers(seed, count):
+    """By autograd of the loss as it is written, in float64."""
+    base, models, taus = arrays(seed, (14, 12), count)
+    wide = torch.tensor(np.array(taus))
+    factors = 0.5 / wide.flatten(1).norm(dim=1)
+    lefts = [torch.linalg.svd(tau)[0][:, : 12 // count] for tau in wide]
+    shared = torch.linalg.svd(torch.cat(lefts, 1))[0][:, :2]
+    delta = torch.zeros(14, 12, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=1e-4)
+    for _ in range(400):
+        adam.zero_grad()
+        merged = sum(f * (tau + delta) for f, tau in zip(factors, wide, strict=True))
+        sum((tau * (tau - merged)).sum(1).pow(2).sum() for tau in wide).backward()
+        delta.grad -= shared @ shared.T @ delta.grad
+        adam.step()
+    bounds = wide.abs().flatten(1).sort(descending=True)[0][:, int(0.4 * 14 * 12) - 1]
+    wanted = sum(
+        f * (tau.abs() >= bound) * (tau + delta.detach())
+        for f, tau, bound in zip(factors, wide, bounds, strict=True)
+    )
+    options = {"length": 0.5, "kept": 0.4}
+    got = merge_arrays("doge", base, models, options=options) - base
+    off = np.abs(got - wanted.numpy())
+    assert np.quantile(off, 0.99) < 1e-3  # a mask's edge may fall otherwise in float32
+    assert float(delta.detach().abs().max()) > 1e-3  # it has moved
+
+
+def test_varm_shares_each_tensor_by_its_movement():
+    base, models, taus = arrays(4, (5, 6), 3)
+    squares = np.array([(tau**2).mean() for tau in taus])
+    wanted = sum(w * tau for w, tau in zip(squares / squares.sum(), taus, strict=True))
+    assert np.allclose(merge_arrays("varm", base, models) - base, wanted, atol=1e-6)
+    assert np.array_equal(merge_arrays("varm", base, [base, base]), base)

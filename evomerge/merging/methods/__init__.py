@@ -154,6 +154,7 @@ class MergeMethod:
         models: the exact number of models, where it is fixed.
         paper: where it is described.
         prepare: transforms task vectors, of the prepared family.
+        ordered: whether another order of the models is another merge.
 
     >>> ties = METHODS.get("ties")
     >>> [parameter.name for parameter in ties.parameters], ties.options
@@ -174,6 +175,7 @@ class MergeMethod:
     models: int | None
     paper: str
     prepare: Callable[..., Directions] | None
+    ordered: bool
 
     @property
     def summary(self) -> str:
@@ -242,7 +244,9 @@ def masked_method(*, paper: str, draws: bool = False) -> Callable[[F], F]:
     return _decorator("masked", paper, True, draws=draws)
 
 
-def prepared_method(*, paper: str, prepare: Callable[..., Directions]) -> Callable[[F], F]:
+def prepared_method(
+    *, paper: str, prepare: Callable[..., Directions], ordered: bool = False
+) -> Callable[[F], F]:
     """Register a method of the prepared family; the function returns (models,) coefficients.
 
     Args:
@@ -250,11 +254,12 @@ def prepared_method(*, paper: str, prepare: Callable[..., Directions]) -> Callab
         prepare: (vectors, **options) -> (tensor's name, one direction a model), of every tensor
             in `vectors.names`' order; `vectors` is a `TaskVectorsView`, directions are float
             tensors of the tensor's shape.
+        ordered: whether the models' order changes what is prepared.
 
     >>> METHODS.get("wudi").prepares
     {'ridge': 0.1}
     """
-    return _decorator("prepared", paper, True, prepare=prepare)
+    return _decorator("prepared", paper, True, prepare=prepare, ordered=ordered)
 
 
 def _decorator(
@@ -265,6 +270,7 @@ def _decorator(
     models: int | None = None,
     draws: bool = False,
     prepare: Callable[..., Directions] | None = None,
+    ordered: bool = False,
 ) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         parameters: list[Parameter] = []
@@ -298,6 +304,7 @@ def _decorator(
             models=models,
             paper=paper,
             prepare=prepare,
+            ordered=ordered,
         )
         METHODS.add(name, method)
         return function

@@ -1,7 +1,5 @@
 """TSV-M: task singular vectors, kept apart from one another."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from evomerge.merging.methods import (
@@ -12,12 +10,7 @@ from evomerge.merging.methods import (
     Weights,
     prepared_method,
 )
-
-if TYPE_CHECKING:
-    import torch
-
-# A bfloat16 has eight bits: singular values this far below the largest are its rounding.
-REAL = 1 / 256
+from evomerge.merging.spectrum import REAL, nearest_orthonormal
 
 
 def directions(vectors: TaskVectorsView) -> Directions:
@@ -37,11 +30,6 @@ def directions(vectors: TaskVectorsView) -> Directions:
     """
     import torch
 
-    def nearest(columns: "torch.Tensor") -> "torch.Tensor":
-        """Return P Q^T of columns = P S Q^T: the nearest matrix with orthonormal columns."""
-        left, _, right = torch.linalg.svd(columns, full_matrices=False)
-        return left @ right
-
     for name in vectors.names:
         taus = vectors.of(name)
         rank = min(taus[0].shape) // len(taus) if taus[0].dim() == 2 else 0  # floor(r / N)
@@ -55,8 +43,8 @@ def directions(vectors: TaskVectorsView) -> Directions:
             sizes.append(kept)
             left.append(u[:, :rank] * (kept > 0))
             right.append(v[:rank].T * (kept > 0))
-        lefts = nearest(torch.cat(left, 1)).split(rank, 1)
-        rights = nearest(torch.cat(right, 1)).split(rank, 1)
+        lefts = nearest_orthonormal(torch.cat(left, 1)).split(rank, 1)
+        rights = nearest_orthonormal(torch.cat(right, 1)).split(rank, 1)
         # D_i = U^_i S_i V^_i^T
         yield name, [u * s @ v.T for u, s, v in zip(lefts, sizes, rights, strict=True)]
 
