@@ -421,3 +421,9 @@ def test_documented_options_are_there(page: str) -> None:
         source = (ROOT / script).read_text() + shared
         missing = [w for w in words if w.startswith("--") and f'"{w}"' not in source]
         assert missing == [], command
+
+
+def test_methods(desk: Path) -> None:
+    (row,) = table(run(desk, "benchmarks/methods.py demo --short"))
+    assert (row["campaign"], row["method"], row["seeds"]) == ("demo", "task_arithmetic", "1")
+    assert 0 < float(row["alone"]) < 1 and 0 < float(row["found"]) < 1

@@ -360,3 +360,8 @@ def test_varm_shares_each_tensor_by_its_movement():
     wanted = sum(w * tau for w, tau in zip(squares / squares.sum(), taus, strict=True))
     assert np.allclose(merge_arrays("varm", base, models) - base, wanted, atol=1e-6)
     assert np.array_equal(merge_arrays("varm", base, [base, base]), base)
+    weight = np.array([0.5, -1.0, 2.0])
+    shares = weight * squares / np.abs(weight * squares).sum()
+    wanted = sum(w * tau for w, tau in zip(shares, taus, strict=True))
+    got = merge_arrays("varm", base, models, weight=tuple(weight)) - base
+    assert np.allclose(got, wanted, atol=1e-6)
