@@ -68,3 +68,13 @@ def byte_size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def in_one_line(said: object) -> str:
+    """Return a text without what is no letter to see, such as the ends of lines.
+
+    >>> in_one_line("of two\\nlines\\x07")
+    'of two lines'
+    """
+    letters = (letter if letter.isprintable() else " " for letter in str(said))
+    return " ".join("".join(letters).split())

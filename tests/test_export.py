@@ -62,7 +62,7 @@ def stored_checksum(directory):
 def test_export_is_bit_for_bit_what_was_scored(run, here):
     archive = Archive(run / "archive.db")
     best = archive.best()
-    candidate, checksum, how = export_candidate(run, here / "out", "best", {}, True)
+    candidate, checksum, how, _ = export_candidate(run, here / "out", "best", {}, True)
     assert (candidate, how) == (best, "as scored")
     assert checksum == archive.outcome(best)["weights_checksum"] == stored_checksum(here / "out")
     assert not [p for p in here.iterdir() if p.name.endswith(".tmp")]

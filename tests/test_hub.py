@@ -4,8 +4,6 @@ A server on this machine stands in for the hub and says what it served. The hub'
 environment when it is imported, so evomerge runs in a process of its own, command by command.
 """
 
-import hashlib
-import http.server
 import json
 import logging
 import os
@@ -15,12 +13,13 @@ import sys
 import threading
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
 import yaml
 from conftest import FITNESS, cache_with_kernels
+from hub_stand_in import Hub
+from hub_uploads import TOKEN
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -39,121 +38,6 @@ for line in sys.stdin:
     done = CliRunner().invoke(main, json.loads(line))
     print(json.dumps([done.exit_code, done.stdout, done.stderr]), flush=True)
 """
-TOKEN = "hf_doNotTellAnybody"
-REFUSED = {  # what the hub answers: of gated ones the files alone, of others everything
-    "org/gated": (403, "GatedRepo"),
-    "org/private": (401, "RepoNotFound"),
-}
-
-
-class Hub(http.server.ThreadingHTTPServer):
-    """The hub's repositories, of folders ORG/NAME, each at one commit that `main` and `v2` name.
-
-    As the hub does, it sends who asks for weights on to another host, which serves parts.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.folder = folder
-        self.served: dict[str, int] = {}  # "org/name/file" -> bytes, of all requests together
-        self.strangers: list[str] = []  # what the other host was told of who asks
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def weights_served(self) -> dict[str, int]:
-        """Return the bytes of each file of weights that were served since this was asked."""
-        found = {name: n for name, n in self.served.items() if name.endswith(".safetensors")}
-        self.served.clear()
-        return found
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self):
-        self.answer()
-
-    def do_GET(self):
-        self.answer()
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self):
-        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            self.tell(parts[2:])
-        elif parts[0] == "store":
-            self.server.strangers.append(str(self.headers.get("Authorization")))
-            self.give("/".join(parts[1:3]), "/".join(parts[3:]))
-        elif parts[2:3] == ["resolve"]:
-            self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
-        else:
-            self.send(404, b"{}")
-
-    def tell(self, parts: list[str]):
-        """What is known of a repository: its commit, or its files."""
-        repository, revision = "/".join(parts[:2]), parts[3] if len(parts) > 3 else "main"
-        if repository != "org/gated" and not self.is_open(repository, revision):
-            return
-        folder = self.server.folder / repository
-        if parts[2:3] == ["tree"]:
-            listed = []
-            for file in sorted(folder.iterdir()):
-                oid, size = commit(file.name), file.stat().st_size
-                listed.append({"type": "file", "path": file.name, "size": size, "oid": oid})
-            self.send(200, json.dumps(listed).encode())
-        else:
-            self.send(200, json.dumps({"id": repository, "sha": commit(repository)}).encode())
-
-    def is_open(self, repository: str, revision: str) -> bool:
-        """Answer who may not see a repository, or asks for none that is there."""
-        status, code = REFUSED.get(repository, (200, ""))
-        if status == 200 and not (self.server.folder / repository).is_dir():
-            status, code = 404, "RepoNotFound"
-        elif status == 200 and revision not in ("main", "v2", commit(repository)):
-            status, code = 404, "RevisionNotFound"
-        if status != 200:
-            self.send(status, b"{}", {"X-Error-Code": code})
-        return status == 200
-
-    def resolve(self, repository: str, revision: str, name: str):
-        if not self.is_open(repository, revision):
-            return
-        file = self.server.folder / repository / name
-        about = {"X-Repo-Commit": commit(repository), "ETag": f'"{commit(f"{repository}/{name}")}"'}
-        if file.suffix != ".safetensors":
-            self.give(repository, name, about)
-            return
-        about |= {"X-Linked-Etag": about["ETag"], "X-Linked-Size": str(file.stat().st_size)}
-        host = self.server.url.replace("127.0.0.1", "localhost")
-        self.send(302, b"", about | {"Location": f"{host}/store/{repository}/{name}"})
-
-    def give(self, repository: str, name: str, about: dict[str, str] | None = None):
-        """Send a file, or the part of it that is asked for."""
-        content = (self.server.folder / repository / name).read_bytes()
-        size, asked = len(content), self.headers.get("Range")
-        if not asked or repository == "org/unparted":
-            self.send(200, content, about, f"{repository}/{name}")
-            return
-        first, last = map(int, asked.removeprefix("bytes=").split("-"))
-        where = {"Content-Range": f"bytes {first}-{min(last, size - 1)}/{size}"}
-        self.send(206, content[first : last + 1], where, f"{repository}/{name}")
-
-    def send(self, status: int, body: bytes, headers: dict | None = None, name: str = ""):
-        self.send_response(status)
-        for key, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.server.served[name] = self.server.served.get(name, 0) + len(body)
-            self.wfile.write(body)
-
-
-def commit(text: str) -> str:
-    """Return forty hex digits that stand for something, as git's hashes do."""
-    return hashlib.sha1(text.encode()).hexdigest()
 
 
 def save_adapter(folder: Path, module: str, size: int):
@@ -250,7 +134,11 @@ class Evomerge:
             "workers": {"threads": 1},
         }
         file.write_text(yaml.safe_dump(plan))
-        self.process.stdin.write(json.dumps([command, str(file), *options]) + "\n")
+        return self.say(command, str(file), *options)
+
+    def say(self, *words: str) -> Done:
+        """Run a command."""
+        self.process.stdin.write(json.dumps(words) + "\n")
         self.process.stdin.flush()
         done = Done(*json.loads(self.process.stdout.readline()))
         assert TOKEN not in done.output + done.errors
@@ -321,6 +209,19 @@ def test_check_reads_headers_and_run_fetches_the_weights(hub, evomerge, folder):
     offline.close()
     assert again.code == 0, again.errors
     assert hub.served == {}
+
+
+def test_a_found_model_is_pushed_to_where_the_environment_says(hub, evomerge):
+    """Its sources were fetched from there: the card names them by their ids."""
+    done = evomerge.say("push", "first", "org/found", "--pick", "best")
+    assert done.code == 0, done.errors
+    assert f"{hub.url}/org/found/commit/" in done.output
+    files = hub.pushed.files("org/found")
+    head = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert head["base_model"] == ["org/base", "org/a", "org/b", "org/lora"]
+    recipe = json.loads(files["recipe.json"])
+    assert recipe["models"] == ["org/a", "org/b@v2", "org/base+org/lora"]
+    assert not any(str(evomerge.folder).encode() in content for content in files.values())
 
 
 def test_each_repository_that_cannot_be_had_has_its_reason(evomerge):

@@ -15,6 +15,8 @@ from evomerge.export.model_card import model_card, short_card
 from evomerge.recipes.parameters import single, uniform
 from evomerge.testing.archives import PLAN, PROVENANCE
 
+INHERITED = {"license", "license_name", "license_link", "language", "datasets", "pipeline_tag"}
+INHERITED |= {"model-index"}
 CACHED = "/home/me/.cache/huggingface/hub/models--org--ja/snapshots/0123abcd"
 
 
@@ -22,7 +24,7 @@ def head_of(card):
     """The metadata as the hub's own client reads it, and as YAML does."""
     head = yaml.safe_load(card.split("---\n")[1])
     assert ModelCard(card).data.to_dict() == head
-    assert set(head) <= {"library_name", "base_model", "base_model_relation", "tags"}
+    assert set(head) <= {"library_name", "base_model", "base_model_relation", "tags"} | INHERITED
     assert ("base_model" in head) == ("base_model_relation" in head)
     return head
 

@@ -115,7 +115,7 @@ def test_a_routed_candidate_is_exported_as_deep_as_it_was_scored(staged, tmp_pat
     archive, means = scored(staged)
     routed = [c for c in archive.candidates(origin="search") if c.recipe_json["kind"] == "routing"]
     deepest = max(routed, key=lambda c: len(c.recipe_json["path"]))
-    _, _, how = export_candidate(staged, tmp_path / "out", str(deepest.id))
+    how = export_candidate(staged, tmp_path / "out", str(deepest.id)).compared
     assert how == "scales folded in"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.num_hidden_layers == means[deepest.id]["depth"] == len(model.model.layers)

@@ -83,6 +83,12 @@ class ArchiveReader(Ledger):
             named = " and ".join(sorted(set(chosen.values()))) or "transformers"
         return str(named)
 
+    @property
+    def quantized(self) -> str:
+        """What the weights were rounded to for scoring, "int8 by torchao"; "" if they were not."""
+        made: str = self.campaign["provenance"].get("quantized", "")
+        return made
+
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:
         """The objectives as the provenance has them, with their directions resolved."""

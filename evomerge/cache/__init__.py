@@ -5,7 +5,7 @@ KINDS = {
     "candidates": "candidates of runs, merged to be sources",
     "prepared": "prepared task vectors",
     "factories": "weights that a function drew by a seed",
-    "recipes": "merges within a merge under way",
+    "recipes": "merges within a merge, or a push, under way",
     "native": "compiled kernels",
     "digests": "hashes of sources",
 }

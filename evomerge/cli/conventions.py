@@ -28,6 +28,11 @@ TRUST_CODE = click.option(
 SET = click.option(
     "--set", "settings", multiple=True, metavar="KEY=YAML", help="Override a key: a.b=value."
 )
+PICK = click.option(
+    "--pick",
+    default="best",
+    help="best, knee, a candidate's number, an objective, or weights=NAME:NUMBER,... of the front.",
+)
 AS_ADAPTER = click.option(
     "--as-adapter",
     is_flag=True,
@@ -99,3 +104,13 @@ def weights_of(as_adapter: bool) -> str:
     'weights'
     """
     return "adapter, which merges to weights" if as_adapter else "weights"
+
+
+def license_warning(doubt: str) -> str:
+    """Return the line that says why a model's card names no licence.
+
+    >>> license_warning("no licence is known of ja")
+    'warning: no licence is known of ja; write `license:` into README.md once you know what holds'
+    """
+    mend = "write `license:` into README.md once you know what holds"
+    return printable(f"warning: {doubt}; {mend}")

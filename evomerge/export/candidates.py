@@ -22,6 +22,7 @@ from evomerge.cache.private import exposed
 from evomerge.dtypes import CODES, SIZE
 from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, EvomergeError, Fault, Faults, placed
+from evomerge.export.hub_ids import folders
 from evomerge.export.model_card import model_card, served_adapters
 from evomerge.export.model_directory import merge_to, source_key
 from evomerge.export.whole_recipes import of_this_run, self_contained, stands_alone
@@ -30,6 +31,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
 from evomerge.sources.alignment import aligned
 from evomerge.sources.digest import digest
+from evomerge.sources.own_cards import inherited
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source, is_candidate, moved_faults, open_source
 from evomerge.sources.trust import NOBODY, Trust
@@ -42,6 +44,7 @@ class Exported(NamedTuple):
         candidate: its number.
         checksum: of the weights.
         compared: how they compare with those that were scored.
+        doubt: why the card names no licence, as a sentence; "" if it does.
 
     >>> Exported(7, "5f0c", "as scored").compared
     'as scored'
@@ -50,6 +53,7 @@ class Exported(NamedTuple):
     candidate: int
     checksum: str
     compared: str
+    doubt: str = ""
 
 
 def open_candidate(
@@ -260,7 +264,11 @@ def _exported(
     with as_written():
         outcome = archive.outcome(candidate.id)
         scored = outcome["weights_checksum"] if outcome is not None else ""
-        card = model_card(archive, candidate.id, recipe, as_adapter)
+        labels = {source.name: source.label for source in archive.sources}
+        own = inherited(
+            {labels.get(name, "a source"): folders(places[name]) for name in recipe.sources}
+        )
+        card = model_card(archive, candidate.id, recipe, as_adapter, own)
         is_served = served_adapters(archive)
     first = _first(archive, places, moved, trust)
     checksum = merge_to(
@@ -281,7 +289,8 @@ def _exported(
         compared = "scales folded in"
     elif verify and is_served and not as_adapter:
         compared = "merged from the factors that were scored"
-    return Exported(candidate.id, checksum, compared + _by_transformers(archive, candidate.id))
+    compared += _by_transformers(archive, candidate.id)
+    return Exported(candidate.id, checksum, compared, own.doubt)
 
 
 def _by_transformers(archive: ArchiveReader, candidate: int) -> str:

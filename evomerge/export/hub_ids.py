@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 _CACHED = re.compile(r"(?:^|/)models--([^/]+)/snapshots/[^/]+/*$")
 
@@ -35,6 +36,30 @@ def hub_ids(name: str, place: str | None = None) -> list[str]:
     return [repository for repository in found if repository]
 
 
+def published(name: str, place: str | None = None) -> str:
+    """Return the name of a model by which others find it; "" of one that is of no hub.
+
+    Args:
+        name, place: see `hub_ids`.
+
+    >>> published("org/base@main+org/lora"), published("models/mine")
+    ('org/base@main+org/lora', 'models/mine')
+    >>> published("/home/me/hub/models--org--model/snapshots/9c1f"), published("/models/mine")
+    ('org/model@9c1f', '')
+    """
+    here = _parts(name)
+    found = []
+    for number, part in enumerate(here):
+        ids = hub_ids(part, _parts(place)[number] if place is not None else None)
+        if not ids:
+            return ""
+        if part.partition("@")[0] == ids[0] and not os.path.isdir(part):
+            found.append(part)
+        else:  # its folder in the hub's cache, which is called as the commit is
+            found.append(f"{ids[0]}@{Path(os.path.realpath(part)).name}")
+    return "+".join(found)
+
+
 def base_id(name: str, place: str | None = None) -> str:
     """Return the hub's id of the model below an adapter; "" of one of no hub.
 
@@ -66,6 +91,18 @@ def base_model(name: str, place: str | None = None) -> tuple[str, str | None]:
     if place is not None and not os.path.isdir(os.path.expanduser(model)):
         model = _parts(place)[0]
     return model, None
+
+
+def folders(place: str) -> list[Path]:
+    """Return the directory of a model and that of its adapter, if it has one.
+
+    Args:
+        place: see `hub_ids`.
+
+    >>> folders("/models/base+/adapters/ja")
+    [PosixPath('/models/base'), PosixPath('/adapters/ja')]
+    """
+    return list(map(Path, _parts(place)))
 
 
 def _parts(name: str) -> list[str]:

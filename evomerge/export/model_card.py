@@ -6,25 +6,30 @@ archive chose, are plain text, whatever Markdown or HTML they hold.
 """
 
 import re
-from collections.abc import Iterable
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from evomerge.archive.archived_plan import searches
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.records import SourceRecord
 from evomerge.archive.summary import mean_score, row
 from evomerge.engines import ENGINES
-from evomerge.export.hub_ids import base_id, hub_ids
+from evomerge.export.card_head import card_head, model_index
+from evomerge.export.hub_ids import hub_ids
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
-from evomerge.sources.source import is_candidate
-from evomerge.text import interval
+from evomerge.sources.own_cards import Inherited
+from evomerge.text import in_one_line, interval
+
+# Of sources that nobody looked at: the card says nothing of their licences.
+NOTHING = Inherited()
 
 
 def model_card(
-    archive: ArchiveReader, candidate: int, recipe: Recipe, as_adapter: bool = False
+    archive: ArchiveReader,
+    candidate: int,
+    recipe: Recipe,
+    as_adapter: bool = False,
+    inherited: Inherited = NOTHING,
 ) -> str:
     """Return README.md for a candidate of a campaign.
 
@@ -33,6 +38,7 @@ def model_card(
         candidate: its number.
         recipe: of the candidate.
         as_adapter: the directory holds a LoRA adapter in the place of weights.
+        inherited: from the sources' cards.
 
     >>> from evomerge.testing.archives import example_archive
     >>> archive = example_archive()
@@ -60,12 +66,20 @@ def model_card(
         "",
         *map(_source, archive.sources),
         "",
+        *_license(inherited),
         "## Provenance",
         "",
         *_provenance(archive),
         "",
     ]
-    return _head(recipe, archive.sources, as_adapter) + "\n".join(lines)
+    head = card_head(
+        recipe,
+        inherited,
+        known=archive.sources,
+        as_adapter=as_adapter,
+        results=model_index(archive, candidate) if inherited.pipeline else (),
+    )
+    return head + "\n".join(lines)
 
 
 _ADAPTER = (
@@ -74,6 +88,14 @@ _ADAPTER = (
     " adapters serves it; `evomerge merge recipe.json OUT` writes whole weights.",
     "",
 )
+
+
+def _license(inherited: Inherited) -> list[str]:
+    """Return a section that says why the head has no licence, where it has none."""
+    if not inherited.doubt:
+        return []
+    doubt = f"This card names none: {_plain(inherited.doubt)}. Each source's own licence holds."
+    return ["## Licence", "", doubt, ""]
 
 
 def _source(source: SourceRecord) -> str:
@@ -132,11 +154,11 @@ def served_adapters(archive: ArchiveReader) -> bool:
     return engine is not None and engine.serves_adapters
 
 
-def short_card(recipe: Recipe, as_adapter: bool = False) -> str:
+def short_card(recipe: Recipe, as_adapter: bool = False, inherited: Inherited = NOTHING) -> str:
     """Return README.md for a model of which only the recipe is known.
 
     Args:
-        recipe, as_adapter: see `model_card`.
+        recipe, as_adapter, inherited: see `model_card`.
 
     >>> from evomerge.recipes.parameters import uniform
     >>> print(short_card(uniform(("org/a", "models/of/mine"), "float32")))
@@ -159,36 +181,9 @@ def short_card(recipe: Recipe, as_adapter: bool = False) -> str:
     text = "# Merged model\n\nMade by evomerge from `recipe.json`.\n"
     if as_adapter:
         text += "\n" + "\n".join(_ADAPTER)
-    return _head(recipe, as_adapter=as_adapter) + text
-
-
-def _head(recipe: Recipe, known: Iterable[SourceRecord] = (), as_adapter: bool = False) -> str:
-    """Return the metadata block of a model card: the hub's merge tags and the sources' ids there.
-
-    Args:
-        recipe: of the model.
-        known: the campaign's sources: where they lie, and what candidates of runs among the
-            recipe's sources were made of, whose names say nothing to others.
-        as_adapter: see `model_card`; it has one base, and is no merge of it.
-    """
-    places = {source.name: source.path for source in known}
-    sources = list(recipe.sources)
-    if any(is_candidate(name) for name in sources):
-        sources += places
-    ids: list[str] = []
-    for name in sources:
-        if not is_candidate(name):
-            ids += hub_ids(name, places.get(name))
-    head: dict[str, Any] = {"library_name": "peft" if as_adapter else "transformers"}
-    relation, tags = "merge", ["mergekit", "merge", "evomerge"]
-    if as_adapter:
-        name = recipe.sources[0]
-        ids = [base for base in [base_id(name, places.get(name))] if base]
-        relation, tags = "adapter", ["lora", *tags]
-    if ids:
-        head |= {"base_model": list(dict.fromkeys(ids)), "base_model_relation": relation}
-    head["tags"] = tags
-    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
+    if inherited.doubt:
+        text += "\n" + "\n".join(_license(inherited))
+    return card_head(recipe, inherited, as_adapter=as_adapter) + text
 
 
 def _plain(said: object) -> str:
@@ -197,7 +192,7 @@ def _plain(said: object) -> str:
     >>> print(_plain("- a|b <script> [x](y) maths_ja"))
     \- a\|b \<script\> \[x\](y) maths_ja
     """
-    text = re.sub(r"([\\`*\[\]<>#|~&!$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", _one_line(said))
+    text = re.sub(r"([\\`*\[\]<>#|~&!$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", in_one_line(said))
     text = re.sub(r":(?=//)|(?<=\bwww)\.", r"\\\g<0>", text)  # or it would be a link by itself
     return re.sub(r"^(\d+(?=[.)]))?(?=[-+=.)])", r"\1\\", text)  # or it would begin a list
 
@@ -208,9 +203,4 @@ def _code(said: object) -> str:
     >>> print(_code("ties"), _code("a`b"))
     `ties` `a'b`
     """
-    return f"`{_one_line(said).replace('`', chr(39))}`"
-
-
-def _one_line(said: object) -> str:
-    letters = (letter if letter.isprintable() else " " for letter in str(said))
-    return " ".join("".join(letters).split())
+    return f"`{in_one_line(said).replace('`', chr(39))}`"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from evomerge.dtypes import CODES, SIZE
 from evomerge.errors import BadInput, EvomergeError, Fault, Faults, placed
-from evomerge.export.hub_ids import base_model
+from evomerge.export.hub_ids import base_model, folders
 from evomerge.export.model_card import short_card
 from evomerge.kernels.checksum import Checksum
 from evomerge.mergekit.passthrough import to_passthrough
@@ -31,6 +31,7 @@ from evomerge.sources.alignment import aligned
 from evomerge.sources.companions import companions
 from evomerge.sources.compatibility import mismatches, stream_mismatches
 from evomerge.sources.digest import digest
+from evomerge.sources.own_cards import inherited
 from evomerge.sources.safetensors_file import Tensor, header_bytes
 from evomerge.sources.source import Source, is_candidate, open_source
 from evomerge.sources.trust import NOBODY, Trust
@@ -123,15 +124,19 @@ def merge_to(
                 configuration = _mergekit_configuration(recipe, opened)
                 if configuration is not None:
                     (folder / "mergekit_config.yml").write_text(configuration)
-            (folder / "README.md").write_text(
-                card or short_card(recipe, as_adapter), encoding="utf-8"
-            )
+            text = card or _short_card(recipe, opened, as_adapter)
+            (folder / "README.md").write_text(text, encoding="utf-8")
     except OSError as error:
         reason = error.strerror or error
         raise EvomergeError(f"{out} cannot be written: {reason}") from error
     except SafetensorError as error:
         raise EvomergeError(f"{out} cannot be written: {error}") from error
     return merged
+
+
+def _short_card(recipe: Recipe, opened: Mapping[str, Source], as_adapter: bool) -> str:
+    places = {name: folders(source.place) for name, source in opened.items()}
+    return short_card(recipe, as_adapter, inherited(places))
 
 
 def _open_all(

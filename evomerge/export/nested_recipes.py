@@ -77,7 +77,7 @@ def _merge(data: Any, out: Path, name: str, trust: Trust, as_adapter: bool = Fal
     with contextlib.ExitStack() as stack:
         places = {}
         if used:
-            folder = stack.enter_context(_scratch(name))
+            folder = stack.enter_context(scratch(name))
             places = {model: f"{folder}/{index}" for index, model in enumerate(used)}
         for model, place in places.items():
             with placed("first" if model == first else source_key(recipe, model)):
@@ -98,8 +98,19 @@ def _merge(data: Any, out: Path, name: str, trust: Trust, as_adapter: bool = Fal
 
 
 @contextlib.contextmanager
-def _scratch(name: str) -> Iterator[Path]:
-    """Give a folder for models that are merged only to be merged again."""
+def scratch(name: str) -> Iterator[Path]:
+    """Give a folder for models that are merged only to be merged again, or to be sent away.
+
+    Args:
+        name: of what they are merged for, for the line that says that it cannot be written.
+
+    Raises:
+        EvomergeError: there is no room for one.
+
+    >>> with scratch("recipe.json") as folder:
+    ...     folder.is_dir()
+    True
+    """
     folder = cache_folder("recipes") / uuid4().hex
     hold(folder)
     make_room()

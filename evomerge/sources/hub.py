@@ -125,16 +125,29 @@ def _part(url: str, begin: int, end: int) -> bytes:
 
 @contextlib.contextmanager
 def _asking(name: str) -> Iterator[None]:
-    """Keep the hub's client from logging its retries, and tell what it raises as a fault."""
+    """Tell what the hub's client raises as a fault."""
+    with quiet_client():
+        try:
+            yield
+        except BadInput:
+            raise
+        except Exception as error:  # the client raises many kinds; each means: not to be had
+            raise BadInput(_fault(name, error)) from error
+
+
+@contextlib.contextmanager
+def quiet_client() -> Iterator[None]:
+    """Keep the hub's client from logging its retries.
+
+    >>> with quiet_client():
+    ...     logging.getLogger("huggingface_hub").isEnabledFor(logging.WARNING)
+    False
+    """
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
-    except BadInput:
-        raise
-    except Exception as error:  # the client raises many kinds; each means: not to be had
-        raise BadInput(_fault(name, error)) from error
     finally:
         logger.setLevel(level)
 
@@ -144,7 +157,7 @@ def _fault(name: str, error: Exception) -> Fault:
     from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     repository, _, revision = name.partition("@")
-    status = _status(error)
+    status = http_status(error)
     if isinstance(error, RevisionNotFoundError):
         wrong = f"the hub's '{repository}' has no revision '{revision}'"
         return Fault("", wrong, "write a branch, a tag or a commit that it has")
@@ -164,8 +177,12 @@ def _fault(name: str, error: Exception) -> Fault:
     return Fault("", wrong, "check the path or the id[@revision]")
 
 
-def _status(error: BaseException | None) -> int | None:
-    """Return the status of HTTP that an exception comes from, None if it comes from none."""
+def http_status(error: BaseException | None) -> int | None:
+    """Return the status of HTTP that an exception comes from, None if it comes from none.
+
+    >>> http_status(ValueError()) is None
+    True
+    """
     while error is not None:
         response = getattr(error, "response", None)
         if response is not None:

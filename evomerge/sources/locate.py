@@ -8,7 +8,8 @@ from evomerge.errors import BadInput, Fault
 from evomerge.sources.hub import fetch
 from evomerge.sources.safetensors_file import read_json
 
-# What of a hub's repository is fetched at once: code, settings, tokenizers of all kinds.
+# What of a hub's repository is fetched at once: code, settings, tokenizers of all kinds,
+# and the card, which says the licence.
 _SETTINGS = [
     "*.py",
     "*.json",
@@ -18,6 +19,7 @@ _SETTINGS = [
     "*.tiktoken",
     "tokenizer*",
     "LICENSE*",
+    "README.md",
 ]
 
 

@@ -7,10 +7,12 @@ import click
 from evomerge.cli.conventions import (
     AS_ADAPTER,
     FILE,
+    PICK,
     SOURCE,
     TRUST_CODE,
     by_label,
     errors_are_lines,
+    license_warning,
     weights_of,
 )
 from evomerge.errors import placed
@@ -19,11 +21,7 @@ from evomerge.errors import placed
 @click.command()
 @click.argument("directory", type=FILE)
 @click.argument("out", type=FILE)
-@click.option(
-    "--pick",
-    default="best",
-    help="best, knee, a candidate's number, an objective, or weights=NAME:NUMBER,... of the front.",
-)
+@PICK
 @SOURCE
 @click.option("--unverified", is_flag=True, help="Do not compare with the scored weights.")
 @AS_ADAPTER
@@ -50,7 +48,7 @@ def export(
     from evomerge.sources.trust import Trust
 
     with placed(file=str(directory)):
-        candidate, checksum, compared = export_candidate(
+        done = export_candidate(
             directory,
             out,
             pick,
@@ -59,4 +57,7 @@ def export(
             Trust(trust_code, trust_code),
             as_adapter,
         )
-    click.echo(f"candidate {candidate} -> {out} ({weights_of(as_adapter)} {checksum}, {compared})")
+    what = f"{weights_of(as_adapter)} {done.checksum}, {done.compared}"
+    click.echo(f"candidate {done.candidate} -> {out} ({what})")
+    if done.doubt:
+        click.echo(license_warning(done.doubt), err=True)
