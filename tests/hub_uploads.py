@@ -27,7 +27,7 @@ class Repository:
     commits: dict[str, list[str]] = field(default_factory=lambda: {"main": []})
 
     def head(self, branch: str) -> str:
-        return commit(f"{branch} {self.commits[branch]}")
+        return commit(str(self.commits[branch]))
 
 
 class Pushed:

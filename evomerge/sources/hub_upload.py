@@ -217,6 +217,8 @@ def _pushing(target: Target) -> Iterator[None]:
 
 def _reason(target: Target, error: Exception) -> str:
     """Return why the hub took nothing, in words of our own: no token is in them."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     name, status = target.repository, http_status(error)
     if status == 401:
         return f"the hub does not take the token; {LOG_IN}"
@@ -235,6 +237,8 @@ def _reason(target: Target, error: Exception) -> str:
         return f"the hub answered with an error of its own ({status}); run the command again"
     if isinstance(error, ValueError):
         return f"the hub refuses it: {_said(error)}"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so the hub is not asked; unset it"
     kind = type(error.__cause__ or error).__name__
     return f"the hub at {endpoint()} is out of reach ({kind}); run the command again"
 
