@@ -2,18 +2,24 @@
 
 import html.parser
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from evomerge.archive.archive import Archive
+from evomerge.export.card_head import card_head
 from evomerge.export.hub_ids import hub_ids
 from evomerge.export.model_card import model_card, short_card
 from evomerge.recipes.parameters import single, uniform
-from evomerge.testing.archives import PLAN, PROVENANCE
+from evomerge.sources.own_cards import GENERATION, Inherited, inherited
+from evomerge.testing.archives import PLAN, PROVENANCE, example_archive
 
 INHERITED = {"license", "license_name", "license_link", "language", "datasets", "pipeline_tag"}
 INHERITED |= {"model-index"}
@@ -114,6 +120,109 @@ def test_names_of_candidates_are_no_ids():
     assert head_of(card)["base_model"] == ["org/ja"]
     found = uniform(("org/ja", "runs/x#3"), "float32")
     assert head_of(short_card(found))["base_model"] == ["org/ja"]
+
+
+def heads(tmp_path, *cards):
+    """What a merge inherits of models a, b, ... with some cards, and the head it gets."""
+    places = {}
+    for label, text in zip("abc", cards, strict=False):
+        places[label] = [tmp_path / label]
+        places[label][0].mkdir(exist_ok=True)
+        if text is not None:
+            (places[label][0] / "README.md").write_text(text)
+    found = inherited(places)
+    return found, head_of(card_head(uniform(tuple(places), "float32"), found))
+
+
+def test_a_licence_that_all_sources_have(tmp_path):
+    mit = "---\nlicense: mit\nlanguage: [ja, en]\ndatasets: [org/data]\n---\n# A\n"
+    found, head = heads(tmp_path, mit, mit.replace("ja", "fr"))
+    assert not found.doubt
+    assert head["license"] == "mit" and head["language"] == ["ja", "en", "fr"]
+    assert head["datasets"] == ["org/data"]
+    other = "---\nlicense: other\nlicense_name: llama3\nlicense_link: https://x.example/l\n---\n"
+    found, head = heads(tmp_path, other, other)
+    assert head["license_name"] == "llama3" and head["license_link"] == "https://x.example/l"
+    data = ModelCard(card_head(uniform(("a",), "float32"), found)).data
+    assert isinstance(data, ModelCardData) and data.license == "other"
+
+
+@pytest.mark.parametrize(
+    "cards, doubt",
+    [
+        ((None, None), "no licence is known of any source"),
+        (("---\nlicense: mit\n---\n", None), "no licence is known of b"),
+        (("---\nlicense: mit\n---\n", "# No head"), "no licence is known of b"),
+        (
+            ("---\nlicense: mit\n---\n", "---\nlicense: cc-by-nc-4.0\n---\n"),
+            "the sources have different licences (a mit, b cc-by-nc-4.0)",
+        ),
+        # two that call theirs `other` and say no more need not have the same
+        (("---\nlicense: other\n---\n",) * 2, "no licence is known of any source"),
+        (
+            (
+                "---\nlicense: other\nlicense_name: one\n---\n",
+                "---\nlicense: other\nlicense_name: two\n---\n",
+            ),
+            "the sources have different licences (a other one, b other two)",
+        ),
+        (("---\nlicense: [mit, gpl]\n---\n",), "no licence is known of any source"),
+        (("---\nlicense: {a: b}\n---\n",), "no licence is known of any source"),
+        (("---\nlicense: 'mit\n\n  evil: x'\n---\n",), "no licence is known of any source"),
+        (
+            ("---\nlicense: !!python/object:os.system x\n---\n",),
+            "no licence is known of any source",
+        ),
+        (("---\n- a list\n---\n",), "no licence is known of any source"),
+        (("---\n: [\n---\n",), "no licence is known of any source"),
+    ],
+)
+def test_a_licence_that_is_not_known_or_not_agreed_on(tmp_path, cards, doubt):
+    found, head = heads(tmp_path, *cards)
+    assert found.doubt == doubt and "license" not in head
+    sentence = doubt.replace("<", r"\<")
+    assert sentence in short_card(uniform(("a",), "float32"), inherited=found)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(text=st.text(max_size=40), key=st.sampled_from(["license", "language", "datasets"]))
+def test_what_a_source_s_card_says_is_taken_in_the_hub_s_form_alone(tmp_path, text, key):
+    """Whatever a stranger's card says, the head is one that the hub reads, of plain words."""
+    card = f"---\n{yaml.safe_dump({key: text, 'license_name': text, 'license_link': text})}---\n"
+    found, head = heads(tmp_path, card)
+    for word in (*found.license.values(), *found.languages, *found.datasets):
+        assert re.fullmatch(r"[A-Za-z0-9][^\s<>\"'\\]*( [^\s<>\"'\\]+)*", word)
+    assert set(head) <= {"library_name", "tags", key, "license_name", "license_link"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.text(min_size=1, max_size=60), folder=st.text(max_size=30))
+def test_whatever_a_source_is_called_no_folder_is_named(name, folder):
+    """A name that is no hub id, and where it lies, are in no head; ids are those the hub takes."""
+    path = f"/home/me/{folder}".replace("\0", "")
+    ids = hub_ids(name, path)
+    head = head_of(card_of({"ja": (name, path)}))
+    assert head.get("base_model", []) == ids
+    for found in ids:
+        validate_repo_id(found)
+    assert "/home/me" not in card_of({"ja": (name, path)})
+
+
+def test_results_are_those_of_held_out_items():
+    archive = example_archive()
+    recipe = archive.candidate(3).recipe
+    card = ModelCard(model_card(archive, 3, recipe, inherited=Inherited(pipeline=GENERATION)))
+    scores = archive.scores(3, "heldout")
+    results = {result.dataset_name: result for result in card.data.eval_results}
+    assert {name: r.metric_value for name, r in results.items()} == {
+        name: score.mean for name, score in scores.items()
+    }
+    assert all(r.dataset_args == {"items": 4} for r in results.values())
+    # one that was scored on search items alone has none
+    card = ModelCard(model_card(archive, 1, recipe, inherited=Inherited(pipeline=GENERATION)))
+    assert card.data.eval_results is None
 
 
 HOSTILE = [

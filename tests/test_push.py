@@ -19,6 +19,7 @@ from evomerge.cli.main import main
 from evomerge.errors import EvomergeError
 from evomerge.export.candidates import export_candidate
 from evomerge.export.published_names import check_secrets, published_names, rename_models
+from evomerge.testing.archives import PLAN, PROVENANCE
 
 RUN = "runs/tiny"
 
@@ -247,8 +248,19 @@ def test_a_token_in_a_file_stops_the_push(tmp_path, hub):
         check_secrets(tmp_path, ["NOTICE.txt"], [])
 
 
-def test_labels_of_runs_within_runs_are_told_apart(run, here, campaign_file, silent):
+def test_labels_of_runs_within_runs_are_told_apart(run, here):
     """A source that is a candidate brings its own run's sources, one label for other models."""
-    sources = {source.name: source for source in Archive(run / "archive.db").sources}
-    names = published_names(Archive(run / "archive.db"))
-    assert names == {name: source.label for name, source in sources.items()}
+    own = Archive(":memory:", write=True)
+    sources = {
+        "a": {"name": "models/other", "path": "/data/other", "sha256": "77ab"},
+        "found": {"name": f"{RUN}#3", "path": "/cache/found", "sha256": "0f0f"},
+    }
+    own.begin("outer", PLAN, PROVENANCE | {"sources": sources}, [])
+    assert published_names(own) == {
+        "models/other": "a",
+        f"{RUN}#3": "found",
+        "base": "base",
+        "a": "a-2",
+        "b": "b",
+        "c": "c",
+    }
