@@ -16,6 +16,7 @@ from evomerge.cli.conventions import (
     weights_of,
 )
 from evomerge.errors import placed
+from evomerge.text import byte_size
 
 
 @click.command()
@@ -25,6 +26,13 @@ from evomerge.errors import placed
 @SOURCE
 @click.option("--unverified", is_flag=True, help="Do not compare with the scored weights.")
 @AS_ADAPTER
+@click.option(
+    "--gguf",
+    "types",
+    multiple=True,
+    metavar="TYPE",
+    help="Write a GGUF file too, by llama.cpp: q8_0, f16, q4_k_m, ...; may be repeated.",
+)
 @TRUST_CODE
 @errors_are_lines
 def export(
@@ -34,6 +42,7 @@ def export(
     moved: tuple[str, ...],
     unverified: bool,
     as_adapter: bool,
+    types: tuple[str, ...],
     trust_code: bool,
 ) -> None:
     """Write a candidate of DIRECTORY to OUT as a Hugging Face model, bit for bit as scored.
@@ -45,19 +54,18 @@ def export(
       evomerge export runs/crosslingual-maths merged/ --pick best
     """
     from evomerge.export.candidates import export_candidate
+    from evomerge.export.gguf import find_programs, write_gguf
     from evomerge.sources.trust import Trust
 
+    types, trust = tuple(map(str.lower, types)), Trust(trust_code, trust_code)
+    programs = find_programs(types, as_adapter)
     with placed(file=str(directory)):
         done = export_candidate(
-            directory,
-            out,
-            pick,
-            by_label(moved),
-            not unverified,
-            Trust(trust_code, trust_code),
-            as_adapter,
+            directory, out, pick, by_label(moved), not unverified, trust, as_adapter
         )
     what = f"{weights_of(as_adapter)} {done.checksum}, {done.compared}"
     click.echo(f"candidate {done.candidate} -> {out} ({what})")
     if done.doubt:
         click.echo(license_warning(done.doubt), err=True)
+    for kind, file in write_gguf(out, types, programs).items():
+        click.echo(f"{kind} -> {file} ({byte_size(file.stat().st_size)})")
