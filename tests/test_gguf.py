@@ -106,9 +106,7 @@ def test_what_the_converter_refuses_is_its_last_word(llama_cpp, tmp_path):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"model_type": "strange"}))
     before = {path.name for path in model.iterdir()}
-    with pytest.raises(
-        EvomergeError, match="refuses the model: .*Model Strange is not"
-    ):
+    with pytest.raises(EvomergeError, match=r"refuses the model: .*Model Strange"):
         write_gguf(model, ["q8_0", "q4_0"], find_programs(["q8_0", "q4_0"]))
     (llama_cpp / "convert_hf_to_gguf.py").write_text("")
     with pytest.raises(EvomergeError, match="wrote no GGUF file"):
