@@ -8,13 +8,10 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.sources.hub import http_status, quiet_client
-
-if TYPE_CHECKING:
-    pass
 
 LOG_IN = (
     "log in (`hf auth login`) or set HF_TOKEN, to a token that may write (hf.co/settings/tokens)"
