@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import common
-import numpy as np
 
 from evomerge.archive.archived_plan import searches
+from evomerge.archive.paired import mean_difference, paired
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.summary import mean_score, open_run
 from evomerge.errors import BadInput, Fault
@@ -51,19 +51,17 @@ def cells(entry: Entry) -> list[str]:
     return [interval({"mean": s.mean, "stderr": s.stderr} if s else None) for s in listed]
 
 
-def paired(entry: Entry, best: Entry) -> str:
-    """Return the best minus an entry on the held-out items, averaged over the objectives."""
-    differences, variance = [], 0.0
-    for objective in entry.archive.objectives:
-        scores = best.archive.item_scores(best.candidate, objective.name, "heldout")
-        other = entry.archive.item_scores(entry.candidate, objective.name, "heldout")
-        if scores is None or other is None:
-            return "-"
-        difference = objective.sign * (scores.astype(float) - other)
-        differences.append(difference.mean())
-        variance += difference.var(ddof=1) / len(difference)
-    error = np.sqrt(variance) / len(differences)
-    return f"{np.mean(differences):+.3f} ± {Z95 * error:.3f}"
+def best_minus(entry: Entry, best: Entry) -> str:
+    """Return the best minus an entry on the held-out items, averaged over the objectives.
+
+    Raises:
+        EvomergeError: the runs do not have the same items.
+    """
+    pairs = paired(best.archive, best.candidate, entry.candidate, rivals=entry.archive)
+    difference = mean_difference(best.archive, pairs)
+    if difference is None:
+        return "-"
+    return f"{difference.mean:+.3f} ± {Z95 * difference.stderr:.3f}"
 
 
 def main() -> None:
@@ -79,7 +77,8 @@ def main() -> None:
     baselines = [Entry(str(c.label), first, c.id) for c in first.baselines()]
     body = []
     for entry in (*baselines, *found):
-        against = "" if entry is best else paired(entry, best)
+        with common.errors_as_lines(entry.archive.path):
+            against = "" if entry is best else best_minus(entry, best)
         body.append([entry.who, *cells(entry), against])
     names = [objective.name for objective in first.objectives]
     headers = ["held-out", *names, "mean", "best of first run minus this"]
