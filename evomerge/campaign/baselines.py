@@ -1,9 +1,10 @@
 """What is scored before a controller is asked: sources, soups, and candidates of other runs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.records import Candidate
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.evaluation import Evaluation
@@ -17,6 +18,53 @@ from evomerge.search.spaces import PointSpace, quantize
 
 # Of the items, on which seeds are scored; far from those of the search, whose numbers begin at 0.
 SEED_PART = 2**31
+
+
+def baseline_means(archive: ArchiveReader, stage: int | None = None) -> dict[str, dict[str, float]]:
+    """Return label -> mean search scores of the baselines that were scored, of a stage or of all.
+
+    >>> from evomerge.testing.archives import example_archive
+    >>> baseline_means(example_archive())["ja"]["accuracy"]
+    0.25
+    """
+    scored = {str(c.label): archive.means(c.id) for c in archive.baselines(stage)}
+    return {label: means for label, means in scored.items() if means}
+
+
+def start_after_soups(
+    campaign: Campaign,
+    means: Mapping[str, Mapping[str, float]],
+    means_of: Callable[[str, Recipe], Mapping[str, float] | None],
+) -> np.ndarray:
+    """Cook the soups; return where the search begins, (dimension,).
+
+    Args:
+        campaign: whose soups they are.
+        means: label -> mean search scores of the sources.
+        means_of: label and recipe of a soup -> its mean search scores; None if it has none.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> start_after_soups(example_campaign(), {}, lambda label, recipe: None).shape
+    (6,)
+    """
+    space, plan, labels = campaign.space, campaign.plan, campaign.labels
+    means = {k: m for k, m in means.items() if k in labels.values()}
+    scale = Scale(campaign.objectives, list(means.values()))
+    values = {m: scale.value(means[labels[m]]) for m in campaign.models if labels[m] in means}
+
+    def value_of(label: str, recipe: Recipe) -> float | None:
+        found = means_of(label, recipe)
+        return None if found is None else scale.value(found)
+
+    averaged = campaign.models if campaign.has_average else ()
+    dtype = campaign.worker.dtype
+    cooked = soups.cook(campaign.soups, averaged, labels, values, dtype, value_of)
+    if not (plan.start_from_soup and campaign.stage == 0 and cooked):
+        return space.start
+    best, _ = max(cooked, key=lambda soup: soup[1])
+    first = space.first
+    assert isinstance(space, PointSpace) and isinstance(first, ParametersRecipe)
+    return quantize(space.encode(soups.seasoned(first, best)))
 
 
 class Baselines:
@@ -46,28 +94,14 @@ class Baselines:
 
     def score_soups(self) -> np.ndarray:
         """Score the soups that depend on the sources' scores; return where the search begins."""
-        campaign, space = self._campaign, self._campaign.space
-        plan, labels = campaign.plan, campaign.labels
-        means = {k: m for k, m in self.means().items() if k in labels.values()}
-        scale = Scale(campaign.objectives, list(means.values()))
-        values = {m: scale.value(means[labels[m]]) for m in campaign.models if labels[m] in means}
 
-        def value_of(label: str, recipe: Recipe) -> float | None:
+        def means_of(label: str, recipe: Recipe) -> Mapping[str, float] | None:
             self._add(label, recipe)
             self._score_waiting("baseline")
-            found = self.means().get(label)
-            return None if found is None else scale.value(found)
+            return self.means().get(label)
 
-        averaged = campaign.models if campaign.has_average else ()
-        dtype = campaign.worker.dtype
-        cooked = soups.cook(campaign.soups, averaged, labels, values, dtype, value_of)
-        begins_there = plan.start_from_soup and campaign.stage == 0
-        if not begins_there or not cooked or self._evaluation.stop:
-            return space.start
-        best, _ = max(cooked, key=lambda soup: soup[1])
-        first = space.first
-        assert isinstance(space, PointSpace) and isinstance(first, ParametersRecipe)
-        return quantize(space.encode(soups.seasoned(first, best)))
+        start = start_after_soups(self._campaign, self.means(), means_of)
+        return self._campaign.space.start if self._evaluation.stop else start
 
     def score_seeds(self) -> None:
         """Score what the space would have scored before its search: where it may well begin."""
@@ -93,12 +127,7 @@ class Baselines:
 
     def means(self, stage: int | None = None) -> dict[str, dict[str, float]]:
         """Return label -> mean search scores of the baselines that were scored, of all stages."""
-        found = {}
-        for candidate in self._archive.baselines(stage):
-            means = self._archive.means(candidate.id)
-            if means:
-                found[str(candidate.label)] = means
-        return found
+        return baseline_means(self._archive, stage)
 
     def worth(self, feedback: FeedbackScale) -> Mapping[int, tuple[float, float]]:
         """Return each scored baseline's value and violation, by its number."""

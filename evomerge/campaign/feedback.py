@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from evomerge.archive.archive import Archive
+from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.records import Candidate
 from evomerge.campaign.campaign import Campaign
 from evomerge.scoring.estimates import ItemPredictions
@@ -36,7 +36,7 @@ class FeedbackScale:
     """
 
     def __init__(
-        self, campaign: Campaign, archive: Archive, means: Mapping[str, Mapping[str, float]]
+        self, campaign: Campaign, archive: ArchiveReader, means: Mapping[str, Mapping[str, float]]
     ):
         """
         Args:

@@ -1,10 +1,11 @@
 """A controller is a fold of the ledger: bring a fresh one to where the ledger got to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from evomerge.archive.archive import Archive
+from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.records import Event
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.feedback import FeedbackScale
@@ -52,32 +53,56 @@ def replayed(
     >>> len(controller.ask(2))
     2
     """
+    controller = campaign.controller(start)
+    try:
+        for _, told in replay(campaign, archive, feedback, start=start):
+            controller = told
+    except ReplayMismatch:
+        if not rebuild:
+            raise
+        archive.record_rebuild()
+        controller = campaign.controller(start)
+        _tell_all(controller, list(archive.events()), feedback)
+    return controller
+
+
+def replay(
+    campaign: Campaign, archive: ArchiveReader, feedback: FeedbackScale, *, start: np.ndarray
+) -> Iterator[tuple[Event, Controller]]:
+    """Yield the ledger's events, each with the campaign's controller as it was after it.
+
+    Events before a controller was built anew are one step, to the last rebuild. For the arguments
+    and what is raised, see `replayed`.
+
+    >>> from evomerge.testing.campaigns import example_archive_of, example_campaign
+    >>> campaign = example_campaign()
+    >>> archive = example_archive_of(campaign)  # its baselines are scored and told
+    >>> means = {c.label: archive.means(c.id) for c in archive.baselines()}
+    >>> feedback = FeedbackScale(campaign, archive, means)
+    >>> [e.kind for e, _ in replay(campaign, archive, feedback, start=campaign.space.start)]
+    ['tell', 'tell', 'tell', 'tell']
+    """
     events = list(archive.events())
     rebuilds = [i for i, event in enumerate(events) if event.kind == "rebuild"]
     last = rebuilds[-1] if rebuilds else -1
     controller = campaign.controller(start)
     if rebuilds:
         _tell_all(controller, events[: last + 1], feedback)
+        yield events[last], controller
+    in_parts = campaign.parts is not None
     for event in events[last + 1 :]:
         if event.candidate is not None:
             controller.tell(feedback.feedback(event.candidate, event.scores))
-            continue
-        asked = quantized(controller.ask(event.asked), campaign.space)
-        in_parts = campaign.parts is not None
-        ledger = [_exactly(proposal, in_parts) for proposal in event.proposals]
-        if [_exactly(proposal, in_parts) for proposal in asked] == ledger:
-            continue
-        if rebuild:
-            archive.record_rebuild()
-            controller = campaign.controller(start)
-            _tell_all(controller, list(archive.events()), feedback)
-            return controller
-        raise ReplayMismatch(
-            f"event {event.seq}: {campaign.search.controller.kind} no longer proposes what the"
-            " archive holds; was a library changed? `evomerge run ... --rebuild-controller` goes on"
-            " from the told outcomes"
-        )
-    return controller
+        else:
+            asked = quantized(controller.ask(event.asked), campaign.space)
+            ledger = [_exactly(proposal, in_parts) for proposal in event.proposals]
+            if [_exactly(proposal, in_parts) for proposal in asked] != ledger:
+                raise ReplayMismatch(
+                    f"event {event.seq}: {campaign.search.controller.kind} no longer proposes what"
+                    " the archive holds; was a library changed? `evomerge run ..."
+                    " --rebuild-controller` goes on from the told outcomes"
+                )
+        yield event, controller
 
 
 def _tell_all(controller: Controller, events: Sequence[Event], feedback: FeedbackScale) -> None:

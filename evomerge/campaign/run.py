@@ -15,7 +15,7 @@ from evomerge.campaign.agreement import compare_best
 from evomerge.campaign.build import checked_campaigns, open_campaign, pinned_plan, read_and_check
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.engine_choice import with_engine
-from evomerge.campaign.observer import Observer
+from evomerge.campaign.observer import Observer, Silent
 from evomerge.campaign.resume import begin, earlier_starts, is_spent
 from evomerge.campaign.run_log import logging_to
 from evomerge.campaign.runner import Runner, never
@@ -33,13 +33,13 @@ log = logging.getLogger("evomerge")
 
 
 def run_campaign(
-    file: Path,
+    file: Path | str,
     *,
-    directory: Path | None = None,
+    directory: Path | str | None = None,
     settings: Sequence[str] = (),
     moved: Mapping[str, str] | None = None,
     rebuild_controller: bool = False,
-    observer: Observer,
+    observer: Observer | None = None,
     stop: Callable[[], bool] = never,
 ) -> bool:
     """Start or continue a campaign; return whether it is finished (False: interrupted).
@@ -53,21 +53,21 @@ def run_campaign(
         settings: `a.b=YAML` overrides.
         moved: label -> directory of sources that lie elsewhere.
         rebuild_controller: see `Runner`.
-        observer: hears of the progress.
+        observer: hears of the progress; by default nobody does.
         stop: asked about once a second; once it says True, what is in flight is waited for.
 
     Raises:
         BadInput: nothing was loaded or written.
         EvomergeError: the campaign failed, or another process holds the directory.
 
-    >>> from evomerge.campaign.observer import Silent
     >>> from evomerge.testing.campaigns import example_campaign_file
     >>> file = example_campaign_file()
-    >>> run_campaign(file, directory=file.parent / "run", observer=Silent())
+    >>> run_campaign(file, directory=file.parent / "run")
     True
     """
+    file, observer = Path(file), observer or Silent()
     plan = read_and_check(file, settings, moved)
-    directory = directory or Path("runs") / plan.name
+    directory = Path(directory or Path("runs") / plan.name)
     earlier = earlier_starts(directory)
     with placed(file=str(file)):
         plan = pinned_plan(plan, earlier.plan)

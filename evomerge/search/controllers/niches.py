@@ -90,6 +90,11 @@ class NaturalNiches(Controller):
         self._again: dict[int, int] = {}  # ordinal -> individual, of those that are scored now
         self._epochs: dict[int, int] = {}  # ordinal -> epoch, of children in flight
 
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The numbers of the candidates that have a place now, the oldest first."""
+        return tuple(self._members)
+
     def ask(self, n: int) -> list[Proposal]:
         proposals: list[Proposal] = []
         while len(proposals) < n and (proposal := self._propose()) is not None:
