@@ -11,6 +11,12 @@ from evomerge.errors import BadInput, Fault, nearest
 T = TypeVar("T")
 
 
+def _defined_as(entry: object) -> object:
+    """Return under which name an entry was defined in which module; of other things, themselves."""
+    name = getattr(entry, "__qualname__", None)
+    return entry if name is None else (getattr(entry, "__module__", None), name)
+
+
 class Registry(Generic[T]):
     """The registered things of one package, found by importing its modules on first use.
 
@@ -31,8 +37,13 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def add(self, name: str, entry: T) -> None:
-        """Register an entry under a name that is not taken."""
-        if name in self._entries:
+        """Register an entry under a name that is not taken.
+
+        A class or function that is defined again, as when a notebook's cell is run once more, takes
+        the place of its earlier self.
+        """
+        before = self._entries.get(name)
+        if before is not None and _defined_as(before) != _defined_as(entry):
             raise ValueError(f"two {self.noun}s are called {name!r}")
         self._entries[name] = entry
 

@@ -221,6 +221,8 @@ def parse(kind: type[_S], data: Any) -> _S:
     evomerge.errors.BadInput: 1: 2.5 is not a whole number; write a whole number
     """
     try:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind.model_validate(data)
         return _adapter(kind).validate_python(data)
     except ValidationError as error:
         found = [fault for e in error.errors() for fault in faults_of(e, kind)]

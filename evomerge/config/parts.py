@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from evomerge.errors import Fault
 from evomerge.recipes.soups import SOUPS
+from evomerge.registry import Registry
 from evomerge.scoring.parts import BatchesSection, FullSection, by_name
 from evomerge.search.controllers import CONTROLLERS, ControllerSection
 from evomerge.search.controllers.cmaes import CmaEsSection
@@ -29,15 +30,24 @@ def _scoring_kind(value: Any) -> str:
     return kind if kind in ("batches", "full") else "batches"
 
 
+def any_registered(registry: Registry[Any]) -> Any:
+    """Return the union of the sections of all that a registry has, told apart by `kind`.
+
+    >>> from evomerge.sections import parse
+    >>> parse(any_registered(CONTROLLERS), {"kind": "random"})
+    RandomSection(kind='random')
+    """
+    sections = tuple(entry.section for entry in registry.all().values())
+    return Annotated[Union[sections], Field(discriminator="kind")]  # noqa: UP007
+
+
 if TYPE_CHECKING:
     AnySpace = SpaceSection
     AnyController = ControllerSection
     AnyScoring = BatchesSection | FullSection
 else:
-    _SPACES = tuple(cls.section for cls in SPACES.all().values())
-    _CONTROLLERS = tuple(cls.section for cls in CONTROLLERS.all().values())
-    AnySpace = Annotated[Union[_SPACES], Field(discriminator="kind")]  # noqa: UP007
-    AnyController = Annotated[Union[_CONTROLLERS], Field(discriminator="kind")]  # noqa: UP007
+    AnySpace = any_registered(SPACES)
+    AnyController = any_registered(CONTROLLERS)
     AnyScoring = Annotated[
         one_of({"batches": BatchesSection, "full": FullSection}, _scoring_kind),
         BeforeValidator(by_name),

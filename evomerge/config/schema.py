@@ -22,6 +22,7 @@ from evomerge.config.parts import (
     SourcesSection,
     StageSection,
     WorkersSection,
+    any_registered,
 )
 from evomerge.dtypes import Dtype
 from evomerge.errors import Fault, Faults
@@ -29,9 +30,10 @@ from evomerge.recipes.soups import SOUPS
 from evomerge.scoring.fitness import AnyFitness
 from evomerge.scoring.items import HeldOut, LastSection, TestSplitSection
 from evomerge.scoring.parts import BatchesSection
-from evomerge.search.controllers import ControllerSection
+from evomerge.search.controllers import CONTROLLERS, ControllerSection
 from evomerge.search.controllers.cmaes import CmaEsSection
-from evomerge.search.spaces import SpaceSection
+from evomerge.search.spaces import SPACES, SpaceSection
+from evomerge.section_types import bare_kind, members_of
 from evomerge.sections import Flag, Number, Section, Text, Whole, one_of, option
 
 
@@ -192,12 +194,32 @@ class CampaignPlan(Section):
         return faults.found
 
 
+def know_what_is_registered() -> None:
+    """Let plans have the controllers and spaces that were registered since this was imported.
+
+    Those of the package are known by then; one that a notebook defines comes later.
+
+    >>> know_what_is_registered()
+    """
+    for name, registry in (("controller", CONTROLLERS), ("space", SPACES)):
+        sections = [entry.section for entry in registry.all().values()]
+        of_stage, of_plan = StageSection.model_fields[name], CampaignPlan.model_fields[name]
+        if sections == list(members_of(of_stage.annotation).values()):
+            continue
+        union = any_registered(registry)
+        of_stage.annotation = bare_kind(union)  # the field itself tells them apart
+        of_plan.annotation = union | None if name == "space" else bare_kind(union)
+        StageSection.model_rebuild(force=True)
+        CampaignPlan.model_rebuild(force=True)
+
+
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of the campaign file, for editors.
 
     >>> json_schema()["title"]
     'evomerge campaign'
     """
+    know_what_is_registered()
     schema = CampaignPlan.model_json_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

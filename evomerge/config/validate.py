@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.config.overrides import read_mapping
-from evomerge.config.schema import CampaignPlan
+from evomerge.config.schema import CampaignPlan, know_what_is_registered
 from evomerge.errors import placed
 from evomerge.sections import parse
 
@@ -43,4 +43,5 @@ def checked_plan(data: Mapping[str, Any]) -> CampaignPlan:
     Traceback (most recent call last):
     evomerge.errors.BadInput: seed: -1 is out of range; write a whole number of at least 0 and ...
     """
+    know_what_is_registered()
     return parse(CampaignPlan, data)

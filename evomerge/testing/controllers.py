@@ -224,10 +224,16 @@ def law_leaves_global_generators_alone(name: str) -> None:
 
 
 def law_replays_in_another_process(name: str) -> None:
-    """A fresh process with another hash seed proposes the same genomes, to the last bit."""
+    """A fresh process with another hash seed proposes the same genomes, to the last bit.
+
+    It imports the controller's module, from where this process has it.
+    """
     count = candidates_for_laws(name, 60)
+    module = CONTROLLERS.get(name).__module__
+    assert module != "__main__", f"no other process can import {name}: put it into a module"
     code = (
-        "import sys, json; from evomerge.testing import drive;"
+        f"import sys, json, importlib; sys.path[:] = {sys.path!r};"
+        f"importlib.import_module({module!r}); from evomerge.testing import drive;"
         f"print(json.dumps([g.hex() for g in drive({name!r}, {count}, workers=3)[0].ravel()]))"
     )
     here, _ = drive(name, count, workers=3)
