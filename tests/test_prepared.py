@@ -365,3 +365,24 @@ def test_varm_shares_each_tensor_by_its_movement():
     wanted = sum(w * tau for w, tau in zip(shares, taus, strict=True))
     got = merge_arrays("varm", base, models, weight=tuple(weight)) - base
     assert np.allclose(got, wanted, atol=1e-6)
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, kept=st.sampled_from([0.05, 0.2, 1.0]))
+def test_compeft_keeps_signs_of_the_largest(seed, kept):
+    base, models, taus = arrays(seed, (15, 20), 2)
+    wanted = np.zeros((15, 20))
+    for tau in taus:
+        bound = np.sort(np.abs(tau).ravel())[::-1][int(kept * 300) - 1]
+        wanted += tau.std() * np.sign(tau) * (np.abs(tau) >= bound)
+    got = merge_arrays("compeft", base, models, options={"kept": kept}) - base
+    assert np.allclose(got, wanted, atol=1e-5)
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS)
+def test_bitdelta_is_the_nearest_of_its_form(seed):
+    base, (model,), (tau,) = arrays(seed, (7, 9), 1)
+    got = merge_arrays("bitdelta", base, [model]) - base
+    factor = (tau * np.sign(tau)).sum() / tau.size  # least squares of tau by its signs
+    assert np.allclose(got, factor * np.sign(tau), atol=1e-6)
