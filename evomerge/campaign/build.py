@@ -49,6 +49,7 @@ from evomerge.sections import good_fields
 from evomerge.sources.alignment import all_aligned, tokenizer_notes
 from evomerge.sources.compatibility import differing_settings
 from evomerge.sources.factory import parse_factory
+from evomerge.sources.kinship import strangers
 from evomerge.sources.source import Source
 from evomerge.sources.trust import Trust
 from evomerge.workers.protocol import WorkerPlan
@@ -248,6 +249,7 @@ def open_campaign(
         opened = all_aligned(opened)
         warnings += tokenizer_notes(opened.values())
         warnings += differing_settings([*opened.values()])
+        warnings += strangers([*opened.values()])
     campaign = _campaign(plan, stage, listed, _Named(opened, fitness), splits, warnings)
     faults.extend(chat_faults(campaign))
     faults.extend(scoring_faults(campaign))
