@@ -1,9 +1,7 @@
 """A recipe becomes an ordinary Hugging Face directory, written beside and renamed when whole."""
 
-import itertools
 import json
 import logging
-import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,10 +10,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from evomerge.dtypes import CODES, SIZE
+from evomerge.dtypes import CODES
 from evomerge.errors import BadInput, EvomergeError, Fault, Faults, placed
 from evomerge.export.hub_ids import base_model, folders
 from evomerge.export.model_card import short_card
+from evomerge.export.shards import SHARD_BYTES, Entries, write_shards
 from evomerge.kernels.checksum import Checksum
 from evomerge.mergekit.passthrough import to_passthrough
 from evomerge.mergekit.writer import to_mergekit
@@ -32,14 +31,11 @@ from evomerge.sources.companions import companions
 from evomerge.sources.compatibility import mismatches, stream_mismatches
 from evomerge.sources.digest import digest
 from evomerge.sources.own_cards import inherited
-from evomerge.sources.safetensors_file import Tensor, header_bytes
 from evomerge.sources.source import Source, is_candidate, open_source
 from evomerge.sources.trust import NOBODY, Trust
 from evomerge.whole_files import written_beside
 
 log = logging.getLogger("evomerge")
-
-SHARD_BYTES = 5_000_000_000  # of one safetensors file at most, as transformers 4 and mergekit do
 
 
 def merge_to(
@@ -211,56 +207,25 @@ def _mergekit_configuration(recipe: Recipe, opened: Mapping[str, Source]) -> str
 
 def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> str:
     """Write each tensor as it comes, so that one is in memory at a time; return the checksum."""
-    entries, dtypes = {}, merger.dtypes(recipe)
+    entries: Entries = {}
+    dtypes = merger.dtypes(recipe)
     for name, shape in merger.shapes(recipe).items():
         entries[name] = (CODES[dtypes[name]], shape)
     # integers that the model keeps are nobody's average: the frame's own
     carried = merger.sources[recipe.sources[0]].carried
     for name, stored in carried.items():
         entries[name] = (stored.dtype, stored.shape)
-    shards = _sharded(entries, limit)
-    checksum, total = Checksum(), 0
-    stream = itertools.chain(merger.stream(recipe), _read(carried))
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = "model.safetensors"
-        if len(shards) > 1:
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weight_map |= dict.fromkeys(shard, file)
-        with open(folder / file, "wb") as out:
-            out.write(header_bytes(shard))
-            for name, tensor in itertools.islice(stream, len(shard)):
-                if name not in carried:
-                    checksum.update(name, tensor)
-                total += tensor.nbytes
-                flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                out.write(flat.numpy().data)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    checksum = Checksum()
+
+    def stream() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in merger.stream(recipe):
+            checksum.update(name, tensor)
+            yield name, tensor
+        for name, stored in carried.items():
+            yield name, read_stored(stored)
+
+    write_shards(entries, stream(), folder, limit)
     return checksum.hexdigest()
-
-
-def _read(carried: Mapping[str, Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in carried.items():
-        yield name, read_stored(tensor)
-
-
-_Entries = dict[str, tuple[str, tuple[int, ...]]]  # name -> (safetensors dtype, shape)
-
-
-def _sharded(entries: _Entries, limit: int) -> list[_Entries]:
-    """Part tensors, in their order, into shards of at most `limit` bytes, or of one tensor each."""
-    shards: list[_Entries] = [{}]
-    filled = 0
-    for name, (code, shape) in entries.items():
-        taken = math.prod(shape) * SIZE[code]
-        if shards[-1] and filled + taken > limit:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = (code, shape)
-        filled += taken
-    return shards
 
 
 def _compare(what: str, found: str, scored: str) -> None:
