@@ -154,11 +154,17 @@ def served_adapters(archive: ArchiveReader) -> bool:
     return engine is not None and engine.serves_adapters
 
 
-def short_card(recipe: Recipe, as_adapter: bool = False, inherited: Inherited = NOTHING) -> str:
+def short_card(
+    recipe: Recipe,
+    as_adapter: bool = False,
+    inherited: Inherited = NOTHING,
+    made_from: str = "recipe.json",
+) -> str:
     """Return README.md for a model of which only the recipe is known.
 
     Args:
         recipe, as_adapter, inherited: see `model_card`.
+        made_from: the file beside it that says how it was made.
 
     >>> from evomerge.recipes.parameters import uniform
     >>> print(short_card(uniform(("org/a", "models/of/mine"), "float32")))
@@ -178,7 +184,7 @@ def short_card(recipe: Recipe, as_adapter: bool = False, inherited: Inherited = 
     Made by evomerge from `recipe.json`.
     <BLANKLINE>
     """
-    text = "# Merged model\n\nMade by evomerge from `recipe.json`.\n"
+    text = f"# Merged model\n\nMade by evomerge from `{made_from}`.\n"
     if as_adapter:
         text += "\n" + "\n".join(_ADAPTER)
     if inherited.doubt:

@@ -110,10 +110,10 @@ def merge_to(
                 merged = _merged_again(merger, frame, recipe.dtype, folder, trust)
             else:
                 merged = _write_weights(merger, recipe, folder, shard_bytes)
-                _write_config(_config(recipe, opened), recipe.dtype, folder)
+                write_config(_config(recipe, opened), recipe.dtype, folder)
             if checksum:
                 _compare("merged weights", merged, checksum)
-            _copy_companions(frame, folder)
+            copy_companions(frame, folder)
             data = recipe.to_json() if written is None else written
             (folder / "recipe.json").write_text(json.dumps(data, indent=1) + "\n")
             if not any(is_candidate(name) for name in recipe.sources):
@@ -246,13 +246,27 @@ def _merged_again(merger: Merger, frame: Source, dtype: str, folder: Path, trust
     return checksum.hexdigest()
 
 
-def _write_config(config: Mapping[str, Any], dtype: str, folder: Path) -> None:
+def write_config(config: Mapping[str, Any], dtype: str, folder: Path) -> None:
+    """Write a model's config.json, with the dtype of its weights.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_config({"model_type": "llama"}, "bfloat16", Path(folder))
+    ...     json.loads(Path(folder, "config.json").read_text())
+    {'model_type': 'llama', 'dtype': 'bfloat16'}
+    """
     kept = {k: v for k, v in config.items() if k not in ("torch_dtype", "_name_or_path")}
     (folder / "config.json").write_text(json.dumps({**kept, "dtype": dtype}, indent=2) + "\n")
 
 
-def _copy_companions(frame: Source, folder: Path) -> None:
-    """Copy the frame's other files: tokenizer, templates, licence, ..."""
+def copy_companions(frame: Source, folder: Path) -> None:
+    """Copy the other files of a frame's directory: tokenizer, templates, licence, ...
+
+    Raises:
+        OSError: the disk does not take them.
+
+    >>> copy_companions(Source("a", Path("absent"), {}, {}, {}), Path("out"))
+    """
     for name in companions(frame.path, "auto_map" in frame.config):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(frame.path / name, folder / name)

@@ -17,6 +17,8 @@ from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, EvomergeError, Fault, placed
 from evomerge.export.candidates import materialize, places_of
 from evomerge.export.model_directory import merge_to, source_key
+from evomerge.export.moe_directory import moe_to
+from evomerge.export.moe_form import is_moe
 from evomerge.mergekit.reader import from_mergekit, read_file
 from evomerge.recipes.parse import parse_recipe
 from evomerge.sources.source import is_candidate
@@ -51,6 +53,11 @@ def merge_file(
     data = read_file(file)
     with placed(file=str(file)):
         if file.suffix in (".yml", ".yaml"):
+            if is_moe(data):
+                if as_adapter:
+                    mend = "leave out --as-adapter"
+                    raise BadInput(Fault("experts", "a mixture of experts is no adapter", mend))
+                return moe_to(data, out, trust=trust)
             recipe = from_mergekit(data, trust=trust)
             places = places_of(recipe, trust=trust)
             return merge_to(recipe, out, places=places, trust=trust, as_adapter=as_adapter)
