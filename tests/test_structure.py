@@ -35,6 +35,7 @@ ROOM_OF_LIBRARY = {
     "moocore": "evomerge.search",
     "ray": "evomerge.workers",
     "vllm": "evomerge.engines",
+    "torchao": "evomerge.merging",
     "lm_eval": "evomerge.scoring",
     "sqlite3": "evomerge.archive",
     "sqlite_utils": "evomerge.archive",

@@ -309,6 +309,7 @@ def _campaign(
         device_share=plan.workers.device_share,
         gpus=max(1, int(plan.workers.gpus_each)),
         candidates_each=plan.workers.at_once,
+        quantize=plan.workers.quantize or "",
     )
     objectives = []
     for section in plan.fitness:

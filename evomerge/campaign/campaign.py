@@ -1,8 +1,10 @@
 """The campaign: one search of a checked plan, with what it names opened."""
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,8 @@ from evomerge.sources.source import Source
 from evomerge.workers.protocol import WorkerPlan
 
 log = logging.getLogger("evomerge")
+
+QUANTIZER = "torchao"  # the library that rounds weights for scoring
 
 
 class WarmStart(NamedTuple):
@@ -205,7 +209,16 @@ class Campaign:
             "fitness": {name: fitness.definition for name, fitness in self.fitness.items()},
             "seed": self.plan.seed,
             "machine": self.machine(),
-        }
+        } | self._quantized()
+
+    def _quantized(self) -> dict[str, str]:
+        """Return what weights are rounded to for scoring, and by what, if they are."""
+        if not self.worker.quantize:
+            return {}
+        by = QUANTIZER
+        with contextlib.suppress(metadata.PackageNotFoundError):  # it is where the workers are
+            by += f" {metadata.version(QUANTIZER)}"
+        return {"quantized": f"{self.worker.quantize} by {by}"}
 
     def machine(self) -> dict[str, Any]:
         """Return what this start runs on, with the workers' threads and device."""

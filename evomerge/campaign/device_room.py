@@ -39,7 +39,8 @@ def live_bytes(campaign: Campaign) -> int:
     if isinstance(campaign.search.space, RoutingSection):
         # a routing worker keeps a live model of each source besides the one that is scored
         models += len(campaign.listed.models) + (campaign.listed.base is not None)
-    return models * parameters * _BYTES[campaign.worker.compute_dtype]
+    quantized = parameters if campaign.worker.quantize else 0  # a byte a weight
+    return models * parameters * _BYTES[campaign.worker.compute_dtype] + quantized
 
 
 def kept_bytes(campaign: Campaign) -> int:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from importlib.util import find_spec
 
-from evomerge.campaign.campaign import Campaign
+from evomerge.campaign.campaign import QUANTIZER, Campaign
 from evomerge.engines import ENGINES
 from evomerge.errors import Fault
 from evomerge.merging.joined_adapter import adapter_faults
@@ -17,6 +17,7 @@ def missing_engine(campaign: Campaign) -> Iterable[Fault]:
     >>> list(missing_engine(example_campaign()))
     []
     """
+    yield from _quantize_faults(campaign)
     if campaign.worker.engine in ("transformers", "auto"):
         return
     engine = ENGINES.get(campaign.worker.engine)
@@ -35,3 +36,15 @@ def missing_engine(campaign: Campaign) -> Iterable[Fault]:
         reasons += [fault.wrong for fault in adapter_faults(campaign.worker.first, sources)]
     for reason in reasons:
         yield Fault("workers.engine", f"{engine.name} cannot: {reason}", "write vllm")
+
+
+def _quantize_faults(campaign: Campaign) -> Iterable[Fault]:
+    if not campaign.worker.quantize:
+        return
+    if any(search.space.kind == "routing" for search in campaign.plan.searches):
+        wrong = "routed candidates are the sources' own layers, which are scored as they are"
+        yield Fault("workers.quantize", wrong, "leave it out")
+    is_elsewhere = campaign.plan.workers.pool == "ray" and "RAY_ADDRESS" in os.environ
+    if not is_elsewhere and find_spec(QUANTIZER) is None:
+        wrong = f"{QUANTIZER} is not installed"
+        yield Fault("workers.quantize", wrong, 'pip install "evomerge[quantize]"')

@@ -113,8 +113,12 @@ def differences(old: CampaignPlan, new: CampaignPlan) -> list[str]:
         if stages:  # the last one's budget may change as any other campaign's
             stages[-1].pop("budget")
     # workers may change, but not what answers: near-ties fall otherwise in another engine
-    engines = [] if old.workers.engine == new.workers.engine else ["workers.engine"]
-    return [*_differences(before, after, ""), *engines]
+    answers = [
+        f"workers.{name}"
+        for name in ("engine", "quantize")
+        if getattr(old.workers, name) != getattr(new.workers, name)
+    ]
+    return [*_differences(before, after, ""), *answers]
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:

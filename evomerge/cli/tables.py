@@ -17,7 +17,7 @@ from evomerge.cache.summary import CacheShape
 from evomerge.cli.console import Cell, table
 from evomerge.cli.recipe_text import recipe_text
 from evomerge.recipes.parse import parse_recipe
-from evomerge.text import Z95, byte_size, duration, interval
+from evomerge.text import Z95, byte_size, duration, interval, printable
 
 if TYPE_CHECKING:  # what they come from loads far more than a table needs
     from evomerge.campaign.estimate import Estimate
@@ -146,6 +146,15 @@ def gap(found: Mapping[str, ScoreShape]) -> str:
         return ""
     parts = [f"{n} {s['mean']:+.3f} ± {Z95 * s['stderr']:.3f}" for n, s in found.items()]
     return f"best, search minus held-out: {', '.join(parts)} (it was chosen by the former)"
+
+
+def quantized(said: str) -> str:
+    """Return what weights were rounded to for scoring as a line; "" where they were not.
+
+    >>> quantized("int8 by torchao 0.18.0")
+    'all scores are of weights in int8 by torchao 0.18.0; an export is not quantized'
+    """
+    return said and f"all scores are of weights in {printable(said)}; an export is not quantized"
 
 
 def agreement(found: Mapping[str, Agreement]) -> str:

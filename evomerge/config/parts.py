@@ -222,6 +222,12 @@ class WorkersSection(Section):
         unit="candidates",
         ge=1,
     )
+    quantize: Literal["int8", "int4"] | None = option(
+        "score models as their linear weights are once they are quantized by torchao (the extra"
+        " `quantize`), with one scale a row or, in four bits, 32 weights; what is merged, archived"
+        " and exported is not quantized; it stays the same for a whole campaign",
+        None,
+    )
     threads: Whole | None = option(
         "torch threads of each worker; null: its machine's cores shared out", None, ge=1
     )
@@ -276,6 +282,9 @@ class WorkersSection(Section):
         if engine.startswith("vllm") and device.startswith("cuda:"):
             wrong = f"vLLM takes the first GPU that it sees, and not {device}"
             yield Fault("device", wrong, "write cuda, and set CUDA_VISIBLE_DEVICES")
+        if engine != "transformers" and fields.get("quantize"):
+            wrong = f"the engine {engine} takes weights as they are merged"
+            yield Fault("quantize", wrong, "write engine: transformers, or leave it out")
         gpus = fields.get("gpus_each", 0.0)
         if gpus > 1 and engine not in ("transformers", "vllm"):
             wrong = f"with engine: {engine} a model lies on one GPU, and the others would be idle"

@@ -35,6 +35,7 @@ class EngineOptions(NamedTuple):
         sources: all that are merged, the first gives config and tokenizer; for engines that serve
             adapters.
         candidates: how many it is to hold at once, where it can.
+        quantize: "int8" or "int4", in which linear layers compute; "": as they are merged.
 
     >>> EngineOptions("bfloat16").device
     'cpu'
@@ -49,6 +50,7 @@ class EngineOptions(NamedTuple):
     by_request: Mapping[str, str] = MappingProxyType({})
     sources: Sequence[Source] = ()
     candidates: int = 1
+    quantize: str = ""
 
 
 class Engine(ABC):

@@ -7,6 +7,7 @@ import torch
 
 from evomerge.engines import ENGINES, Engine, EngineOptions
 from evomerge.merging.live_model import Live, open_live_model
+from evomerge.merging.quantized_live import QuantizedLive
 from evomerge.scoring.fitness import TaskSection
 from evomerge.scoring.lm_eval_model import LoadedModel
 from evomerge.sources.source import Source
@@ -37,9 +38,11 @@ class TransformersEngine(Engine):
 
     @classmethod
     def open(cls, source: Source, options: EngineOptions) -> "TransformersEngine":
-        live = open_live_model(
+        live: Live = open_live_model(
             source, options.dtype, options.device, options.trust_remote_code, options.gpus
         )
+        if options.quantize:
+            live = QuantizedLive(live, options.quantize)
         return cls(live)
 
     def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -296,6 +296,8 @@ def _exported(
 def _by_transformers(archive: ArchiveReader, candidate: int) -> str:
     """Return what transformers says to a candidate that another engine scored, or nothing."""
     with as_written():
+        if archive.quantized:
+            return f", scored in {archive.quantized}"
         engine = archive.engine
         if engine == "transformers":
             return ""

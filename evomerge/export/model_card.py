@@ -132,11 +132,12 @@ def _provenance(archive: ArchiveReader) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     commit = machine["git"]["commit"] if machine["git"] else "none"
     how = ", as LoRA adapters beside their base, which merged weights round otherwise"
+    rounded = f", with weights in {_plain(archive.quantized)}, which those here are not"
     controllers = ", then ".join(_code(part["controller"]["kind"]) for part in searches(plan))
     return [
         f"- search: {controllers}, seed {_plain(provenance['seed'])}, {archive.proposed()}"
         f" candidates, {archive.items_scored()} items scored by {_plain(archive.engine)}"
-        f"{how if served_adapters(archive) else ''}",
+        f"{how if served_adapters(archive) else ''}{rounded if archive.quantized else ''}",
         f"- begun {_plain(machine['at'])} on {_plain(machine['cores'])} cores,"
         f" {_plain(machine['platform'])}",
         f"- {_plain(versions)}; git commit {_plain(commit)}",

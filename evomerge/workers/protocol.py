@@ -41,6 +41,7 @@ class WorkerPlan:
         device_share: of a GPU that the worker has.
         gpus: that hold its model together.
         candidates_each: how many the worker scores at once, where its engine can.
+        quantize: "int8" or "int4", in which linear layers compute when they are scored; "": not.
 
     >>> from evomerge.recipes.parameters import single
     >>> plan = WorkerPlan({"a": "models/a"}, {"a": "0f"}, "a", "float32", "float32", {}, False, {},
@@ -68,6 +69,7 @@ class WorkerPlan:
     gpus: int = 1
     prepared: tuple[Recipe, ...] = ()
     candidates_each: int = 1
+    quantize: str = ""
 
 
 class Job(NamedTuple):

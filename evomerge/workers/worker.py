@@ -179,6 +179,7 @@ class Worker:
             plan.by_request,
             tuple(self._sources.values()),
             plan.candidates_each,
+            plan.quantize,
         )
 
     @property

@@ -20,6 +20,7 @@ def front(directory: Path, as_json: bool) -> None:
       evomerge front runs/crosslingual-maths
     """
     from evomerge.archive import summary
+    from evomerge.archive.scored_as import quantized
     from evomerge.cli import tables
     from evomerge.cli.console import terminal
 
@@ -30,6 +31,7 @@ def front(directory: Path, as_json: bool) -> None:
     else:
         click.echo(tables.front(printable(rows), summary.standing(directory), terminal()))
         for told in (
+            tables.quantized(quantized(directory)),
             tables.gap(summary.gap(directory)),
             tables.agreement(summary.agreement(directory)),
         ):
