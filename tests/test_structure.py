@@ -137,7 +137,7 @@ def test_each_library_has_one_room():
 def test_every_dependency_is_imported_and_every_import_is_a_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *extras["bayes"], *extras["vllm"]]
+    needed = [*project["dependencies"], *extras["bayes"], *extras["quantize"], *extras["vllm"]]
     names = {re.split(r"[\[<>=]", entry)[0].lower() for entry in needed}
     by_module = metadata.packages_distributions()
     imported = {name.split(".")[0] for file in FILES for name in imports_of(file)}

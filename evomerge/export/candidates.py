@@ -25,6 +25,7 @@ from evomerge.errors import BadInput, EvomergeError, Fault, Faults, placed
 from evomerge.export.hub_ids import folders
 from evomerge.export.model_card import model_card, served_adapters
 from evomerge.export.model_directory import merge_to, source_key
+from evomerge.export.scored_by import scored_by
 from evomerge.export.whole_recipes import of_this_run, self_contained, stands_alone
 from evomerge.merging.routed_checkpoint import routed_config, routed_tensors
 from evomerge.recipes.recipe import Recipe
@@ -289,25 +290,8 @@ def _exported(
         compared = "scales folded in"
     elif verify and is_served and not as_adapter:
         compared = "merged from the factors that were scored"
-    compared += _by_transformers(archive, candidate.id)
+    compared += scored_by(archive, candidate.id)
     return Exported(candidate.id, checksum, compared, own.doubt)
-
-
-def _by_transformers(archive: ArchiveReader, candidate: int) -> str:
-    """Return what transformers says to a candidate that another engine scored, or nothing."""
-    with as_written():
-        if archive.quantized:
-            return f", scored in {archive.quantized}"
-        engine = archive.engine
-        if engine == "transformers":
-            return ""
-        compared = archive.agreement(candidate)
-        if not compared:
-            return f"; scored by {engine}, not compared with transformers"
-        differing = sum(one.differing for one in compared.values())
-        items = sum(one.items for one in compared.values())
-        told = f"{differing} of {items} held-out items fall otherwise by transformers"
-        return f"; scored by {engine}, {told}"
 
 
 def _as_merged(
