@@ -54,7 +54,7 @@ def paired(
 ) -> dict[str, Paired]:
     """Return objective -> how a candidate did beside a rival on the same items.
 
-    Objectives are left out on which either was not scored on all items of the split.
+    Objectives are left out on which either was not scored on all items of the split, and costs.
 
     Args:
         archive: the candidate's.
@@ -73,6 +73,8 @@ def paired(
     others = archive if rivals is None else rivals
     found = {}
     for objective in archive.objectives:
+        if objective.cost:
+            continue
         name = objective.name
         hashes = archive.item_hashes(name, split)
         if others is not archive and others.item_hashes(name, split) != hashes:
