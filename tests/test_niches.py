@@ -13,10 +13,13 @@ from click.testing import CliRunner
 from conftest import PLAN, assert_killed_and_resumed_alike
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sql import query
 
 from evomerge.archive import summary
 from evomerge.archive.archive import Archive
+from evomerge.archive.reader import ArchiveReader
 from evomerge.campaign.build import checked
+from evomerge.campaign.controller_history import controller_history
 from evomerge.campaign.run import run_campaign
 from evomerge.cli.main import main
 from evomerge.errors import BadInput, CandidateFailure, EvomergeError
@@ -28,7 +31,7 @@ from evomerge.recipes.parameters import single
 from evomerge.recipes.parse import parse_recipe
 from evomerge.search.controllers import Feedback, Problem
 from evomerge.search.controllers.niches import NaturalNiches, NichesSection
-from evomerge.search.spaces import SourceShapes
+from evomerge.search.spaces import SourceShapes, quantize
 from evomerge.search.spaces.mixture import MixtureSection, MixtureSpace
 from evomerge.sources.source import open_source
 
@@ -304,3 +307,32 @@ def test_what_does_not_fit_is_said(campaign_file, here, silent, changes, message
     plan["sources"] = {"models": dict(NICHES["sources"]["models"])}
     with pytest.raises(BadInput, match=message):
         run_campaign(campaign_file(**plan, **changes), observer=silent)
+
+
+def test_a_ledger_told_again_is_at_the_same_place(campaign_file, here):
+    """What the controller of a history proposes next is what the campaign, continued, proposes."""
+    run = here / "runs/tiny"
+
+    def to(evaluations):
+        file = campaign_file(
+            space={"kind": "mixture"},
+            controller={"kind": "niches", "population": 4, "warmup": 3},
+            budget__evaluations=evaluations,
+            finals=0,
+        )
+        assert run_campaign(file, directory=run)
+        return ArchiveReader(run / "archive.db").candidates("search")
+
+    to(12)
+    kinds, members = Counter(), []
+    for event, controller in controller_history(run):
+        kinds[event.kind] += 1
+        members.append(controller.members)
+    events = query(run, "SELECT kind, COUNT(*) AS n FROM events GROUP BY kind")
+    told = {row["kind"]: row["n"] for row in events}
+    assert kinds == {"ask": told["ask"], "tell": told["tell"]}
+    assert members[0] == () and len(members[-1]) == 4  # the base, told first, is no individual
+    (proposal,) = controller.ask(1)
+    last = to(13)[-1]
+    assert (last.ordinal, proposal.parents) == (12, last.parents)
+    assert np.array_equal(quantize(proposal.genome), last.genome)
