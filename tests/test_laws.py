@@ -1,11 +1,15 @@
 """Every registered merge method, controller and space passes the shipped laws."""
 
+import importlib
+
 import numpy as np
 import pytest
 
+from evomerge.errors import BadInput
 from evomerge.merging.methods import METHODS
 from evomerge.search.controllers import CONTROLLERS, Feedback, Problem
 from evomerge.search.controllers.cmaes import CmaEs, CmaEsSection
+from evomerge.sections import parse
 from evomerge.testing import controller_laws, drive, method_laws
 
 
@@ -28,6 +32,68 @@ def test_random_search_fails_the_law_of_improvement(monkeypatch):
     monkeypatch.setattr(RandomSearch, "learns", True)
     with pytest.raises(AssertionError):
         law_improves_on_a_sphere("random")
+
+
+OWN = """
+from typing import Literal
+import numpy as np
+from evomerge.search.controllers import Controller, ControllerSection, Proposal, controller
+from evomerge.sections import Number, option
+
+class CornersSection(ControllerSection):
+    kind: Literal["corners"] = "corners"
+    {name}: Number = option("from the corner", {value})
+
+@controller(CornersSection)
+class Corners(Controller):
+    learns = False
+    def __init__(self, problem, options):
+        self._rng, self._dimension = np.random.default_rng(problem.seed), problem.dimension
+        self._far = options.{name}
+    def ask(self, n):
+        draws = self._rng.integers(0, 2, (n, self._dimension)) * (1 - 2 * self._far) + self._far
+        return [Proposal(draw + 0.01 * self._rng.random(self._dimension)) for draw in draws]
+    def tell(self, feedback):
+        pass
+"""
+
+
+def test_a_controller_of_ones_own_is_known_when_it_is_imported(tmp_path, monkeypatch):
+    """Also when plans were read before, and anew when it is changed; laws find its module."""
+    from evomerge.config.schema import StageSection, json_schema
+    from evomerge.config.validate import checked_plan
+    from evomerge.testing.campaigns import example_mapping
+    from evomerge.testing.controllers import law_replays_in_another_process
+
+    def kind_of(**options):
+        return checked_plan(example_mapping(controller={"kind": "corners", **options})).controller
+
+    with pytest.raises(BadInput, match="there is no controller 'corners'"):
+        kind_of()
+    before = dict(CONTROLLERS._entries)
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "corners_of_mine.py"
+    try:
+        file.write_text(OWN.format(name="far", value=0.1))
+        module = importlib.import_module("corners_of_mine")
+        assert kind_of(far=0.2).far == 0.2
+        file.write_text(OWN.format(name="distance", value=0.25))
+        importlib.invalidate_caches()
+        importlib.reload(module)
+        assert kind_of().distance == 0.25
+        with pytest.raises(BadInput, match=r"controller\.far: unknown key 'far'"):
+            kind_of(far=0.2)
+        stage = {"name": "first", "space": example_mapping()["space"], "budget": {"evaluations": 1}}
+        assert parse(StageSection, stage | {"controller": {"kind": "corners"}}).controller.kind
+        assert "CornersSection" in json_schema()["$defs"]
+        law_replays_in_another_process("corners")
+        with pytest.raises(ValueError, match="two controllers are called 'corners'"):
+            CONTROLLERS.add("corners", CmaEs)
+    finally:
+        CONTROLLERS._entries.clear()
+        CONTROLLERS._entries.update(before)
+    with pytest.raises(BadInput, match="there is no controller 'corners'"):
+        kind_of()
 
 
 def test_the_registries_are_not_empty():
