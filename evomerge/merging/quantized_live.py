@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +19,6 @@ from torch import nn
 from evomerge.errors import BadInput, Fault
 from evomerge.merging.live_model import Live
 from evomerge.sources.transformers_loading import kept_in_float32
-
-if TYPE_CHECKING:
-    pass
 
 _GROUP = 32  # weights of a row that share a scale in four bits, as in llama.cpp's q4_0
 
