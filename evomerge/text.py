@@ -13,6 +13,9 @@ for _harmless in "\n\t":
     del _COMMANDS[ord(_harmless)]
 
 
+_KEPT = "\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}\N{NO-BREAK SPACE}\u3000\u2009\u202f"
+
+
 def printable(data: Any) -> Any:
     """Return JSON-able data whose texts, which strangers may have written, command no terminal.
 
@@ -26,6 +29,21 @@ def printable(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [printable(value) for value in data]
     return data
+
+
+def clean(text: object) -> str:
+    """Return text of strangers for a page: without what directs or hides other letters.
+
+    Control characters, marks that turn the direction of what follows, and halves of letters are
+    replaced; line ends, tabs, and the joiners that some scripts need stay.
+
+    >>> clean("a\\x00b\\u202ec\\n")
+    'a�b�c\\n'
+    """
+    if str(text).isprintable():
+        return str(text)
+    kept = (c if c.isprintable() or c in _KEPT else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return "".join(kept)
 
 
 def interval(score: Mapping[str, Any] | None) -> str:

@@ -10,6 +10,7 @@ schema         its tables
 database       the file, opened; the one place that knows SQLite
 selection      one candidate of many: the best, the knee, the finalists
 summary        what `status`, `front` and `show` print, as data
+history        the whole of it at once, for pictures
 references     candidates of other runs by name, RUN#NUMBER
 run_lock       one campaign at a time in a run's directory
 """

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,6 +158,15 @@ class Database:
     def transaction(self) -> contextlib.AbstractContextManager[object]:
         """Commit all that is written within, or, where it raises, none of it."""
         return self._utilities.atomic()
+
+    @contextlib.contextmanager
+    def one_state(self) -> Iterator[None]:
+        """Let all that is read within be of one moment, whatever is written meanwhile."""
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("COMMIT")
 
     @functools.cached_property
     def _utilities(self) -> "sqlite_utils.Database":
