@@ -162,6 +162,13 @@ def test_resume(desk: Path) -> None:
     assert float(row["ask, archive, tell (ms each)"]) > 0 and float(row["resume (s)"]) > 0
 
 
+def test_report(desk: Path) -> None:
+    (row,) = table(run(desk, "benchmarks/report.py --candidates 160 10000 --short"))
+    assert 0 < float(row["MB"]) < 6 and float(row["making (s)"]) > 0
+    if row["drawn (s)"]:  # there is a browser
+        assert 0 < float(row["drawn (s)"]) < float(row["all (s)"])
+
+
 def test_utilisation(desk: Path) -> None:
     (row,) = table(run(desk, "benchmarks/utilisation.py --short"))
     assert 0 < float(row["barrier"]) < float(row["steady"]) <= 1

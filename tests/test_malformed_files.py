@@ -718,6 +718,17 @@ def test_damaged_rows_of_archives(here, finished, what):
             assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize("what", ROWS)
+def test_damaged_rows_are_reported_or_refused_in_a_line(here, finished, monkeypatch, what):
+    monkeypatch.setattr("evomerge.report.report.page", lambda *of: "")
+    shutil.copytree(finished, "run")
+    ROWS[what][0](Path("run/archive.db"))
+    done = invoke(["report", "run"])
+    assert done.exit_code in (0, 1, 2), done.exception
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert done.output.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_undamaged_archive_is_read(here, finished, command):
     shutil.copytree(finished, "run")

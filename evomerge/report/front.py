@@ -61,7 +61,7 @@ def _introduction(run: Run, picked: dict[int, str]) -> str:
             "There is one objective, so the front is the best alone; the picture has the best of"
             " what was scored on all search items, beside the baselines."
         )
-    found = "One candidate is" if count == 1 else f"{count:,} candidates are"
+    found = "One model is" if count == 1 else f"{count:,} models are"
     told = f"{found} on the front: no other is as good on every search objective and better on one."
     if len(picked) < count:
         told += (
@@ -91,7 +91,8 @@ def _scatter(
         " candidates that were scored on all search items."
     )
     legend = [palette.key(run.name_of(row.id)) for row in run.baselines]
-    legend += [best_key("on the front"), best_key()]
+    kinds = {_kind(run, candidate) for candidate in [*picked, *_best(run)]}
+    legend += [best_key(kind) for kind in ("on the front", "the best") if kind in kinds]
     least = 330 if several else 0
     return Picture("Search and held-out scores", alt, reading, panels, least, legend)
 

@@ -26,6 +26,7 @@ from evomerge.text import clean
 _MOST_GENES = 40
 _MOST_MARKS = 2400
 _LEAST = 20  # candidates, of whom a tenth is two
+_LEAST_EXPLAINED = 0.05  # of the values' variance, below which importances are noise
 _BEST = "var(--accent)"
 
 
@@ -62,14 +63,21 @@ def _of_stage(run: Run, stage: int, said: str) -> list[Part]:
     found, explained = ([], 0.0) if needed else importances(genomes, values)
     order = np.argsort([-f.middle for f in found], kind="stable") if found else np.arange(width)
     order = order[:_MOST_GENES]
-    parts: list[Part] = [_strips(names, genomes, values, best, order, rows, said)]
+    strips = _strips(names, genomes, values, best, order, rows, said)
     if needed:
         text = (
             f"Too few candidates{said} to say which of {width} genes matter ({len(values)}; it"
             f" takes {needed})."
         )
-        return [*parts, Text(text, "note")]
-    return [*parts, _bars(names, found, order, explained, len(values), said)]
+        return [strips, Text(text, "note")]
+    if explained < _LEAST_EXPLAINED:
+        text = (
+            f"Which genes matter{said} cannot be said: of the value of candidates that they have"
+            f" not seen, forests explain {max(explained, 0.0):.0%} of the variance by the genes"
+            f" ({len(values):,} candidates)."
+        )
+        return [strips, Text(text, "note")]
+    return [strips, _bars(names, found, order, explained, len(values), said)]
 
 
 def _names(run: Run, width: int) -> list[str]:
@@ -173,14 +181,9 @@ def _bars(
     ]
     told = "; ".join(f"{r['gene']} {r['text']}" for r in rows[:12])
     alt = f"Importance of genes for the value, of {count:,} candidates, the largest first: {told}."
-    warning = (
-        " They predict next to nothing here, so take no gene for important or not."
-        if explained < 0.1
-        else ""
-    )
     reading = (
         f"Forests predict the value from the genes of {count:,} candidates; on those that they have"
-        f" not seen they explain {max(explained, 0.0):.0%} of its variance.{warning} A point is the"
+        f" not seen they explain {explained:.0%} of its variance. A point is the"
         f" error that they add when a gene is shuffled, the median over {ROUNDS} bootstrap samples;"
         " a bar is the middle 90 %, and one that reaches 0 says nothing."
         " It holds for where the search has been, not for all of the space."

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from evomerge.archive.summary import as_written
 from evomerge.errors import EvomergeError, one_line, placed
 from evomerge.report.answers import answers
 from evomerge.report.charts import Palette
@@ -83,7 +84,9 @@ def report(directory: Path, beside: Path | None = None, refresh: int = 0) -> tup
             return page(directory.name, "not begun", "", nothing, refresh), "not begun"
     again = refresh if run.state == "running" else 0
     with installed():
-        return page(run.name, run.state, _about(run), sections(run, other), again), run.state
+        with placed(file=str(directory)), as_written():
+            found, about = sections(run, other), _about(run)
+        return page(run.name, run.state, about, found, again), run.state
 
 
 def write_report(directory: Path, out: Path, beside: Path | None = None, refresh: int = 0) -> str:

@@ -56,6 +56,11 @@ class Run:
         work: of each worker.
         starts: of each start, when it was and the seconds it took.
         engine: what answered for the models.
+
+    >>> from evomerge.testing.reports import example_run
+    >>> run = example_run()
+    >>> run.name, run.state, run.row(3).value, run.stages, run.controllers
+    ('example', 'interrupted', 1.25, ['example'], ['cmaes'])
     """
 
     directory: Path
@@ -144,7 +149,7 @@ class Run:
 
     @property
     def stages(self) -> list[str]:
-        """The names of the stages; one without a name where the campaign has no stages."""
+        """The names of the stages; the campaign's own where it has none."""
         return [str(part.get("name", "")) for part in searches(self.plan)]
 
     @property

@@ -43,8 +43,8 @@ def weights(run: Run, palette: Palette) -> Section:
         said = f" (stage {run.stages[stage]})" if len(run.stages) > 1 else ""
         if best is None:
             parts.append(Text(f"No candidate{said} has been scored on all search items yet."))
-            continue
-        parts += _of_best(run, palette, best, said)
+        else:
+            parts += _of_best(run, palette, best, said)
         parts += movement(run, palette, stage, said)
     return Section("weights", "What the best is made of", tuple(parts))
 
