@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 import yaml
 from conftest import FITNESS, cache_with_kernels
-from hub_stand_in import Hub
+from hub_stand_in import Hub, save_adapter
 from hub_uploads import TOKEN
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -38,16 +37,6 @@ for line in sys.stdin:
     done = CliRunner().invoke(main, json.loads(line))
     print(json.dumps([done.exit_code, done.stdout, done.stderr]), flush=True)
 """
-
-
-def save_adapter(folder: Path, module: str, size: int):
-    """Save a LoRA of rank 2 of a square weight."""
-    folder.mkdir(parents=True)
-    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    factors = {"A": torch.full((2, size), 0.01), "B": torch.full((size, 2), 0.01)}
-    named = {f"base_model.model.{module}.lora_{x}.weight": t for x, t in factors.items()}
-    save_file(named, folder / "adapter_model.safetensors")
 
 
 def header_size(file: Path) -> int:

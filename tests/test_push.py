@@ -8,7 +8,7 @@ import huggingface_hub.constants
 import pytest
 import yaml
 from click.testing import CliRunner
-from hub_stand_in import Hub
+from hub_stand_in import Hub, save_adapter
 from hub_uploads import TOKEN
 from huggingface_hub import ModelCard, get_token
 from transformers import AutoModelForCausalLM
@@ -217,6 +217,30 @@ def test_a_branch_is_made(run, hub):
         assert push("org/name", "--branch", "v2", "--pick", "2").exit_code == 0
     assert hub.pushed.files("org/name") == main_branch
     assert hub.pushed.files("org/name", "v2")["README.md"] != main_branch["README.md"]
+
+
+def test_an_adapter_is_pushed_without_its_base_s_folder(hub, here, campaign_file, silent):
+    """A folder in the hub's cache has an id and a revision, another folder has none."""
+    cached = here / "hub" / "models--org--base" / "snapshots" / "9c1f"
+    shutil.copytree(here / "base", cached)
+    for label in "ab":
+        save_adapter(here / f"lora_{label}", "model.layers.0.self_attn.q_proj", 16)
+    for name, base in {"found": str(cached), "local": "base"}.items():
+        models = {label: {"model": base, "adapter": f"lora_{label}"} for label in "ab"}
+        plan = {"sources": {"models": models}, "space__method": "linear", "name": name}
+        run_campaign(campaign_file(**plan, budget__evaluations=1, finals=0), observer=silent)
+        words = ["push", f"runs/{name}", f"org/{name}", "--as-adapter", "--pick", "best"]
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, done.output
+        arrived = hub.pushed.files(f"org/{name}")
+        assert "adapter_model.safetensors" in arrived and "model.safetensors" not in arrived
+        settings = json.loads(arrived["adapter_config.json"])
+        head = ModelCard(arrived["README.md"].decode()).data
+        if base == "base":
+            assert settings["base_model_name_or_path"] is None and head.base_model is None
+        else:
+            assert settings["base_model_name_or_path"] == head.base_model[0] == "org/base"
+            assert head.base_model_relation == "adapter"
 
 
 def test_names_of_the_hub_stay_and_folders_go(tmp_path):

@@ -86,8 +86,7 @@ class ArchiveReader(Ledger):
     @property
     def quantized(self) -> str:
         """What the weights were rounded to for scoring, "int8 by torchao"; "" if they were not."""
-        made: str = self.campaign["provenance"].get("quantized", "")
-        return made
+        return str(self.campaign["provenance"].get("quantized", ""))
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:

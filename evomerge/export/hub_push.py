@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evomerge import __version__
-from evomerge.archive.summary import open_run
+from evomerge.archive.summary import as_written, open_run
 from evomerge.errors import EvomergeError
 from evomerge.export.candidates import Exported, export_candidate
 from evomerge.export.nested_recipes import scratch
@@ -68,7 +68,7 @@ def push_candidate(
     evomerge.errors.BadInput: 'org/a--b' is no repository's id; write ORG/NAME, ...
     """
     check_id(target.repository)
-    with contextlib.closing(open_run(directory)) as archive:
+    with contextlib.closing(open_run(directory)) as archive, as_written():
         names = published_names(archive)
         private = {*names, *(place for s in archive.sources for place in s.path.split("+"))}
         title = str(archive.campaign["name"])
