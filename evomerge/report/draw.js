@@ -1,12 +1,9 @@
 // Draws each picture when it comes near the window, and all of them for print.
 "use strict";
 (function () {
-  const options = {
-    mode: "vega", renderer: "svg", actions: false, ast: true, defaultStyle: true, hover: false,
-    loader: { http: { credentials: "omit" } },
-  };
+  // `ast`: expressions are interpreted, as the page's policy lets no text become code.
+  const options = { mode: "vega", renderer: "svg", actions: false, ast: true };
   const waiting = new Set(document.querySelectorAll(".chart"));
-  let drawn = 0;
 
   function draw(place) {
     if (!waiting.delete(place)) return Promise.resolve();
@@ -14,8 +11,6 @@
     return vegaEmbed(place, spec, options).then(function () {
       place.dataset.drawn = "";
       place.style.minHeight = "";
-      drawn += 1;
-      document.body.dataset.drawn = drawn;
     });
   }
 
@@ -33,11 +28,6 @@
     return Promise.all([...waiting].map(draw));
   }
   window.addEventListener("beforeprint", drawAll);
-  document.querySelectorAll("details").forEach(function (details) {
-    window.addEventListener("beforeprint", function () {
-      if (details.classList.contains("print")) details.open = true;
-    });
-  });
 
   // While the search runs, the page is read again, and stays where it was.
   const seconds = Number(document.body.dataset.refresh);

@@ -144,7 +144,7 @@ def _layers(
         },
         {"data": finite(search), "mark": mark, "encoding": {**axes, **kinds, "tooltip": tooltip}},
         {
-            "data": finite(_apart(search) if written else []),
+            "data": finite(_apart(search, held) if written else []),
             "mark": {"type": "text", "align": "left", "dx": 9, "dy": -7, "color": INK},
             "encoding": {**axes, "text": {"field": "text"}},
         },
@@ -155,18 +155,21 @@ def _best(run: Run) -> list[int]:
     return [c for c in (run.best, run.best_found) if c is not None and c in run.search]
 
 
-def _apart(points: Rows) -> Rows:
-    """Return the points whose names can be written beside them without touching another's."""
-    named = [point for point in points if point["text"]]
-    spans = [max(p[k] for p in points) - min(p[k] for p in points) or 1.0 for k in ("x", "y")]
+def _apart(points: Rows, others: Rows) -> Rows:
+    """Return the points beside which their names can be written without touching a mark.
+
+    A name stands to the right, a little above; a letter is about a hundredth of the width.
+    """
+    marks = [*points, *others]
+    wide, high = (max(p[k] for p in marks) - min(p[k] for p in marks) or 1.0 for k in ("x", "y"))
     kept: Rows = []
-    for point in named:
-        near = (
-            abs(point["x"] - other["x"]) < 0.12 * spans[0]
-            and abs(point["y"] - other["y"]) < 0.04 * spans[1]
-            for other in kept
+    for point in points:
+        reach = (0.02 + 0.01 * len(point["text"])) * wide
+        free = not any(
+            0 < other["x"] - point["x"] < reach and -0.01 < (other["y"] - point["y"]) / high < 0.05
+            for other in marks
         )
-        if not any(near):
+        if point["text"] and free:
             kept.append(point)
     return kept
 

@@ -158,7 +158,7 @@ def _beside(run: Run, found: int, pairing: Pairing, beside: Run) -> Rival | str:
     is_random = all(kind == "random" for kind in beside.controllers)
     search = "random search" if is_random else f"another search by {by}"
     own = run.progress["items"]["search"]
-    who = f"the best of {search} on {spent:,} search items (here {own:,})"
+    who = f"the best of {search}, which scored {spent:,} search items ({own:,} here)"
     return _rival(run, found, pairing, their, who, f"best of {by}, {beside.name}", beside)
 
 
@@ -188,7 +188,7 @@ def _against(d: Difference, who: str) -> str:
     if not d.differing:
         return f"the same as {who} on every item"
     if d.verdict == "even":
-        return f"no difference that can be told from {who} ({_signed(d.mean)} ± {shown(d.half)})"
+        return f"no difference that can be told ({_signed(d.mean)} ± {shown(d.half)}) from {who}"
     way = "more" if d.verdict == "more" else "less"
     return f"{shown(abs(d.mean))} ± {shown(d.half)} {way} than {who}"
 

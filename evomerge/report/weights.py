@@ -103,11 +103,11 @@ def _reading(recipe: Recipe, models: Sequence[str]) -> str:
     if isinstance(recipe, MixtureRecipe):
         return (
             f"{rows}, over the model's parameters in their order, from the embeddings through the"
-            " layers to the head. Yellow is much of the model, violet little or less than nothing."
+            " layers to the head. Light is much of the model, dark is little or less than nothing."
         )
     return (
         f"{rows}, a column for each group of layers, from the embeddings through the layers to the"
-        " head. Yellow is high, violet low."
+        " head. The lighter, the higher."
     )
 
 
