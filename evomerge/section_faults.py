@@ -84,7 +84,8 @@ def _kind_fault(place: "_Place", key: str, given: Any, tag: str | None) -> Fault
     if not isinstance(given, Mapping | BaseModel):
         return Fault(key, f"{_plain(given)} is not a mapping", place.mend)
     if tag is not None:
-        noun = place.path[-1] if place.path else "kind"
+        # an entry of a list has the list's name
+        noun = next((step for step in reversed(place.path) if isinstance(step, str)), "kind")
         return Fault("kind", f"there is no {noun} '{tag}'", nearest(tag, known)).under(key)
     wrong = "is missing"
     if isinstance(given, Mapping) and "kind" in given:

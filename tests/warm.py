@@ -128,7 +128,8 @@ def _become(words, folder, environment, streams, preexec_fn):
     sys.argv[:] = words if what is None else ["-c", *words[1:]]
     first = str(Path(words[0]).absolute().parent) if what is None else folder
     given = environment.get("PYTHONPATH", "").split(os.pathsep)
-    installed = [p for p in sys.path if p.startswith((sys.prefix, sys.base_prefix))]
+    # one environment may lie on top of another
+    installed = [p for p in sys.path if p.startswith(sys.base_prefix) or "site-packages" in p]
     sys.path[:] = [first, *filter(None, given), *installed, str(ROOT)]
     importlib.invalidate_caches()
     if preexec_fn:

@@ -19,6 +19,7 @@ from evomerge.archive.records import (
     FinalRow,
     OutcomeRow,
     SourceRecord,
+    Told,
 )
 from evomerge.archive.shapes import PartsShape
 from evomerge.errors import EvomergeError
@@ -229,6 +230,36 @@ class ArchiveReader(Ledger):
             if rows := self._db.rows(sql, (candidate, objective.name, limit)):
                 answers[objective.name] = [cast(AnswerRow, dict(row)) for row in rows]
         return answers
+
+    def first_start(self) -> float | None:
+        """Return when the campaign was first started, in seconds since 1970; None: not yet."""
+        row = self._db.first("SELECT at FROM starts ORDER BY id LIMIT 1")
+        return None if row is None else float(row["at"])
+
+    def told(self, after: int = 0, most: int = -1) -> list[Told]:
+        """Return the outcomes on search items of all stages, in their order.
+
+        Args:
+            after: the event after which they came.
+            most: how many, the first of them; all by default.
+        """
+        sql = (
+            "SELECT e.seq, e.at, c.id AS candidate, c.stage, c.origin, c.label,"
+            " c.part IS NOT NULL AS is_part, o.copy_of IS NOT NULL AS is_copy, o.status,"
+            " COALESCE(o.value, o.estimate) AS value, o.violation, o.seconds_merge,"
+            " o.seconds_score, o.items_scored AS items,"
+            " (SELECT json_group_object(s.objective, s.mean) FROM scores s"
+            " WHERE s.candidate_id = c.id AND s.split = 'search') AS means"
+            " FROM events e CROSS JOIN candidates c ON c.id = e.candidate_id"
+            " CROSS JOIN outcomes o ON o.candidate_id = c.id"
+            " WHERE e.kind = 'tell' AND e.seq > ? ORDER BY e.seq LIMIT ?"
+        )
+        found = []
+        for row in self._db.rows(sql, (after, most)):
+            fields = dict(row) | {"means": json.loads(row["means"])}
+            fields |= {name: bool(row[name]) for name in ("is_part", "is_copy")}
+            found.append(Told(**fields))
+        return found
 
     # --- over all candidates -----------------------------------------------------------
 

@@ -108,6 +108,44 @@ class Event(NamedTuple):
     proposed: int = 0
 
 
+class Told(NamedTuple):
+    """One outcome on search items, in the order in which outcomes came.
+
+    Attributes:
+        seq: of its event in the ledger.
+        at: when it came, in seconds since 1970.
+        candidate, stage, origin, label: of the candidate.
+        is_part: whether a part of the items was scored, and `means` and `value` are estimates.
+        is_copy: whether an earlier candidate was the same, and nothing was scored.
+        status: "ok", "stopped" or "failed".
+        value: None of a failure, and of a baseline as long as not all are scored.
+        violation: of the constraints.
+        seconds_merge, seconds_score: that it took.
+        items: that were scored.
+        means: objective -> mean over all search items; empty of a failure.
+
+    >>> whose = (3, 0, "search", None, False, False)
+    >>> Told(7, 0.0, *whose, "failed", None, 0.0, 0.1, 2.0, 50, {}).items
+    50
+    """
+
+    seq: int
+    at: float
+    candidate: int
+    stage: int
+    origin: str
+    label: str | None
+    is_part: bool
+    is_copy: bool
+    status: str
+    value: float | None
+    violation: float
+    seconds_merge: float
+    seconds_score: float
+    items: int
+    means: Mapping[str, float]
+
+
 class PartScores(NamedTuple):
     """Item scores of a part of the search items, and what they say of all.
 

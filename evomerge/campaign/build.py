@@ -52,6 +52,7 @@ from evomerge.sources.factory import parse_factory
 from evomerge.sources.kinship import strangers
 from evomerge.sources.source import Source
 from evomerge.sources.trust import Trust
+from evomerge.tracking import missing_trackers
 from evomerge.workers.protocol import WorkerPlan
 
 
@@ -254,6 +255,7 @@ def open_campaign(
     faults.extend(chat_faults(campaign))
     faults.extend(scoring_faults(campaign))
     faults.extend(missing_engine(campaign))
+    faults.extend(missing_trackers(plan.track), "track")
     faults.extend(gpu_faults(campaign))
     faults.extend(amount_faults(campaign), f"stages.{stage}" if plan.stages else "")
     if not campaign.space.dimension:

@@ -20,6 +20,7 @@ from evomerge.campaign.resume import begin, earlier_starts, is_spent
 from evomerge.campaign.run_log import logging_to
 from evomerge.campaign.runner import Runner, never
 from evomerge.campaign.source_hashes import hash_sources
+from evomerge.campaign.tracked import Tracked
 from evomerge.campaign.warm_start import warm_starts
 from evomerge.config.parts import WorkersSection
 from evomerge.config.schema import CampaignPlan
@@ -72,10 +73,14 @@ def run_campaign(
     with placed(file=str(file)):
         plan = pinned_plan(plan, earlier.plan)
         if is_spent(earlier, plan):
-            observer.finished(directory)
+            with Tracked(observer, plan.track, directory) as tracked:
+                tracked.finished(directory)
             return True
         campaign = checked_campaigns(plan, moved, earlier.is_fresh)[0]
-    with _cluster(plan.workers, file, observer) as cluster:  # before anything is hashed
+    with (
+        Tracked(observer, plan.track, directory) as observer,
+        _cluster(plan.workers, file, observer) as cluster,  # before anything is hashed
+    ):
         with placed(file=str(file)):
             if campaign.to_fetch:  # now that nothing is wrong
                 size = byte_size(sum(campaign.to_fetch.values()))
@@ -88,8 +93,8 @@ def run_campaign(
             observer.say(f"warning: {warning}")
         start = _Start(directory, file, moved or {}, rebuild_controller, observer, stop, cluster)
         finished = _in_directory(campaign, start)
-    if finished:
-        observer.finished(directory)
+        if finished:
+            observer.finished(directory)
     return finished
 
 

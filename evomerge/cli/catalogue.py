@@ -26,6 +26,7 @@ from evomerge.search.spaces import SPACES
 from evomerge.search.spaces.routing import GainSection
 from evomerge.section_types import rows_of
 from evomerge.sections import Section
+from evomerge.tracking import TRACKERS
 
 
 class Field(TypedDict):
@@ -57,7 +58,7 @@ class Entry(TypedDict):
 
 
 def listing(what: str | None = None) -> dict[str, list[Entry]]:
-    """Return the entries of `methods`, `spaces`, `controllers` and `fitness`, or of one of them.
+    """Return the entries of methods, spaces, controllers, fitness and trackers, or of one.
 
     >>> [entry["name"] for entry in listing("fitness")["fitness"]]
     ['task', 'function', 'cost']
@@ -67,6 +68,7 @@ def listing(what: str | None = None) -> dict[str, list[Entry]]:
         "spaces": _spaces,
         "controllers": _controllers,
         "fitness": _fitness,
+        "trackers": _trackers,
     }
     return {name: make() for name, make in every.items() if what in (None, name)}
 
@@ -129,6 +131,10 @@ def _fitness() -> list[Entry]:
     return [_registered(name, section, section) for name, section in sections.items()]
 
 
+def _trackers() -> list[Entry]:
+    return [_registered(name, cls, cls.section) for name, cls in TRACKERS.all().items()]
+
+
 def _fields(section: type[Section]) -> list[Field]:
     fields = []
     for name, kind, unit, default, description in rows_of(section):
@@ -174,6 +180,8 @@ def reference() -> str:
     for name, controller in CONTROLLERS.all().items():
         title = f"controller: {{kind: {name}}}"
         parts.append((title, _summary_of(controller), controller.section))
+    for name, tracker in TRACKERS.all().items():
+        parts.append((f"track: {{kind: {name}}}", _summary_of(tracker), tracker.section))
     blocks = []
     for title, text, section in parts:
         rows = _fields(section)

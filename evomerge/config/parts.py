@@ -18,6 +18,7 @@ from evomerge.search.controllers import CONTROLLERS, ControllerSection
 from evomerge.search.controllers.cmaes import CmaEsSection
 from evomerge.search.spaces import SPACES, SpaceSection
 from evomerge.sections import Flag, Number, Section, Text, Whole, one_of, option, refuse
+from evomerge.tracking import TRACKERS, TrackerSection
 
 # Letters, digits, '.', '-' and '_', a letter or digit first: names of folders and of columns.
 PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -45,11 +46,18 @@ if TYPE_CHECKING:
     AnySpace = SpaceSection
     AnyController = ControllerSection
     AnyScoring = BatchesSection | FullSection
+    AnyTracker = TrackerSection
 else:
     AnySpace = any_registered(SPACES)
     AnyController = any_registered(CONTROLLERS)
     AnyScoring = Annotated[
         one_of({"batches": BatchesSection, "full": FullSection}, _scoring_kind),
+        BeforeValidator(by_name),
+    ]
+    _TRACKERS = {name: cls.section for name, cls in TRACKERS.all().items()}
+    AnyTracker = Annotated[
+        Union[tuple(_TRACKERS.values())],  # noqa: UP007
+        Field(discriminator="kind"),
         BeforeValidator(by_name),
     ]
 

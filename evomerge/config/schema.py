@@ -17,6 +17,7 @@ from evomerge.config.parts import (
     AnyController,
     AnyScoring,
     AnySpace,
+    AnyTracker,
     BudgetSection,
     Soup,
     SourcesSection,
@@ -132,6 +133,12 @@ class CampaignPlan(Section):
         16,
         unit="candidates",
         ge=0,
+        may_change=True,
+    )
+    track: list[AnyTracker] = option(
+        "where its curves go besides the archive, as names or mappings with options",
+        factory=list,
+        example=["tensorboard"],
         may_change=True,
     )
     allow_benchmarks: Flag = option("search on the test split of a public benchmark", False)

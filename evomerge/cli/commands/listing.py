@@ -4,7 +4,7 @@ import click
 
 from evomerge.cli.conventions import JSON, errors_are_lines, print_json
 
-LISTED = ("methods", "spaces", "controllers", "fitness")
+LISTED = ("methods", "spaces", "controllers", "fitness", "trackers")
 
 
 @click.command(name="list")
@@ -12,7 +12,7 @@ LISTED = ("methods", "spaces", "controllers", "fitness")
 @JSON
 @errors_are_lines
 def listing(kind: str | None, as_json: bool) -> None:
-    """List the merge methods, spaces, controllers and kinds of fitness, with their options.
+    """List merge methods, spaces, controllers, kinds of fitness and trackers, with their options.
 
     \b
       evomerge list controllers
