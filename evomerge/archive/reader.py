@@ -11,7 +11,6 @@ from typing import cast
 import numpy as np
 
 from evomerge.archive.database import Value
-from evomerge.archive.ledger import Ledger
 from evomerge.archive.records import (
     Agreement,
     AnswerRow,
@@ -22,6 +21,7 @@ from evomerge.archive.records import (
     Told,
 )
 from evomerge.archive.shapes import PartsShape
+from evomerge.archive.work import WorkReader
 from evomerge.errors import EvomergeError
 from evomerge.scoring.items import ItemText
 from evomerge.scoring.outcome import Score, decode_scores
@@ -35,7 +35,7 @@ _ROUNDED = 1e-2  # by which scores of one item may differ without falling otherw
 _MOST_ESTIMATES = 4000  # that are looked at for whom to score in full; more would take seconds
 
 
-class ArchiveReader(Ledger):
+class ArchiveReader(WorkReader):
     """The archive file of one campaign, opened; `Archive` writes to it.
 
     >>> reader = ArchiveReader(":memory:", write=True)
@@ -94,11 +94,6 @@ class ArchiveReader(Ledger):
         """The objectives as the provenance has them, with their directions resolved."""
         rows = self.campaign["provenance"]["objectives"]
         return tuple(Objective(**row) for row in rows)
-
-    @property
-    def seconds(self) -> float:
-        """The seconds of all starts together."""
-        return float(self._db.rows("SELECT TOTAL(seconds) FROM starts")[0][0])
 
     def item_hashes(self, objective: str, split: str) -> dict[int, str]:
         """Return ordinal -> hash of an objective's items on one side of the split."""
@@ -360,8 +355,3 @@ class ArchiveReader(Ledger):
         )
         (row,) = self._db.rows(sql)
         return {"parts": row["parts"], "full": row["whole"]}
-
-    def work_seconds(self) -> dict[str, float]:
-        """Return the seconds that workers spent merging and scoring, summed over candidates."""
-        sql = "SELECT TOTAL(seconds_merge) AS merge, TOTAL(seconds_score) AS score FROM outcomes"
-        return dict(self._db.rows(sql)[0])

@@ -25,6 +25,7 @@ from evomerge.archive.shapes import (
     ValuedShape,
     fits,
 )
+from evomerge.archive.time_left import seconds_left
 from evomerge.errors import BadInput, EvomergeError, Fault, one_line
 from evomerge.scoring.outcome import Score
 
@@ -134,17 +135,9 @@ def snapshot(archive: ArchiveReader) -> ProgressShape:
     items = archive.items_scored()
     best, baselines = archive.best(), archive.baselines()
 
-    # The rate so far says how long the rest will take.
     scored = counts["ok"] + counts["stopped"] + counts["failed"]
     per_hour = 3600.0 * scored / seconds if seconds else 0.0
     proposed = archive.proposed()
-    waits = []  # seconds until each limit is reached at this pace
-    if budget["evaluations"] is not None and per_hour:
-        waits.append(3600.0 * max(0, budget["evaluations"] - scored + len(baselines)) / per_hour)
-    if budget["items"] is not None and items:
-        waits.append(seconds * max(0, budget["items"] - items) / items)
-    if budget["hours"] is not None:
-        waits.append(max(0.0, 3600.0 * budget["hours"] - seconds))
     work = archive.work_seconds()
     stages: list[StageShape] = []
     for number, stage in enumerate(campaign["plan"]["stages"]):
@@ -168,7 +161,7 @@ def snapshot(archive: ArchiveReader) -> ProgressShape:
         "best": None if best is None else _valued_row(archive, best),
         "seconds": {
             "total": seconds,
-            "left": min(waits, default=None),
+            "left": seconds_left(archive),
             "merge": work["merge"],
             "score": work["score"],
         },
