@@ -96,6 +96,12 @@ class Archive(CandidateWriter):
         provenance["sources"] |= sources
         self._db.execute("UPDATE campaign SET provenance = ?", (json.dumps(provenance),))
 
+    def add_genes(self, stage: str, genes: Mapping[str, object]) -> None:
+        """Add the genes of a later stage to the provenance, by its name."""
+        provenance = self.campaign["provenance"]
+        provenance.setdefault("stages", {})[stage] = dict(genes)
+        self._db.execute("UPDATE campaign SET provenance = ?", (json.dumps(provenance),))
+
     def set_engines(
         self, chosen: Mapping[str, str], seconds: Mapping[str, Mapping[str, float]]
     ) -> None:

@@ -231,6 +231,22 @@ class ArchiveReader(WorkReader):
         row = self._db.first("SELECT at FROM starts ORDER BY id LIMIT 1")
         return None if row is None else float(row["at"])
 
+    def begun_at(self) -> dict[int, float]:
+        """Return when each candidate was asked for, or begun otherwise, in seconds since 1970."""
+        sql = (
+            "SELECT candidate_id, MIN(at) AS at FROM events"
+            " WHERE kind IN ('ask', 'seed', 'warm_start', 'recommend') GROUP BY candidate_id"
+        )
+        return {row["candidate_id"]: row["at"] for row in self._db.rows(sql)}
+
+    def methods(self) -> dict[int, str]:
+        """Return the merge method of each candidate, or its recipe's kind where it has none."""
+        sql = (
+            "SELECT id, COALESCE(json_extract(recipe, '$.method'), json_extract(recipe, '$.kind'))"
+            " AS method FROM candidates"
+        )
+        return {row["id"]: str(row["method"]) for row in self._db.rows(sql)}
+
     def told(self, after: int = 0, most: int = -1) -> list[Told]:
         """Return the outcomes on search items of all stages, in their order.
 

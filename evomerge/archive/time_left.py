@@ -70,12 +70,12 @@ class _Search(NamedTuple):
     def per_proposal(self) -> Cost:
         """What one proposal costs, as one outcome; copies of earlier ones cost nothing."""
         found = self.costs.get("search", Cost(0, 0, 0.0))
-        if found.count < _FEW or not found.items:
+        if found.outcomes < _FEW or not found.items:
             in_full = self.per_item * self.sizes.full
             share = self.sizes.part / self.sizes.full
             return Cost(1, self.sizes.part, in_full * share**_EXPONENT)
-        each = round(found.items / found.count)
-        return Cost(1, max(1, each), found.seconds / found.count)
+        each = round(found.items / found.outcomes)
+        return Cost(1, max(1, each), found.seconds / found.outcomes)
 
 
 def seconds_left(archive: ArchiveReader) -> float | None:
@@ -124,7 +124,8 @@ def _sizes(archive: ArchiveReader, plan: Mapping[str, Any], stage: int) -> _Size
     costs = {objective.name for objective in archive.objectives if objective.cost}
     full = max(1, sum(items.values()))
     kind = plan.get("scoring", {"kind": "full"})
-    section = parse(FullSection if kind["kind"] == "full" else BatchesSection, kind)
+    section: FullSection | BatchesSection
+    section = parse(FullSection, kind) if kind["kind"] == "full" else parse(BatchesSection, kind)
     parts = make_parts(section, items, costs, int(plan.get("seed", 0)), stage)
     if parts is None or isinstance(section, FullSection):
         return _Sizes(full, full, 0.0)
@@ -231,9 +232,9 @@ def _final_seconds(archive: ArchiveReader, per_item: float) -> float:
     if not items:
         return 0.0
     done = archive.final_cost()
-    each = done.seconds / done.count if done.count else items * per_item
+    each = done.seconds / done.outcomes if done.outcomes else items * per_item
     baselines = {candidate.id for candidate in archive.baselines()}
     front = len(set(archive.front()) - baselines)
     most = archive.campaign["plan"].get("finals", 0)
-    left = len(baselines) + max(1, min(most, front)) - done.count
+    left = len(baselines) + max(1, min(most, front)) - done.outcomes
     return max(0, left) * each

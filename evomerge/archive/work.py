@@ -11,15 +11,15 @@ class Cost(NamedTuple):
     """What outcomes of one kind have taken together.
 
     Attributes:
-        count: of the outcomes, those that were copied among them.
+        outcomes: how many, those that were copied among them.
         items: that were scored.
         seconds: of workers, for merging and scoring.
 
     >>> Cost(4, 200, 10.0) + Cost(1, 800, 30.0)
-    Cost(count=5, items=1000, seconds=40.0)
+    Cost(outcomes=5, items=1000, seconds=40.0)
     """
 
-    count: int
+    outcomes: int
     items: int
     seconds: float
 
@@ -27,8 +27,8 @@ class Cost(NamedTuple):
         if not isinstance(other, Cost):
             return NotImplemented
         pairs = zip(self, other, strict=True)
-        count, items, seconds = (one + another for one, another in pairs)
-        return Cost(int(count), int(items), seconds)
+        outcomes, items, seconds = (one + another for one, another in pairs)
+        return Cost(int(outcomes), int(items), seconds)
 
 
 class WorkReader(Ledger):
@@ -36,7 +36,7 @@ class WorkReader(Ledger):
 
     >>> reader = WorkReader(":memory:", write=True)
     >>> reader.work_seconds(), reader.costs(), reader.utilization(), reader.final_cost()
-    ({'merge': 0.0, 'score': 0.0}, {}, None, Cost(count=0, items=0, seconds=0.0))
+    ({'merge': 0.0, 'score': 0.0}, {}, None, Cost(outcomes=0, items=0, seconds=0.0))
     """
 
     @property

@@ -193,11 +193,15 @@ class Campaign:
             if found is not None:
                 yield ordinal, found
 
+    def genes(self) -> dict[str, Any]:
+        """Return the names of the genes, and what their positions mean."""
+        return {"genes": self.space.names, "ranges": self.space.ranges}
+
     def provenance(self) -> dict[str, Any]:
         """Return where everything comes from: versions, hashes, commit, machine."""
         return {
             "objectives": [vars(objective) for objective in self.objectives],
-            "genes": self.space.names,
+            **self.genes(),
             "sources": {
                 label: {
                     "name": name,

@@ -194,6 +194,7 @@ def _next_stage(archive: Archive, plan: CampaignPlan, stage: int, start: _Start)
     except EvomergeError as error:
         archive.set_state("failed", str(error))
         raise EvomergeError(str(error)) from error
+    archive.add_genes(plan.stages[stage].name, campaign.genes())
     stages = {before.name for before in plan.stages}
     archive.add_sources(
         {

@@ -1,9 +1,9 @@
 """An axis of a search space: what a campaign file says of it, and its genes."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from evomerge.errors import Fault
 from evomerge.merging.methods import Axis
@@ -64,6 +64,35 @@ def axis_faults(entry: AxisSection | float, axis: Axis) -> Iterable[Fault]:
             yield Fault(key, f"{value} is out of range", f"stay {allowed}")
 
 
+class GeneRange(NamedTuple):
+    """What a gene's position in [0, 1] means.
+
+    Attributes:
+        low, high: the range of its values; of a choice, 0 and 1.
+        kind: how they are spread: float, log (geometrically), whole (numbers) or choice.
+        labels: of a choice, one for each.
+
+    >>> GeneRange(1.0, 100.0, "log").value(0.5)
+    10.0
+    >>> GeneRange(kind="choice", labels=("ties", "slerp")).value(0.7)
+    'slerp'
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    kind: str = "float"
+    labels: Sequence[str] = ()
+
+    def value(self, unit: float) -> float | int | str:
+        """Return the value at a position."""
+        if self.kind == "choice":
+            return self.labels[min(int(unit * len(self.labels)), len(self.labels) - 1)]
+        is_whole = self.kind == "whole"
+        gene = Gene("", None, None, None, self.low, self.high, self.kind == "log", is_whole)
+        value = min(max(gene.value(unit), self.low), self.high)
+        return int(value) if is_whole else value
+
+
 @dataclass(frozen=True)
 class Gene:
     """One coordinate of a genome: where an axis' value holds, and its range.
@@ -89,6 +118,12 @@ class Gene:
     high: float
     log: bool = False
     integer: bool = False
+
+    @property
+    def range(self) -> GeneRange:
+        """The range alone, for whoever reads an archive."""
+        kind = "whole" if self.integer else "log" if self.log else "float"
+        return GeneRange(self.low, self.high, kind)
 
     @property
     def levels(self) -> int:

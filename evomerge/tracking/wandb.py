@@ -5,6 +5,7 @@ a folder of its own, whose `.wandb` files are read back: records in LevelDB's lo
 (https://github.com/google/leveldb/blob/main/doc/log_format.md) after seven bytes of W&B's own.
 """
 
+import importlib
 import json
 import struct
 from collections.abc import Iterator, Sequence
@@ -120,8 +121,7 @@ def _last_event(folder: Path, run_id: str) -> int:
 
 def _records(data: bytes) -> Iterator[Any]:
     """Yield the records of a `.wandb` file, up to one that is cut off."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    record = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
     place, whole = _HEADER, b""
     while True:
         if _BLOCK - place % _BLOCK < _PIECE.size:  # no piece begins so near to a block's end
@@ -135,5 +135,5 @@ def _records(data: bytes) -> Iterator[Any]:
             return
         whole += data[begin:place]
         if kind in (_WHOLE, _LAST):
-            yield Record.FromString(whole)
+            yield record.FromString(whole)
             whole = b""

@@ -20,6 +20,7 @@ from evomerge.errors import BadInput, Fault
 from evomerge.recipes.parameters import single
 from evomerge.recipes.recipe import Recipe
 from evomerge.registry import Registry
+from evomerge.search.axes import GeneRange
 from evomerge.sections import Section
 
 # Of a gene: coarse enough that no hash depends on the last bit of a controller's arithmetic, and
@@ -146,6 +147,15 @@ class SearchSpace(ABC):
     def levels(self) -> tuple[int, ...]:
         """How many values each gene has; 0 for a gene that is continuous."""
         return (0,) * self.dimension
+
+    @property
+    def ranges(self) -> list[GeneRange]:
+        """What each gene's positions mean."""
+        found = []
+        for levels in self.levels:
+            labels = tuple(map(str, range(levels)))
+            found.append(GeneRange(kind="choice", labels=labels) if levels else GeneRange())
+        return found
 
     def single(self, name: str) -> Recipe:
         """Return the recipe of a source as it is, a baseline of the search."""

@@ -10,6 +10,7 @@ import numpy as np
 from evomerge.errors import Fault
 from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.recipes.recipe import Recipe
+from evomerge.search.axes import GeneRange
 from evomerge.search.spaces import PointSpace, SourceShapes, SpaceSection, space
 from evomerge.search.spaces.parameters import ParametersSection, ParametersSpace
 from evomerge.sections import option
@@ -125,6 +126,13 @@ class ChoiceSpace(PointSpace):
         """How many values each gene has; 0 for a gene that is continuous."""
         inner = [n for s in self.spaces for n in s.levels]
         return (*(len(self.spaces) for _ in self._places), *inner)
+
+    @property
+    def ranges(self) -> list[GeneRange]:
+        """See `SearchSpace.ranges`; what is chosen is named by its number and its method."""
+        labels = tuple(f"{n}: {s.method.name}" for n, s in enumerate(self.spaces, start=1))
+        choices = [GeneRange(kind="choice", labels=labels) for _ in self._places]
+        return [*choices, *(r for s in self.spaces for r in s.ranges)]
 
     @property
     def start(self) -> np.ndarray:

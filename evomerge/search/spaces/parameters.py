@@ -7,7 +7,7 @@ import numpy as np
 from evomerge.merging.methods import METHODS, MergeMethod
 from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.recipes.recipe import Recipe
-from evomerge.search.axes import AxisSection, Gene
+from evomerge.search.axes import AxisSection, Gene, GeneRange
 from evomerge.search.group_bounds import narrowed
 from evomerge.search.group_names import OUTER, Spot, governing, read_names, shared
 from evomerge.search.parameter_options import ParametersSection, group_edges
@@ -104,6 +104,11 @@ class ParametersSpace(PointSpace):
     def levels(self) -> tuple[int, ...]:
         """How many values each gene has; 0 for a gene that is continuous."""
         return tuple(g.levels for g in self.genes)
+
+    @property
+    def ranges(self) -> list[GeneRange]:
+        """See `SearchSpace.ranges`."""
+        return [g.range for g in self.genes]
 
     @property
     def names(self) -> list[str]:

@@ -15,7 +15,7 @@ from evomerge.dtypes import Dtype
 from evomerge.errors import Fault, nearest
 from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import Hop, RoutingRecipe, whole
-from evomerge.search.axes import Gene
+from evomerge.search.axes import Gene, GeneRange
 from evomerge.search.routing_paths import Blocks, Exchange, PathGenes, Slots
 from evomerge.search.spaces import PointSpace, SourceShapes, SpaceSection, quantize, space
 from evomerge.sections import Number, Section, Text, Whole, option
@@ -150,6 +150,12 @@ class RoutingSpace(PointSpace):
     def levels(self) -> tuple[int, ...]:
         """How many values each gene has; 0 for a gene that is continuous."""
         return (*self.path.levels, *(0 for _ in self._gained for _ in self._each))
+
+    @property
+    def ranges(self) -> list[GeneRange]:
+        """See `SearchSpace.ranges`."""
+        gains = len(self._gained) * len(self._each)
+        return [*super().ranges[: len(self.path.names)], *(self._gene.range for _ in range(gains))]
 
     @property
     def start(self) -> np.ndarray:
