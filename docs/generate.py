@@ -7,6 +7,7 @@ The markers are `<!-- generated -->` and `<!-- end -->`; a test says whether the
 
 from pathlib import Path
 
+from evomerge.archive import described
 from evomerge.cli import catalogue
 
 FOLDER = Path(__file__).parent
@@ -14,6 +15,7 @@ FOLDER = Path(__file__).parent
 BEGIN, END = "<!-- generated -->", "<!-- end -->"
 
 PARTS = {
+    "archive.md": described.markdown,
     "campaign-file.md": catalogue.reference,
     "methods.md": catalogue.methods_table,
     "controllers.md": catalogue.controllers_table,

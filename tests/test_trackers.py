@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -26,10 +27,14 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 pytest.importorskip("trackio")
 
 import tracked as trials
+from click.testing import CliRunner
 
 from evomerge.archive.archive import Archive
+from evomerge.archive.described import QUERIES
 from evomerge.campaign.observer import Silent
 from evomerge.campaign.run import run_campaign
+from evomerge.cli.main import main
+from evomerge.testing.archives import example_archive
 from evomerge.tracking import follower
 
 
@@ -38,13 +43,17 @@ def quick(monkeypatch):
     monkeypatch.setattr(follower, "_POLL", 0.02)
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The address of an MLflow server of one's own."""
     folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     words = [sys.executable, "-m", "mlflow", "server", "--port", port, "--workers", "1"]
     words += ["--backend-store-uri", f"sqlite:///{folder}/store.db"]
     with started(words, f"http://127.0.0.1:{port}/health", cwd=folder) as address:
@@ -180,3 +189,62 @@ def test_several_trackers_follow_one_search(campaign_file, here):
 
     assert list(here.glob("runs/tiny/wandb/offline-run-*")) and store.exists()
     assert list(here.glob("runs/tiny/tensorboard/events*")) and trackio.Api().runs("together")
+
+
+# --- dashboards ------------------------------------------------------------------------------
+
+
+def asked(address):
+    with urllib.request.urlopen(address) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.fixture
+def example(tmp_path):
+    run = tmp_path / "example"
+    run.mkdir()
+    example_archive(run / "archive.db").close()
+    for command in ("optuna", "datasette"):
+        assert CliRunner().invoke(main, [command, str(run)]).exit_code == 0
+    return run
+
+
+def test_optunas_dashboard_opens_the_study(example):
+    port = free_port()
+    program = Path(sys.executable).with_name("optuna-dashboard")
+    words = [str(program), f"sqlite:///{example}/optuna.db", "--port", port]
+    with started(words, f"http://127.0.0.1:{port}/api/studies") as address:
+        (summary,) = asked(address)["study_summaries"]
+        assert summary["study_name"] == "example"
+        assert summary["directions"] == ["maximize", "minimize"]
+        study = asked(f"{address}/{summary['study_id']}?after=0")
+        trials = study["trials"]
+        assert [t["state"] for t in trials] == ["Complete", "Complete", "Fail"]
+        assert [t.get("values") for t in trials[:2]] == [[0.75, 16.0], [0.5, 10.0]]
+        assert [t["number"] for t in study["best_trials"]] == [0, 1]
+        assert study["objective_names"] == ["accuracy", "length"]
+        attributes = {entry["key"]: entry["value"] for entry in trials[0]["user_attrs"]}
+        assert json.loads(attributes["candidate"]) == 3
+
+
+def test_datasette_shows_the_questions_and_the_columns(example):
+    port = free_port()
+    program = Path(sys.executable).with_name("datasette")
+    words = [str(program), str(example / "archive.db"), "--port", port]
+    words += ["--metadata", str(example / "metadata.json")]
+    with started(words, f"http://127.0.0.1:{port}/archive.json") as address:
+        base = address.removesuffix(".json")
+        queries = {query["name"] for query in asked(address)["queries"]}
+        assert queries == set(QUERIES)
+        for name in queries:
+            answer = asked(f"{base}/{name}.json?_shape=objects")
+            assert answer["ok"] and not answer.get("error"), answer
+        best = asked(f"{base}/best.json?_shape=objects")["rows"]
+        assert [row["id"] for row in best] == [3, 4, 1, 2]
+        facets = asked(f"{base}/candidates.json?_facet=origin")["facet_results"]
+        counts = {row["value"]: row["count"] for row in facets["origin"]["results"]}
+        assert counts == {"search": 3, "baseline": 2}
+        with urllib.request.urlopen(f"{base}/outcomes") as page:
+            text = page.read().decode()
+        assert "what became of each candidate on search items" in text
+        assert "spent merging" in text
