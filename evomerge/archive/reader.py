@@ -231,6 +231,12 @@ class ArchiveReader(WorkReader):
         row = self._db.first("SELECT at FROM starts ORDER BY id LIMIT 1")
         return None if row is None else float(row["at"])
 
+    def last_told(self) -> int:
+        """Return the event of the latest outcome on search items; 0 before the first."""
+        sql = "SELECT seq FROM events WHERE kind = 'tell' ORDER BY seq DESC LIMIT 1"
+        row = self._db.first(sql)
+        return 0 if row is None else int(row["seq"])
+
     def begun_at(self) -> dict[int, float]:
         """Return when each candidate was asked for, or begun otherwise, in seconds since 1970."""
         sql = (
@@ -258,16 +264,24 @@ class ArchiveReader(WorkReader):
             "SELECT e.seq, e.at, c.id AS candidate, c.stage, c.origin, c.label,"
             " c.part IS NOT NULL AS is_part, o.copy_of IS NOT NULL AS is_copy, o.status,"
             " COALESCE(o.value, o.estimate) AS value, o.violation, o.seconds_merge,"
-            " o.seconds_score, o.items_scored AS items,"
-            " (SELECT json_group_object(s.objective, s.mean) FROM scores s"
-            " WHERE s.candidate_id = c.id AND s.split = 'search') AS means"
+            " o.seconds_score, o.items_scored AS items"
             " FROM events e CROSS JOIN candidates c ON c.id = e.candidate_id"
             " CROSS JOIN outcomes o ON o.candidate_id = c.id"
             " WHERE e.kind = 'tell' AND e.seq > ? ORDER BY e.seq LIMIT ?"
         )
+        rows = self._db.rows(sql, (after, most))
+        means: dict[int, dict[str, float]] = {}
+        if rows:
+            sql = (
+                "SELECT s.candidate_id, s.objective, s.mean FROM events e CROSS JOIN scores s"
+                " ON s.candidate_id = e.candidate_id AND s.split = 'search'"
+                " WHERE e.kind = 'tell' AND e.seq > ? AND e.seq <= ?"
+            )
+            for number, objective, mean in self._db.rows(sql, (after, rows[-1]["seq"])):
+                means.setdefault(number, {})[objective] = mean
         found = []
-        for row in self._db.rows(sql, (after, most)):
-            fields = dict(row) | {"means": json.loads(row["means"])}
+        for row in rows:
+            fields = dict(row) | {"means": means.get(row["candidate"], {})}
             fields |= {name: bool(row[name]) for name in ("is_part", "is_copy")}
             found.append(Told(**fields))
         return found

@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
+from evomerge.cli.completing import NamedPath, Pick, complete_settings
 from evomerge.errors import BadInput, EvomergeError, Fault
 from evomerge.text import printable
 
 Command = Callable[..., None]
 
-FILE = click.Path(path_type=Path)
+FILE = NamedPath(path_type=Path)
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 SOURCE = click.option(
@@ -26,10 +27,16 @@ TRUST_CODE = click.option(
     help="Run code that comes with the models, and Python functions that make them.",
 )
 SET = click.option(
-    "--set", "settings", multiple=True, metavar="KEY=YAML", help="Override a key: a.b=value."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=YAML",
+    help="Override a key: a.b=value.",
+    shell_complete=complete_settings,
 )
 PICK = click.option(
     "--pick",
+    type=Pick(),
     default="best",
     help="best, knee, a candidate's number, an objective, or weights=NAME:NUMBER,... of the front.",
 )

@@ -10,6 +10,7 @@ from typing import Self, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from evomerge.archive import summary
@@ -22,6 +23,8 @@ from evomerge.workers.protocol import WorkerState
 
 _TERMINAL = 0.5  # seconds between looks at the archive, of which each takes some milliseconds
 _ELSEWHERE = 15.0  # seconds between lines: a log of a day's run stays readable
+_WIDTH = 40  # columns of the bar
+_PAUSE = 20.0  # times as long as a look took
 
 
 class Progress:
@@ -45,6 +48,7 @@ class Progress:
         stream = sys.stdout if stream is None else stream
         on_terminal = stream.isatty()
         self._every = every if every is not None else _TERMINAL if on_terminal else _ELSEWHERE
+        self._pause = self._every
         self._last = -self._every  # on the clock of `time.monotonic`
         file = cast(TextIO, _Unbreakable(stream))
         self._console = Console(file=file, markup=False, highlight=False, emoji=False)
@@ -68,14 +72,21 @@ class Progress:
 
     def update(self, archive: ArchiveReader, workers: Sequence[WorkerState]) -> None:
         """Show how far a campaign is; call it as often as you like."""
-        due = time.monotonic() - self._last >= self._every
-        text = line(summary.snapshot(archive)) if due else None
-        if due:
+        found = None
+        if time.monotonic() - self._last >= self._pause:
+            began = time.monotonic()
+            found = summary.snapshot(archive)
             self._last = time.monotonic()
+            # a look takes longer at a larger archive, and is to take little of the search's time
+            self._pause = max(self._every, _PAUSE * (self._last - began))
         if self._display:
-            self._display.update(text, workers)
-        elif text is not None:
-            self.say(text)
+            self._display.update(found, workers)
+        elif found is not None:
+            self.say(line(found))
+
+    def interrupted(self, again: str) -> None:
+        """Say that the campaign was stopped, and the command that goes on with it."""
+        self.say(f"interrupted; what is archived stays. To continue: {again}")
 
     def finished(self, directory: Path) -> None:
         """Show what a finished campaign came to."""
@@ -102,13 +113,15 @@ class _Display:
 
     def __init__(self, console: Console):
         self._line = ""
+        self._bar: Table | None = None
         self._workers: Sequence[WorkerState] = ()
         self._since = time.monotonic()
         self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=2)
 
-    def update(self, line: str | None, workers: Sequence[WorkerState]) -> None:
-        """Show what workers do now, and a new line if there is one."""
-        self._line = self._line if line is None else line
+    def update(self, found: ProgressShape | None, workers: Sequence[WorkerState]) -> None:
+        """Show what workers do now, and a new state if there is one."""
+        if found is not None:
+            self._line, self._bar = line(found), bar(found)
         self._workers, self._since = workers, time.monotonic()
         self._live.start(refresh=True)
 
@@ -133,7 +146,9 @@ class _Display:
                 others = f" and {worker.others} more" if worker.others else ""
                 scores = f"candidate {worker.candidate}{others}, {side}"
                 rows.add_row(f"  {worker.name}", scores, seconds)
-        return Group(self._line, rows) if self._workers else Group(self._line)
+        if not self._workers:
+            return Group(self._line)
+        return Group(self._line, rows) if self._bar is None else Group(self._line, self._bar, rows)
 
 
 class _Unbreakable(io.TextIOBase):
@@ -168,6 +183,22 @@ class _Unbreakable(io.TextIOBase):
                 self._stream = None
 
 
+def bar(snapshot: ProgressShape) -> Table | None:
+    """Return how much of a campaign's time is over, races and held-out items included, as a bar.
+
+    >>> from evomerge.testing.archives import example_archive
+    >>> bar(summary.snapshot(example_archive())) is None  # nothing tells how long it takes
+    True
+    """
+    passed, left = snapshot["seconds"]["total"], snapshot["seconds"]["left"]
+    if left is None or not passed + left:
+        return None
+    drawn = Table.grid(padding=(0, 1))
+    whole = ProgressBar(total=passed + left, completed=passed, width=_WIDTH)
+    drawn.add_row(whole, f"{passed / (passed + left):.0%}", f"{duration(left)} left")
+    return drawn
+
+
 def line(snapshot: ProgressShape) -> str:
     """Return a campaign's snapshot as one line.
 
@@ -190,7 +221,7 @@ def line(snapshot: ProgressShape) -> str:
         parts.append(f"best baseline ({top['label']}) {_means(top)}")
     left = f"{duration(seconds['left'])} left"
     if (limit is not None and done >= limit) or (most is not None and items >= most):
-        left = "held-out items"
+        left += ", held-out items"
     parts.append(f"{snapshot['per_hour']:.0f}/h, {left}")
     if counts["failed"]:
         parts.append(f"{counts['failed']} failed")

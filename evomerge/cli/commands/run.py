@@ -19,6 +19,8 @@ from evomerge.cli.conventions import FILE, SET, SOURCE, by_label, errors_are_lin
     is_flag=True,
     help="Go on although the controller proposes otherwise, with one built from the outcomes.",
 )
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result, and errors.")
+@click.option("--json-lines", is_flag=True, help="Print events, one JSON object a line.")
 @errors_are_lines
 def run(
     file: Path,
@@ -26,6 +28,8 @@ def run(
     settings: tuple[str, ...],
     moved: tuple[str, ...],
     rebuild_controller: bool,
+    quiet: bool,
+    json_lines: bool,
 ) -> None:
     """Start the campaign in FILE, or continue it.
 
@@ -37,10 +41,10 @@ def run(
       evomerge run search_spaces/crosslingual-maths.yaml --set budget.evaluations=400
     """
     from evomerge.campaign.run import run_campaign
-    from evomerge.cli.progress import Progress
+    from evomerge.cli.observing import observer_of
     from evomerge.cli.stopping import StopSignals
 
-    with Progress() as progress, StopSignals(progress.say) as stop:
+    with observer_of(quiet, json_lines) as progress, StopSignals(progress.say) as stop:
         finished = run_campaign(
             file,
             directory=directory,
@@ -57,5 +61,6 @@ def run(
             words += ["--set", setting]
         for pair in moved:
             words += ["--source", pair]
-        click.echo(f"interrupted; what is archived stays. To continue: {shlex.join(words)}")
+        words += ["--quiet"] * quiet + ["--json-lines"] * json_lines
+        progress.interrupted(shlex.join(words))
         sys.exit(130)

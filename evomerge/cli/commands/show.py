@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from evomerge.cli.completing import Pick
 from evomerge.cli.conventions import FILE, JSON, errors_are_lines, print_json
 from evomerge.errors import placed
 from evomerge.text import printable
@@ -11,7 +12,7 @@ from evomerge.text import printable
 
 @click.command()
 @click.argument("directory", type=FILE)
-@click.argument("candidate")
+@click.argument("candidate", type=Pick())
 @JSON
 @errors_are_lines
 def show(directory: Path, candidate: str, as_json: bool) -> None:
