@@ -36,7 +36,10 @@ PAGES = [
     ROOT / "search_spaces/tiny_models/README.md",
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-OTHER_TOOLS = {".", "datasette", "pip", "ray", "sqlite-utils"}  # that the guides name
+OTHER_TOOLS = {
+    *(".", "datasette", "mlflow", "optuna-dashboard", "pip", "ray", "sqlite-utils"),
+    *("tensorboard", "trackio", "wandb"),
+}  # that the guides name
 
 # What a block that is a part of a campaign file is put into.
 CAMPAIGN = """
