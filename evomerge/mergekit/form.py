@@ -92,6 +92,7 @@ class Slice:
         key: where it stands in the configuration.
         sources: the models.
         parameters: said of all of them.
+        base: the one from which slerp's t counts here, where it is not the whole's.
 
     >>> Slice("slices.0", (), {"weight": 0.5}).parameters
     {'weight': 0.5}
@@ -100,6 +101,7 @@ class Slice:
     key: str
     sources: tuple[SliceSource, ...]
     parameters: Parameters
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class SliceForm(Section):
         "of the slice", least=1, example=[{"model": "models/a", "layer_range": [0, 4]}]
     )
     parameters: dict[str, Any] | None = option("of these sources", None)
+    base_model: Text | None = option("of slerp, as mergekit-evolve writes it", None)
 
     @classmethod
     def cross_faults(cls, fields: Mapping[str, Any]) -> Iterator[Fault]:
@@ -210,7 +213,7 @@ class PartsForm(Section):
         for index, entry in enumerate(self.slices or ()):
             key = f"{prefix}slices.{index}"
             sources = [s.source(f"{key}.sources.{i}") for i, s in enumerate(entry.sources)]
-            parts.append(Slice(key, tuple(sources), entry.parameters or {}))
+            parts.append(Slice(key, tuple(sources), entry.parameters or {}, entry.base_model))
         return tuple(parts)
 
 
@@ -267,6 +270,7 @@ class ConfigurationForm(PartsForm):
         """See `Section.cross_faults`."""
         yield from _one_of(fields, ("models", "slices", "modules"))
         yield from _parameter_faults(fields)
+        yield from _base_faults(fields)
         chosen, tokenizer = fields.get("tokenizer_source"), fields.get("tokenizer")
         if chosen is not None and tokenizer is not None:
             yield Fault("tokenizer", "stands beside tokenizer_source", "write one of them")
@@ -310,6 +314,18 @@ def _parameter_faults(fields: Mapping[str, Any]) -> Iterator[Fault]:
         elif name in _SWITCHES and value is not _SWITCHES[name]:
             mend = f"write {str(_SWITCHES[name]).lower()}, or leave it out"
             yield Fault(key, "is not supported", mend)
+
+
+def _base_faults(fields: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield why slices have no base of their own."""
+    for index, part in enumerate(fields.get("slices") or ()):
+        if part is None or part.base_model is None:
+            continue
+        key, mend = f"slices.{index}.base_model", "write base_model for the whole"
+        if fields.get("merge_method", "slerp") != "slerp":
+            yield Fault(key, "is not supported but with slerp", mend)
+        elif part.base_model not in (source.model for source in part.sources if source):
+            yield Fault(key, f"'{part.base_model}' is none of the slice's sources", mend)
 
 
 def _names(fields: Mapping[str, Any]) -> Iterable[str]:

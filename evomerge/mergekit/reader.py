@@ -141,12 +141,14 @@ def _options(configuration: Configuration, method: MergeMethod) -> dict[str, obj
 
 
 def _models(configuration: Configuration, method: MergeMethod) -> list[str]:
-    """Return the models that are merged, without the base."""
+    """Return the models that are merged, without the base of task vectors."""
     names = [source.model for part in configuration.slices for source in part.sources]
     base = configuration.base
-    models = [name for name in dict.fromkeys(names) if name != base]
+    listed = dict.fromkeys(names)
+    models = [name for name in listed if name != base or not method.takes_base]
     if method.name == "slerp" and base is not None and base in names:
-        return [base, *models]  # slerp's base is one of the two, the one at t = 0
+        # slerp's base is one of the two, the one at t = 0
+        return [base, *(name for name in models if name != base)]
     return models
 
 
@@ -218,7 +220,10 @@ def _values(
             default = 1.0
         if not parameter.axis.per_model:
             value = look_up(configuration.scopes(part), key, tensor, depth)
-            values[parameter.name] = _given(value, default, f"{key} is missing")
+            number = _given(value, default, f"{key} is missing")
+            if part.base not in (None, models[0]):
+                number = 1.0 - number  # slerp's way, counted from its other end
+            values[parameter.name] = number
             continue
         each = []
         for model in models:

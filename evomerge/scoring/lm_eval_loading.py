@@ -32,12 +32,8 @@ def load_tasks(section: TaskSection) -> list[Any]:
     """
     name = section.task
     is_file = name.endswith((".yaml", ".yml"))
-    if is_file and not Path(name).is_file():
-        raise _refused("task", f"there is no file '{name}'", "write a path to a task YAML")
-    if not is_file and "/" in name:
-        raise _refused("task", f"there is no task '{name}'", "a task's path ends in .yaml")
     with quietly():
-        manager, members = _of_file(Path(name)) if is_file else _of_name(name)
+        manager, members = _found(name)
         _check_aggregate(section, members)
         is_group_file = is_file and members is not None
         called = _registered(Path(name), manager) if is_group_file else name
@@ -50,6 +46,30 @@ def load_tasks(section: TaskSection) -> list[Any]:
     for task in tasks:
         _configure(task, section, name if members is None else task.config.task)
     return tasks
+
+
+def members_of(name: str) -> list[str] | None:
+    """Return the tasks of the group that lm-eval calls so, or that a file is of; None of a task.
+
+    Raises:
+        BadInput: there is no such task.
+
+    >>> members_of("x.yaml")
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: task: there is no file 'x.yaml'; write a path to a task YAML
+    """
+    with quietly():
+        return _found(name)[1]
+
+
+def _found(name: str) -> tuple[Any, list[str] | None]:
+    """Return a manager that knows a task, and its members if it is a group; see `load_tasks`."""
+    is_file = name.endswith((".yaml", ".yml"))
+    if is_file and not Path(name).is_file():
+        raise _refused("task", f"there is no file '{name}'", "write a path to a task YAML")
+    if not is_file and "/" in name:
+        raise _refused("task", f"there is no task '{name}'", "a task's path ends in .yaml")
+    return _of_file(Path(name)) if is_file else _of_name(name)
 
 
 def is_of_public_data(task: Any) -> bool:

@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple
 
 from evomerge.errors import BadInput, Fault, nearest
 
+_OF_ITEMS = ("mean", "nanmean", "bits_per_byte")  # how lm-eval averages what is one of items
+
 
 class Metric(NamedTuple):
     """A task's metric that is a mean over items, and the filter after which it is taken.
@@ -47,8 +49,8 @@ def choose_metric(task: Any, wanted: str) -> Metric:
         raise _refused(wrong, f"in the task's file: {_mend(unknown[0])}")
     if name not in aggregation:
         raise _refused(f"'{task.config.task}' has no metric '{name}'", nearest(name, aggregation))
-    averaged_by = getattr(aggregation[name], "__name__", str(aggregation[name]))
-    if averaged_by not in ("mean", "nanmean", "bits_per_byte"):
+    averaged_by = _averaged_by(aggregation[name])
+    if averaged_by not in _OF_ITEMS:
         usable = [m for m, a in aggregation.items() if getattr(a, "__name__", "") == "mean"]
         wrong = f"'{name}' is no mean of items (lm-eval aggregates it by {averaged_by})"
         mend = f"take one of {', '.join(usable)}" if usable else "take another task"
@@ -63,6 +65,26 @@ def choose_metric(task: Any, wanted: str) -> Metric:
     of_one = (lambda v: aggregation[name]([v])) if averaged_by == "bits_per_byte" else float
     better = task.higher_is_better()[name]
     return Metric(name, chosen or filters[0], of_one, "maximize" if better else "minimize")
+
+
+def usable_metrics(task: Any) -> list[str]:
+    """Return what `choose_metric` takes of a task, as campaign files write it.
+
+    >>> from evomerge.testing.lm_eval_tasks import example_task
+    >>> usable_metrics(example_task())
+    ['acc']
+    """
+    unknown, filters = _unknown_metrics(task), [f.name for f in task._filters]
+    found = []
+    for name, aggregate in task.aggregation().items():
+        if name not in unknown and _averaged_by(aggregate) in _OF_ITEMS:
+            several = len(filters) > 1
+            found += [f"{name},{filtered}" for filtered in filters] if several else [name]
+    return found
+
+
+def _averaged_by(aggregate: Any) -> str:
+    return str(getattr(aggregate, "__name__", aggregate))
 
 
 def _unknown_metrics(task: Any) -> list[str]:

@@ -51,7 +51,7 @@ class ParametersSection(SpaceSection):
     )
     layer_groups: Whole = option(
         "runs of consecutive layers with values of their own; what is outside the layers is one"
-        " more group",
+        " more group, or as `outside` says",
         1,
         ge=1,
     )
@@ -59,6 +59,12 @@ class ParametersSection(SpaceSection):
         "substrings of tensor names with values of their own; the other tensors are one more group",
         factory=list,
         example=["self_attn", "mlp"],
+    )
+    outside: Literal["own", "first", "nearest"] = option(
+        "where the tensors outside the layers belong: to a group of their own, without module"
+        " groups; to the first group; or to the nearest, embeddings to the first and the final norm"
+        " and the head to the last",
+        "own",
     )
     smooth: Flag = option(
         "values are interpolated between knots, as many as layer groups, from first to last layer",
@@ -153,7 +159,8 @@ class ParametersSection(SpaceSection):
             models = tuple(labels) if per_model else (None,)
             modules = (*self.module_groups, None)
             spots = [Spot(n, m, label) for n in sorted(layers) for m in modules for label in models]
-            spots += [Spot(OUTER, None, label) for label in models]
+            if self.outside == "own":
+                spots += [Spot(OUTER, None, label) for label in models]
             bounds = {names[n]: own[axis] for n, own in self.groups.items() if axis in own}
             yield from overlap_faults(axis, entry, bounds, spots)
 

@@ -196,7 +196,7 @@ def _place(group: Group) -> str:
 def _group_faults(spaces: Sequence[ParametersSection]) -> Iterable[Fault]:
     """Return why groups of several spaces cannot take each other's place."""
     first = spaces[0]
-    for key in ("layer_groups", "module_groups", "smooth"):
+    for key in ("layer_groups", "module_groups", "outside", "smooth"):
         values = [space.model_dump(include={key}) for space in spaces]
         if any(value != values[0] for value in values):
             mend = "with each: group write the same in every space"

@@ -28,8 +28,9 @@ class ParametersSpace(PointSpace):
     """Genomes are the axes' values on a grid of layer groups x module groups (x models).
 
     Layers are cut into `layer_groups` runs of as equal length as can be; the tensors outside
-    the layers are one more group. With `smooth` the groups are knots, spread evenly
-    over depth, between which each layer's values are interpolated linearly. An axis may be
+    the layers are one more group, or belong to the first or the nearest one. With `smooth` the
+    groups are knots, spread evenly over depth, between which each layer's values are interpolated
+    linearly. An axis may be
     `tied` over layers, modules or models, or have what is `outside` the layers follow the
     first group; one written as a plain number is fixed. In `groups` it may be fixed or have another
     range; what is fixed has no gene. Two smooth knots so tied are LiNeS'
@@ -54,7 +55,9 @@ class ParametersSpace(PointSpace):
         self.dtype = options.dtype or shapes.dtype
         self.axes = options.axes
         self._cells: list[_Cell] = [(k, m) for k in range(self.knots) for m in self.modules]
-        self._cells.append((OUTER, None))
+        self.outside = options.outside
+        if self.outside == "own":
+            self._cells.append((OUTER, None))
         self._groups = options.groups
         knots = options.layer_groups if options.smooth else None
         self._names = read_names(self._groups, shapes.labels, options.module_groups, knots)
@@ -133,7 +136,9 @@ class ParametersSpace(PointSpace):
         for layers, position in self._spans():
             for module in self.modules:
                 groups.append(Group(layers, module, self._between(cells, position, module)))
-        groups += [Group(part, None, cells[OUTER, None]) for part in PARTS]
+        for part in PARTS:
+            modules = (None,) if self.outside == "own" else self.modules
+            groups += [Group(part, m, cells[self._outer_knot(part), m]) for m in modules]
         base = self.shapes.base if self.method.takes_base else None
         seed = self.shapes.seed if self.method.draws else None
         return ParametersRecipe(
@@ -174,7 +179,7 @@ class ParametersSpace(PointSpace):
                     solved = np.linalg.lstsq(shares[:, free], wanted)[0]
                     for knot, value in zip(free, solved, strict=True):
                         found[self._index[self._key(axis, (knot, module), model)]].append(value)
-                if (axis, (OUTER, None), model) not in self._fixed:
+                if self.outside == "own" and (axis, (OUTER, None), model) not in self._fixed:
                     value = self._value_in(recipe, axis, OUTER, None, model)
                     found[self._index[self._key(axis, (OUTER, None), model)]].append(value)
         return np.array([g.unit(float(np.mean(v))) for g, v in zip(self.genes, found, strict=True)])
@@ -252,12 +257,18 @@ class ParametersSpace(PointSpace):
             steps[weights] = inverse / np.exp(np.log(inverse).mean())
         return np.clip(steps, 1.0 / _WIDEST, _WIDEST)
 
+    def _outer_knot(self, part: str) -> int | str:
+        """Return the knot whose values a part outside the layers takes, or `OUTER`."""
+        if self.outside == "own":
+            return OUTER
+        return self.knots - 1 if self.outside == "nearest" and part != "embed" else 0
+
     def _cell_of(self, name: str) -> _Cell:
         """Return the cell that a tensor's values come from, the nearer one between two knots."""
-        layer = place(name).layer
-        if layer is None:
-            return OUTER, None
+        part, layer = place(name)
         module = next((m for m in self.modules if m is not None and m in name), None)
+        if layer is None:
+            return self._outer_knot(part), None if self.outside == "own" else module
         for (first, last), position in self._spans():
             if first <= layer < last:
                 return round(position), module
