@@ -144,7 +144,9 @@ def test_each_library_has_one_room():
 def test_every_dependency_is_imported_and_every_import_is_a_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    extras = {name: extras[name] for name in extras if name not in ("dev", "notebooks", "dashboards")}
+    extras = {
+        name: extras[name] for name in extras if name not in ("dev", "notebooks", "dashboards")
+    }
     needed = [*project["dependencies"], *(entry for extra in extras.values() for entry in extra)]
     names = {re.split(r"[\[<>=]", entry)[0].lower() for entry in needed}
     by_module = metadata.packages_distributions()

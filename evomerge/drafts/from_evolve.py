@@ -149,6 +149,19 @@ def _open_models(genome: GenomeForm, options: CommandLine, differs: list[str]) -
     return models
 
 
+# key of a campaign -> option of mergekit-evolve that it comes from
+_OPTIONS = {
+    "workers.engine": "--vllm",
+    "workers": "--num-gpus",
+    "budget.hours": "--timeout",
+    "budget": "--max-fevals",
+    "controller.population": "--force-population-size",
+    "controller": "--sigma0",
+    "seed": "--random-seed",
+    "name": "--name",
+}
+
+
 def _as_theirs(fault: Fault, numbers: Mapping[str, int], genome: str = "genome.") -> Fault:
     """Return a campaign's fault as one of the configuration.
 
@@ -158,7 +171,7 @@ def _as_theirs(fault: Fault, numbers: Mapping[str, int], genome: str = "genome."
         genome: what is before the keys of the genome.
     """
     words = fault.key.split(".")
-    key = fault.key
+    key = _OPTIONS.get(fault.key, _OPTIONS.get(words[0], fault.key))
     if words[0] == "sources":
         key = f"{genome}models"
         if words[1:2] == ["base"]:

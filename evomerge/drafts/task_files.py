@@ -22,19 +22,3 @@ def task_file(name: str, folders: Iterable[str]) -> str | None:
                 if re.search(said, stream.read(_MOST), re.M):
                     return str(file)
     return None
-
-
-def tasks_in(folder: str) -> list[str]:
-    """Return the files below a folder that describe a task of lm-eval.
-
-    >>> tasks_in("nowhere")
-    []
-    """
-    found = []
-    for file in sorted(Path(folder).rglob("*")):
-        if file.suffix in (".yaml", ".yml") and file.is_file():
-            with file.open(encoding="utf-8", errors="replace") as stream:
-                text = stream.read(_MOST)
-            if re.search(r"^(task|group):", text, re.M) and "sources:" not in text:
-                found.append(str(file))
-    return found

@@ -5,9 +5,9 @@ They are told here, and left out as it does.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from evomerge.errors import BadInput, Fault, nearest
 from evomerge.sections import Flag, Number, Section, Text, Whole, option, parse, refuse
@@ -45,6 +45,12 @@ def _at_revision(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def _known_method(name: str) -> str:
+    if name not in GENES:
+        refuse([Fault("", f"'{name}' is no method of mergekit-evolve", nearest(name, GENES))])
+    return name
+
+
 ModelName = Annotated[Text, BeforeValidator(_model_name)]
 
 
@@ -58,7 +64,7 @@ class GenomeForm(Section):
     """
 
     models: list[ModelName] = option("models", least=1, example=["models/a", "models/b"])
-    merge_method: Literal["linear", "task_arithmetic", "ties", "dare_ties", "slerp"] = option(
+    merge_method: Annotated[Text, AfterValidator(_known_method)] = option(
         "of merging", example="ties"
     )
     base_model: ModelName | None = option("the models' common ancestor", None)
