@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from evomerge.campaign.build import checked
 from evomerge.cli.main import main
+from evomerge.drafts.command_line import INSTEAD
+from evomerge.drafts.task_files import task_file
 from evomerge.errors import BadInput
 from evomerge.export.nested_recipes import merge_file
 from evomerge.mergekit.evolve_form import read_evolve
@@ -407,6 +409,11 @@ def test_its_command_line_is_taken_too(here, tmp_path):
         assert done.exit_code == 2 and "evolve.yml: --vllm: " in done.output
 
 
+def test_every_option_that_has_no_key_here_is_answered():
+    hidden = [p for p in main.commands["convert"].params if getattr(p, "hidden", False)]
+    assert {option.removeprefix("--") for p in hidden for option in p.opts} == set(INSTEAD)
+
+
 FAULTS = [
     ({"merge_method": "dare_linear"}, {}, "'dare_linear' is no method of mergekit-evolve; did you"),
     ({"layer_granularity": 3}, {}, "3 does not divide the 4 layers, and mergekit-evolve refuses"),
@@ -460,8 +467,6 @@ def test_a_slice_has_a_base_of_its_own_with_slerp_alone(here):
 
 
 def test_a_file_in_a_folder_of_tasks_is_found_by_the_name_in_it(tmp_path):
-    from evomerge.drafts.task_files import task_file
-
     (tmp_path / "deep").mkdir()
     quoted = tmp_path / "deep" / "one.yml"
     quoted.write_text("metadata: {task: no}\ntask: 'my.task' # mine\n")

@@ -44,6 +44,7 @@ specs = st.fixed_dictionaries(
         "layer_groups": st.integers(1, 12),
         "module_groups": st.sampled_from([[], ["self_attn"], ["self_attn", "mlp"]]),
         "smooth": st.booleans(),
+        "outside": st.sampled_from(["own", "first", "nearest"]),
     }
 )
 
@@ -74,6 +75,20 @@ def test_groups_are_runs_of_layers_and_modules():
     assert same[0] != group_of(recipe, "model.layers.2.self_attn.q.w").values["weight"]
     outside = {group_of(recipe, n).values["weight"] for n in NAMES[:3]}
     assert len(outside) == 1
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("outside", ["first", "nearest"])
+def test_what_is_outside_the_layers_may_belong_to_the_groups_at_the_ends(outside, smooth):
+    axes = {"weight": {"low": 0.0, "high": 1.0}}
+    spec = {"layers": 6, "layer_groups": 3, "module_groups": ["norm"], "axes": axes}
+    space = make("task_arithmetic", models=("x",), outside=outside, smooth=smooth, **spec)
+    assert space.dimension == 3 * 2 and not any("outside" in name for name in space.names)
+    recipe = space.decode(np.linspace(0, 1, space.dimension))
+    values = [group_of(recipe, name).values["weight"][0] for name in NAMES[:3]]
+    last = 2 if outside == "nearest" else 0
+    # genes by group, in each that of the norms before that of the rest
+    assert values == pytest.approx([0.2 * 1, 0.2 * 2 * last, 0.2 * (2 * last + 1)])
 
 
 def test_smooth_interpolates_between_knots():
@@ -320,6 +335,10 @@ def test_a_step_moves_the_weights_as_far_in_every_group():
     inverse = 1.0 / np.sqrt([8.5, 27.0])
     expected = inverse / np.exp(np.log(inverse).mean())
     np.testing.assert_allclose(ParametersSpace(section, shapes).steps(), expected)
+    near = ParametersSection(method="task_arithmetic", layer_groups=2, axes=axes, outside="nearest")
+    inverse = 1.0 / np.sqrt([1.5, 6.0, 7.0, 21.0])
+    expected = inverse / np.exp(np.log(inverse).mean())
+    np.testing.assert_allclose(ParametersSpace(near, shapes).steps(), expected)
     without = ParametersSpace(
         section, SourceShapes("base", ("a", "b"), ("a", "b"), 2, "float32", 0)
     )

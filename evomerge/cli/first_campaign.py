@@ -128,8 +128,10 @@ def _tasks(interview: Interview, given: Mapping[str, Any], first: FirstCampaign)
         if name in (task.name for task in tasks):
             raise BadInput(Fault("", f"'{name}' is listed already", "name another one"))
         task = look_up(name)
-        what = f"one of {', '.join(task.metrics)}" if task.metrics else "what its score gives"
-        _say(f"  {name}: {task.items} items; scored by {what}")
+        said = f"  {name}: {task.items} items"
+        if task.metrics:
+            said += f"; scored by {' or '.join(task.metrics)}"
+        _say(said)
         chosen: str | None = metric or None
         if task.metrics:
             if len(task.metrics) == 1:

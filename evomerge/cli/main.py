@@ -17,7 +17,8 @@ from evomerge.cli.commands import commands
 def main() -> None:
     """Evolutionary search for merges of fine-tuned models.
 
-    Describe sources, a search space and fitnesses in one YAML file, then:
+    Describe sources, a search space and fitnesses in one YAML file; `evomerge init` asks for them
+    and writes it. Then:
 
     \b
       evomerge check  search_spaces/crosslingual-maths.yaml

@@ -40,9 +40,11 @@ class FirstSources:
         if not within:
             return [self._open(_with_its_base(answer))]
         lines = []
-        for name in within:
+        for name in map(_with_its_base, within):
+            if name in self.opened:
+                continue
             try:
-                lines.append(self._open(_with_its_base(name)))
+                lines.append(self._open(name))
             except BadInput as error:
                 lines += [f"{name} is left out: {fault}" for fault in error.faults]
         return lines

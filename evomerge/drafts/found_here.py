@@ -49,8 +49,11 @@ def _is_task(path: Path) -> bool:
 
 
 def _folders(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield folders in the order of their names, each with its files, hidden ones left out."""
-    for count, (place, below, files) in enumerate(os.walk(folder)):
+    """Yield folders in the order of their names, each with its files, hidden ones left out.
+
+    Links are followed: many keep their models on another disk.
+    """
+    for count, (place, below, files) in enumerate(os.walk(folder, followlinks=True)):
         if count >= _MOST:
             return
         relative = os.path.relpath(place, folder)
