@@ -1,8 +1,10 @@
-"""What is to be done next with a campaign file."""
+"""What is to be done next: with a campaign file, with a run, with a model."""
 
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+
+from evomerge.archive.shapes import ProgressShape
 
 
 def next_steps(file: Path, name: str) -> str:
@@ -14,6 +16,7 @@ def next_steps(file: Path, name: str) -> str:
       evomerge run mine.yaml                searches; Ctrl-C stops it, the same command goes on
       evomerge status runs/mine             how far it is, from another shell
       evomerge front runs/mine              the best merges beside the sources, held out
+      evomerge report runs/mine             a page with pictures of the search
       evomerge export runs/mine merged/     the best merge as a Hugging Face directory
     """
     run = f"runs/{name}"
@@ -22,6 +25,7 @@ def next_steps(file: Path, name: str) -> str:
         (["run", str(file)], "searches; Ctrl-C stops it, the same command goes on"),
         (["status", run], "how far it is, from another shell"),
         (["front", run], "the best merges beside the sources, held out"),
+        (["report", run], "a page with pictures of the search"),
         (["export", run, "merged/"], "the best merge as a Hugging Face directory"),
     ]
     return command_table([(["evomerge", *words], said) for words, said in steps])
@@ -39,3 +43,41 @@ def command_table(steps: Sequence[tuple[Sequence[str], str]]) -> str:
     said = [text for _, text in steps]
     lines = [f"  {c:{wide}}     {t}" for c, t in zip(commands, said, strict=True)]
     return "\n".join(["Next:", *lines])
+
+
+def searching_on(progress: ProgressShape) -> str:
+    """Say how a finished run goes on, "" where no single key says how long it may.
+
+    >>> from evomerge.archive import summary
+    >>> from evomerge.testing.archives import example_archive
+    >>> print(searching_on(summary.snapshot(example_archive())))
+    To search on: the same command with --set budget.evaluations=16
+    """
+    for key in ("items", "evaluations", "hours"):
+        limit = progress["budget"].get(key)
+        if limit and not progress["stages"]:
+            return f"To search on: the same command with --set budget.{key}={2 * limit:g}"
+    return ""
+
+
+def loading(out: Path) -> str:
+    """Say how an exported model is used.
+
+    >>> print(loading(Path("merged")))
+    It loads as any model: AutoModelForCausalLM.from_pretrained("merged"); see merged/README.md
+    """
+    call = f'AutoModelForCausalLM.from_pretrained("{out}")'
+    return f"It loads as any model: {call}; see {out / 'README.md'}"
+
+
+def awaiting(progress: ProgressShape) -> str:
+    """Say why there are no held-out scores yet, "" where there are some.
+
+    >>> from evomerge.archive import summary
+    >>> from evomerge.testing.archives import example_archive
+    >>> awaiting(summary.snapshot(example_archive()))
+    ''
+    """
+    if progress["items"]["heldout"] or progress["state"] == "finished":
+        return ""
+    return "Held-out scores are made when the search ends; till then nothing is known of them."

@@ -18,6 +18,7 @@ from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.shapes import ProgressShape, ValuedShape
 from evomerge.cli import tables
 from evomerge.cli.console import terminal
+from evomerge.cli.next_steps import searching_on
 from evomerge.text import duration
 from evomerge.workers.protocol import WorkerState
 
@@ -99,12 +100,13 @@ class Progress:
         if best and best["origin"] == "baseline":
             last = (
                 f"No candidate of the search is better than '{best['label']}', which was there"
-                " before. To search on, raise the budget and run again."
+                " before."
             )
         self.say(
             f"{tables.status(status, console)}\n\n"
             f"Pareto front and baselines:\n{tables.front(rows, standing, console)}\n"
-            f"{tables.gap(summary.gap(directory))}\n\n{last}"
+            f"{tables.gap(summary.gap(directory))}\n\n"
+            + "\n".join(line for line in (searching_on(status), last) if line)
         )
 
 

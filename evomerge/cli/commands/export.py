@@ -16,7 +16,7 @@ from evomerge.cli.conventions import (
     weights_of,
 )
 from evomerge.errors import placed
-from evomerge.text import byte_size
+from evomerge.text import byte_size, printable
 
 
 @click.command()
@@ -53,6 +53,7 @@ def export(
     \b
       evomerge export runs/crosslingual-maths merged/ --pick best
     """
+    from evomerge.cli.next_steps import loading
     from evomerge.export.candidates import export_candidate
     from evomerge.export.gguf import find_programs, write_gguf
     from evomerge.sources.trust import Trust
@@ -69,3 +70,5 @@ def export(
         click.echo(license_warning(done.doubt), err=True)
     for kind, file in write_gguf(out, types, programs).items():
         click.echo(f"{kind} -> {file} ({byte_size(file.stat().st_size)})")
+    if not as_adapter:
+        click.echo(printable(loading(out)))

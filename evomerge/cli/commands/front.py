@@ -23,6 +23,7 @@ def front(directory: Path, as_json: bool) -> None:
     from evomerge.archive.scored_as import quantized
     from evomerge.cli import tables
     from evomerge.cli.console import terminal
+    from evomerge.cli.next_steps import awaiting
 
     with placed(file=str(directory)):
         rows = summary.front(directory)
@@ -32,6 +33,7 @@ def front(directory: Path, as_json: bool) -> None:
         click.echo(tables.front(printable(rows), summary.standing(directory), terminal()))
         for told in (
             tables.quantized(quantized(directory)),
+            awaiting(summary.status(directory)),
             tables.gap(summary.gap(directory)),
             tables.agreement(summary.agreement(directory)),
         ):
