@@ -44,19 +44,22 @@ def published(name: str, place: str | None = None) -> str:
 
     >>> published("org/base@main+org/lora"), published("models/mine")
     ('org/base@main+org/lora', 'models/mine')
-    >>> published("/home/me/hub/models--org--model/snapshots/9c1f"), published("/models/mine")
-    ('org/model@9c1f', '')
+    >>> published("here", "/home/me/hub/models--org--model/snapshots/9c1f")
+    'org/model@9c1f'
     """
-    here = _parts(name)
+    named = _parts(name)
+    places = [None] * len(named) if place is None else _parts(place)
+    if len(named) != len(places):  # a folder with a plus in its name, which is gone
+        return ""
     found = []
-    for number, part in enumerate(here):
-        ids = hub_ids(part, _parts(place)[number] if place is not None else None)
+    for part, folder in zip(named, places, strict=True):
+        ids = hub_ids(part, folder)
         if not ids:
             return ""
         if part.partition("@")[0] == ids[0] and not os.path.isdir(part):
             found.append(part)
         else:  # its folder in the hub's cache, which is called as the commit is
-            found.append(f"{ids[0]}@{Path(os.path.realpath(part)).name}")
+            found.append(f"{ids[0]}@{Path(folder or os.path.realpath(part)).name}")
     return "+".join(found)
 
 

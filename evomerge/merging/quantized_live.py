@@ -105,7 +105,7 @@ def quantize(layer: nn.Linear, kind: str) -> None:
     >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 0.5, -0.25, 0.126]]))
     >>> quantize(layer, "int8")
     >>> layer.weight.dequantize()
-    tensor([[ 1.0000,  0.5020, -0.2510,  0.1255]])
+    tensor([[ 0.9961,  0.5020, -0.2510,  0.1255]])
     """
     config, by_torchao = quantization(kind, layer.in_features)
     by_torchao(nn.Sequential(layer), config)
