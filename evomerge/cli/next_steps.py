@@ -53,8 +53,9 @@ def searching_on(progress: ProgressShape) -> str:
     >>> print(searching_on(summary.snapshot(example_archive())))
     To search on: the same command with --set budget.evaluations=16
     """
-    for key in ("items", "evaluations", "hours"):
-        limit = progress["budget"].get(key)
+    budget = progress["budget"]
+    limits = {key: budget[key] for key in ("items", "evaluations", "hours")}
+    for key, limit in limits.items():
         if limit and not progress["stages"]:
             return f"To search on: the same command with --set budget.{key}={2 * limit:g}"
     return ""
