@@ -15,7 +15,7 @@ from evomerge.archive.archive import Archive
 from evomerge.campaign.build import checked_campaigns, read_and_check
 from evomerge.campaign.run import run_campaign
 from evomerge.errors import BadInput
-from evomerge.scoring.fitness import AnyFitness
+from evomerge.scoring.any_fitness import AnyFitness
 from evomerge.scoring.items import TestSplitSection, split_items
 from evomerge.scoring.lm_eval_model import LoadedModel
 from evomerge.scoring.open_fitness import open_fitness

@@ -42,6 +42,7 @@ ROOM_OF_LIBRARY = {
     "rich": "evomerge.cli",
     "xxhash": "evomerge.kernels",
     "huggingface_hub": "evomerge.sources",
+    "requests": "evomerge.scoring",
 }
 
 

@@ -18,6 +18,7 @@ from evomerge.archive.database import Value
 from evomerge.archive.front import FrontKeeper
 from evomerge.archive.reader import BY_TRANSFORMERS
 from evomerge.archive.records import PartScores, RaceEnd
+from evomerge.archive.verdicts import Verdicts
 from evomerge.scoring.outcome import Outcome, Score, encode_scores
 
 log = logging.getLogger("evomerge")
@@ -25,6 +26,9 @@ log = logging.getLogger("evomerge")
 
 class Archive(CandidateWriter):
     """The archive file of one campaign; see the module's docstring for who may write.
+
+    Attributes:
+        verdicts: what judges said.
 
     >>> from evomerge.recipes.parameters import single
     >>> archive = Archive(":memory:", write=True)
@@ -41,6 +45,7 @@ class Archive(CandidateWriter):
         """Open an archive; see `ArchiveReader`."""
         super().__init__(path, write=write)
         self._front = FrontKeeper(self._db, lambda: self.objectives)
+        self.verdicts = Verdicts(self._db)
 
     # --- the campaign ------------------------------------------------------------------
 

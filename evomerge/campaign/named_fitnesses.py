@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from evomerge.campaign.campaign import Campaign
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import Fault, Faults
-from evomerge.scoring.fitness import CostSection, Fitness, FitnessSection, TaskSection
+from evomerge.scoring.fitness import AskedSection, CostSection, Fitness, FitnessSection
 from evomerge.scoring.followers import followed_split
 from evomerge.scoring.items import LastSection, Split, TestSplitSection, split_items
 from evomerge.scoring.open_fitness import open_fitness
@@ -23,10 +23,10 @@ def refuse_language_model_fitness(entries: Sequence[FitnessSection], faults: Fau
     ['fitness']
     """
     mend = "write function: FILE.py"
-    if any(isinstance(entry, TaskSection) for entry in entries):
-        wrong = "tasks of lm-eval are for language models, and a source is a module of its own"
+    if any(isinstance(entry, AskedSection) for entry in entries):
+        wrong = "questions are for language models, and a source is a module of its own"
         faults.add("fitness", wrong, mend)
-    if any(isinstance(entry, CostSection) for entry in entries):
+    if any(entry.is_for_text and not isinstance(entry, AskedSection) for entry in entries):
         wrong = "costs are those of language models, and a source is a module of its own"
         faults.add("fitness", wrong, mend)
 
@@ -134,7 +134,7 @@ def chat_faults(campaign: Campaign) -> Iterable[Fault]:
     """
     frame = campaign.sources[campaign.worker.frame]
     for index, section in enumerate(campaign.plan.fitness):
-        if not isinstance(section, TaskSection) or not section.chat_template:
+        if not isinstance(section, AskedSection) or not section.wants_chat_template:
             continue
         if not has_chat_template(frame.path):
             wrong = f"'{frame.name}', whose tokenizer merges get, has no chat template"

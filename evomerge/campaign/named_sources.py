@@ -7,7 +7,7 @@ from evomerge.config.parts import SourcesSection
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import Fault, Faults
 from evomerge.export.candidates import open_candidate
-from evomerge.scoring.fitness import CostSection, TaskSection
+from evomerge.scoring.fitness import AskedSection, CostSection
 from evomerge.search.objectives import parse_bound
 from evomerge.search.spaces import SPACES, BreedingSpace, SpaceSection
 from evomerge.search.spaces.routing import RoutingSection
@@ -161,14 +161,16 @@ def scoring_faults(campaign: Campaign) -> Iterable[Fault]:
         where = f"generation_config.json of '{frame.name}' cannot be read ({wrong})"
         yield Fault(f"sources.{_key_of(campaign, frame)}", where, "mend or remove the file")
     for index, section in enumerate(sections):
-        if not isinstance(section, TaskSection):
+        if not isinstance(section, AskedSection):
             continue
         if not speaks(frame.class_name):
-            wrong = f"a task needs a model that gives text, and '{frame.name}' is a"
+            wrong = f"{section.asks} needs a model that gives text, and '{frame.name}' is a"
             wrong += f" {frame.class_name}"
-            yield Fault(f"fitness.{index}.task", wrong, "write function: FILE.py, or another model")
+            yield Fault(
+                f"fitness.{index}.{section.key}", wrong, "write function: FILE.py, or another model"
+            )
         elif unreadable:
-            wrong = f"a task needs a tokenizer, and '{frame.name}' has none"
+            wrong = f"{section.asks} needs a tokenizer, and '{frame.name}' has none"
             mend = "save the tokenizer into its directory"
             yield Fault(f"sources.{_key_of(campaign, frame)}", wrong, mend)
             return

@@ -12,7 +12,6 @@ from evomerge.campaign.campaign import Campaign
 from evomerge.config.parts import BudgetSection
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import BadInput, Fault, Faults, placed
-from evomerge.scoring.fitness import FunctionSection
 from evomerge.sections import parse
 
 # What may change when a campaign is continued; all else is the campaign.
@@ -174,7 +173,7 @@ def _changed_fitness(
     for index, section in enumerate(campaign.plan.fitness):
         name, now = section.name, campaign.fitness[section.name].definition
         if now != before[name]:
-            key = "function" if isinstance(section, FunctionSection) else "task"
+            key = section.file_key
             path = section.model_dump()[key]
             wrong = f"{path} has changed: sha256 {now}, and {before[name]} before"
             mend = "restore the file, or start a new campaign"

@@ -17,8 +17,8 @@ from evomerge.config.parts import (
 )
 from evomerge.config.schema import CampaignPlan
 from evomerge.merging.methods import METHODS, Axis, MergeMethod
-from evomerge.scoring.fitness import CostSection, FunctionSection, TaskSection
 from evomerge.scoring.items import LastSection, TestSplitSection
+from evomerge.scoring.kinds import FITNESSES
 from evomerge.search.axes import AxisSection
 from evomerge.search.controllers import CONTROLLERS
 from evomerge.search.group_bounds import BoundSection
@@ -59,8 +59,8 @@ class Entry(TypedDict):
 def listing(what: str | None = None) -> dict[str, list[Entry]]:
     """Return the entries of `methods`, `spaces`, `controllers` and `fitness`, or of one of them.
 
-    >>> [entry["name"] for entry in listing("fitness")["fitness"]]
-    ['task', 'function', 'cost']
+    >>> [entry["name"] for entry in listing("fitness")["fitness"]][:2]
+    ['cost', 'function']
     """
     every: dict[str, Callable[[], list[Entry]]] = {
         "methods": _methods,
@@ -121,12 +121,7 @@ def _controllers() -> list[Entry]:
 
 
 def _fitness() -> list[Entry]:
-    sections: dict[str, type[Section]] = {
-        "task": TaskSection,
-        "function": FunctionSection,
-        "cost": CostSection,
-    }
-    return [_registered(name, section, section) for name, section in sections.items()]
+    return [_registered(k, kind.section, kind.section) for k, kind in FITNESSES.all().items()]
 
 
 def _fields(section: type[Section]) -> list[Field]:
@@ -158,9 +153,7 @@ def reference() -> str:
         ("workers", "", WorkersSection),
         ("stages", "Each entry.", StageSection),
         ("stages: budget", "", StageBudgetSection),
-        ("fitness: a task", "", TaskSection),
-        ("fitness: a function", "", FunctionSection),
-        ("fitness: a cost", "", CostSection),
+        *((f"fitness: {{{key}: ...}}", "", k.section) for key, k in FITNESSES.all().items()),
         ("heldout: {last: ...}", "", LastSection),
         ("heldout: {split: test}", "", TestSplitSection),
     ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from evomerge.config.parts import SourcesSection, StageSection, WorkersSection
 from evomerge.errors import Fault, Faults, nearest
-from evomerge.scoring.fitness import CostSection, FitnessSection, FunctionSection
+from evomerge.scoring.fitness import FitnessSection
 from evomerge.search.controllers import CONTROLLERS, ControllerSection
 from evomerge.search.controllers.cmaes import CmaEsSection
 from evomerge.search.objectives import parse_bound
@@ -65,12 +65,9 @@ def engine_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
         return  # transformers can do all, and `auto` takes it where another cannot
     mend = "write workers.engine: transformers"
     for index, section in enumerate(fields.get("fitness", ())):
-        if isinstance(section, FunctionSection):
-            wrong = f"a function is given transformers' model, and {workers.engine} has none"
-            yield Fault(f"fitness.{index}.function", wrong, mend)
-        elif isinstance(section, CostSection) and section.cost != "tokens":
-            wrong = f"is measured on transformers' model, and {workers.engine} has none"
-            yield Fault(f"fitness.{index}.cost", wrong, mend)
+        if section is not None and section.needs_model:
+            wrong = f"it is given transformers' model, and {workers.engine} has none"
+            yield Fault(f"fitness.{index}.{section.key}", wrong, mend)
     for key, space in _spaces(fields).items():
         if space is not None and space.kind in ("routing", "explicit"):
             wrong = f"{workers.engine} takes neither layers of several models nor evolved weights"
@@ -215,6 +212,10 @@ def objective_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
             wrong = f"two objectives are called '{entry.name}'"
             yield Fault(f"fitness.{index}.name", wrong, "rename one")
         names.add(entry.name)
+        against = entry.baseline
+        if sources and against is not None and against not in known[1:]:
+            wrong = f"there is no baseline '{against}'"
+            yield Fault(f"fitness.{index}.against", wrong, nearest(against, known[1:]))
         if entry.constraint is None:
             continue
         key = f"fitness.{index}.constraint"

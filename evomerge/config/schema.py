@@ -26,7 +26,7 @@ from evomerge.config.parts import (
 from evomerge.dtypes import Dtype
 from evomerge.errors import Fault, Faults
 from evomerge.recipes.soups import SOUPS
-from evomerge.scoring.fitness import AnyFitness
+from evomerge.scoring.any_fitness import AnyFitness
 from evomerge.scoring.items import HeldOut, LastSection, TestSplitSection
 from evomerge.scoring.parts import BatchesSection
 from evomerge.search.controllers import ControllerSection
