@@ -37,6 +37,7 @@ from evomerge.scoring.fitness import (
     Fitness,
 )
 from evomerge.scoring.items import Split
+from evomerge.search.guards import Guard
 from evomerge.search.objectives import Objective
 from evomerge.search.spaces import (
     PointSpace,
@@ -113,7 +114,8 @@ def _open_what_is_right(
         opened = open_sources(sources, moved, faults)
         check_sources(opened, sources, strictest, faults)
     if isinstance(fitness, list):
-        open_fitnesses(fitness, own_test=False, faults=faults)
+        entries = [(f"fitness.{index}", section) for index, section in enumerate(fitness)]
+        open_fitnesses(entries, own_test=False, faults=faults)
 
 
 def checked_campaigns(
@@ -234,8 +236,8 @@ def open_campaign(
     opened = open_sources(listed, moved or {}, faults, stages, weights=weights)
     check_sources(opened, listed, search.space, faults)
     if any(map(parse_factory, listed.labels)):
-        refuse_language_model_fitness(plan.fitness, faults)
-    fitness = open_fitnesses(plan.fitness, plan.own_test, faults)
+        refuse_language_model_fitness([s for _, s in plan.entries], faults)
+    fitness = open_fitnesses(plan.entries, plan.own_test, faults)
     splits, warnings = split_fitnesses(plan, fitness, faults)
     check_averages(plan, listed, search.space, opened, faults)
     under = f"stages.{stage}.space" if plan.stages else "space"
@@ -295,7 +297,7 @@ def _campaign(
         frame=first.sources[0],
         dtype=space.dtype,
         compute_dtype=plan.compute_dtype or space.dtype,
-        fitness={section.name: section.resolved() for section in plan.fitness},
+        fitness={section.name: section.resolved() for _, section in plan.entries},
         own_test=plan.own_test,
         splits=splits,
         first=first,
@@ -320,6 +322,10 @@ def _campaign(
                 fitness.is_cost,
             )
         )
+    guards = tuple(
+        Guard(s.name, named.fitness[s.name].direction, s.against or "", s.margin)
+        for s in plan.guard
+    )
     campaign = Campaign(
         plan,
         stage,
@@ -331,6 +337,7 @@ def _campaign(
         named.fitness,
         worker,
         tuple(warnings),
+        guards=guards,
     )
     prepared = space.representatives
     if campaign.soups:

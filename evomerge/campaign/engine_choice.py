@@ -96,7 +96,7 @@ def possible(campaign: Campaign) -> list[str]:
     plan = campaign.plan
     is_elsewhere = plan.workers.pool == "ray" and "RAY_ADDRESS" in os.environ
     kinds = {search.space.kind for search in plan.searches}
-    has_tasks = any(isinstance(section, AskedSection) for section in plan.fitness)
+    has_tasks = any(isinstance(section, AskedSection) for _, section in plan.entries)
     is_module = campaign.sources[campaign.worker.frame].factory is not None
     if kinds & {"routing", "explicit"} or is_module or not has_tasks:
         return [PLAIN]

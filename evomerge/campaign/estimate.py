@@ -60,7 +60,8 @@ def estimate(campaign: Campaign) -> Estimate:
     is_routed = isinstance(campaign.search.space, RoutingSection)
     sources = sum(source.bytes for source in campaign.sources.values())
     kept = kept_bytes(campaign)
-    model = live_bytes(campaign) + kept
+    beside = sum(fitness.bytes for fitness in campaign.fitness.values())
+    model = live_bytes(campaign) + kept + beside
     warnings = [*campaign.warnings, *_shared_gpu(worker.device, workers)]
     if on_gpu(worker.device, workers) and not is_routed and kept < sources:
         warnings.append(

@@ -149,8 +149,8 @@ def scoring_faults(campaign: Campaign) -> Iterable[Fault]:
     []
     """
     frame = campaign.sources[campaign.worker.frame]
-    sections = campaign.plan.fitness
-    if frame.factory is not None or all(isinstance(s, CostSection) for s in sections):
+    entries = campaign.plan.entries
+    if frame.factory is not None or all(isinstance(s, CostSection) for _, s in entries):
         return
     unreadable = loading_fault(frame.path, campaign.worker.trust.remote_code)
     if unreadable and has_tokenizer(frame.path):
@@ -160,15 +160,13 @@ def scoring_faults(campaign: Campaign) -> Iterable[Fault]:
     if wrong := generation_fault(frame.path):
         where = f"generation_config.json of '{frame.name}' cannot be read ({wrong})"
         yield Fault(f"sources.{_key_of(campaign, frame)}", where, "mend or remove the file")
-    for index, section in enumerate(sections):
+    for key, section in entries:
         if not isinstance(section, AskedSection):
             continue
         if not speaks(frame.class_name):
             wrong = f"{section.asks} needs a model that gives text, and '{frame.name}' is a"
             wrong += f" {frame.class_name}"
-            yield Fault(
-                f"fitness.{index}.{section.key}", wrong, "write function: FILE.py, or another model"
-            )
+            yield Fault(f"{key}.{section.key}", wrong, "write function: FILE.py, or another model")
         elif unreadable:
             wrong = f"{section.asks} needs a tokenizer, and '{frame.name}' has none"
             mend = "save the tokenizer into its directory"

@@ -170,18 +170,18 @@ def _changed_sources(archive: Archive, campaign: Campaign) -> Iterator[Fault]:
 def _changed_fitness(
     before: Mapping[str, str], archive: Archive, campaign: Campaign
 ) -> Iterator[Fault]:
-    for index, section in enumerate(campaign.plan.fitness):
+    for place, section in campaign.plan.entries:
         name, now = section.name, campaign.fitness[section.name].definition
         if now != before[name]:
             key = section.file_key
             path = section.model_dump()[key]
             wrong = f"{path} has changed: sha256 {now}, and {before[name]} before"
             mend = "restore the file, or start a new campaign"
-            yield Fault(f"fitness.{index}.{key}", wrong, mend)
+            yield Fault(f"{place}.{key}", wrong, mend)
         hashes = campaign.fitness[name].hashes
         for side in ("search", "heldout"):
             items = {ordinal: hashes[ordinal] for ordinal in campaign.splits[name].of(side)}
             if items != archive.item_hashes(name, side):
                 wrong = f"the {side} items of {name} are not those archived"
                 mend = "restore the task's data, or start a new campaign"
-                yield Fault(f"fitness.{index}", wrong, mend)
+                yield Fault(place, wrong, mend)

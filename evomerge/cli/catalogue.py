@@ -17,6 +17,7 @@ from evomerge.config.parts import (
 )
 from evomerge.config.schema import CampaignPlan
 from evomerge.merging.methods import METHODS, Axis, MergeMethod
+from evomerge.registry import Registry
 from evomerge.scoring.items import LastSection, TestSplitSection
 from evomerge.scoring.kinds import FITNESSES
 from evomerge.search.axes import AxisSection
@@ -46,6 +47,7 @@ class Entry(TypedDict):
         summary: what it does, in a line.
         needs: what it asks of the sources, "" for nothing.
         paper: where it is described, "" where it is no method of a paper.
+        package: the plug-in that it is of, with its version; "" for our own.
         fields: its options.
     """
 
@@ -53,6 +55,7 @@ class Entry(TypedDict):
     summary: str
     needs: str
     paper: str
+    package: str
     fields: list[Field]
 
 
@@ -98,6 +101,7 @@ def _method(method: MergeMethod) -> Entry:
         summary=method.summary,
         needs=" and ".join(needs),
         paper=method.paper,
+        package=_package(METHODS, method.name),
         fields=fields,
     )
 
@@ -113,15 +117,16 @@ def _range_text(axis: Axis) -> str:
 
 
 def _spaces() -> list[Entry]:
-    return [_registered(name, cls, cls.section) for name, cls in SPACES.all().items()]
+    return [_registered(SPACES, name, cls, cls.section) for name, cls in SPACES.all().items()]
 
 
 def _controllers() -> list[Entry]:
-    return [_registered(name, cls, cls.section) for name, cls in CONTROLLERS.all().items()]
+    return [_registered(CONTROLLERS, name, c, c.section) for name, c in CONTROLLERS.all().items()]
 
 
 def _fitness() -> list[Entry]:
-    return [_registered(k, kind.section, kind.section) for k, kind in FITNESSES.all().items()]
+    every = FITNESSES.all().items()
+    return [_registered(FITNESSES, name, kind.section, kind.section) for name, kind in every]
 
 
 def _fields(section: type[Section]) -> list[Field]:
@@ -132,9 +137,17 @@ def _fields(section: type[Section]) -> list[Field]:
     return fields
 
 
-def _registered(name: str, thing: type, section: type[Section]) -> Entry:
+def _registered(registry: Registry[Any], name: str, thing: type, section: type[Section]) -> Entry:
     summary = (inspect.getdoc(thing) or "").split("\n")[0]
-    return Entry(name=name, summary=summary, needs="", paper="", fields=_fields(section))
+    package = _package(registry, name)
+    return Entry(
+        name=name, summary=summary, needs="", paper="", package=package, fields=_fields(section)
+    )
+
+
+def _package(registry: Registry[Any], name: str) -> str:
+    plugin = registry.plugin(name)
+    return str(plugin) if plugin else ""
 
 
 # --- the guides ------------------------------------------------------------------------------

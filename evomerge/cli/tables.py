@@ -234,6 +234,7 @@ def listing(listed: Mapping[str, Sequence["Entry"]]) -> str:
                 lines.append(f"          {option['description']}")
             notes = [f"needs {entry['needs']}"] if entry["needs"] else []
             notes += [entry["paper"]] if entry["paper"] else []
+            notes += [f"of the package {entry['package']}"] if entry["package"] else []
             if notes:
                 lines.append(f"      {'; '.join(notes)}")
         lines.append("")

@@ -197,7 +197,10 @@ def objective_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
     >>> [fault.key for fault in objective_faults({"fitness": twice})]
     ['fitness.1.name']
     """
-    entries: list[FitnessSection | None] = fields.get("fitness", [])
+    entries: list[tuple[str, FitnessSection | None]] = []
+    for where in ("fitness", "guard"):
+        listed = fields.get(where) or []
+        entries += [(f"{where}.{index}", entry) for index, entry in enumerate(listed)]
     sources: SourcesSection | None = fields.get("sources")
     known = ["baseline", *(sources.models if sources else ())]
     if len(known) > 2:
@@ -205,20 +208,21 @@ def objective_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
     if sources and sources.base:
         known.append("base")
     names: set[str] = set()
-    for index, entry in enumerate(entries):
+    for place, entry in entries:
         if entry is None:
             continue
         if entry.name in names:
             wrong = f"two objectives are called '{entry.name}'"
-            yield Fault(f"fitness.{index}.name", wrong, "rename one")
+            yield Fault(f"{place}.name", wrong, "rename one")
         names.add(entry.name)
         against = entry.baseline
-        if sources and against is not None and against not in known[1:]:
+        labels = [n for n in known[1:] if n != "uniform" or place.startswith("fitness")]
+        if sources and against is not None and against not in labels:
             wrong = f"there is no baseline '{against}'"
-            yield Fault(f"fitness.{index}.against", wrong, nearest(against, known[1:]))
+            yield Fault(f"{place}.against", wrong, nearest(against, labels))
         if entry.constraint is None:
             continue
-        key = f"fitness.{index}.constraint"
+        key = f"{place}.constraint"
         try:
             baseline = parse_bound(entry.constraint).baseline
         except ValueError as error:

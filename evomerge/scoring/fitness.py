@@ -7,9 +7,10 @@ An entry of a campaign's `fitness` is of one kind, told by its key: a `task` of 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
+from pydantic import PrivateAttr
 
 from evomerge.errors import Fault
 from evomerge.sections import Flag, Number, Section, Text, Whole, option
@@ -41,6 +42,23 @@ class FitnessSection(Section):
         None,
         example=">= base - 0.01",
     )
+
+    _place: str = PrivateAttr("")
+
+    @property
+    def place(self) -> str:
+        """Its key in the campaign file, where it is not the entry that it seems to be."""
+        return self._place
+
+    def put(self, place: str, **changes: Any) -> Self:
+        """Return a copy with other fields, which stands for the entry of a key.
+
+        >>> CostSection(name="size", cost="hops").put("fitness.1", name="depth").place
+        'fitness.1'
+        """
+        section = self.model_copy(update=changes)
+        section._place = place
+        return section
 
     @property
     def taken(self) -> int | None:
@@ -120,6 +138,9 @@ class TaskSection(AskedSection):
     )
     chat_template: Flag = option("put prompts into the tokenizer's chat template", False)
     system: Text | None = option("system message of the chat template", None)
+    allow_code: Flag = option(
+        "run the programs that models write, in a sandbox, where the task scores them so", False
+    )
 
     @property
     def taken(self) -> int | None:

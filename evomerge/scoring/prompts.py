@@ -116,6 +116,16 @@ def read_prompts(path: Path) -> list[Prompt]:
     return found
 
 
+def refuse_own_test(own_test: bool) -> None:
+    """Refuse to hold a test split out of a file of prompts, which has none.
+
+    >>> refuse_own_test(False)
+    """
+    if own_test:
+        wrong = "a file of prompts has no validation and test split of its own"
+        raise BadInput(Fault("prompts", wrong, "write heldout: 0.5, or another share"))
+
+
 def _is_prompt(data: Any) -> bool:
     if not isinstance(data, Mapping) or ("prompt" in data) == ("messages" in data):
         return False
@@ -156,8 +166,13 @@ class PromptsFitness(Fitness):
         path = Path(section.prompts)
         with placed("prompts"):
             self.prompts = read_prompts(path)
-        self.definition = file_hash(path)
+        self._file_hash = file_hash(path)
         self.hashes = [item_hash(prompt) for prompt in self.prompts]
+
+    @property
+    def definition(self) -> str:  # type: ignore[override]
+        """Hash of the prompts."""
+        return self._file_hash
 
     def characters(self) -> float:
         """Return the mean length of a prompt."""

@@ -32,7 +32,9 @@ class FitnessKind(NamedTuple):
     open: Opener
 
 
-FITNESSES: Registry[FitnessKind] = Registry("evomerge.scoring.kinds", "kind of fitness")
+FITNESSES: Registry[FitnessKind] = Registry(
+    "evomerge.scoring.kinds", "kind of fitness", "evomerge.fitness"
+)
 
 
 def fitness(section: type[FitnessSection]) -> Callable[[_O], _O]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.errors import BadInput, Fault
+from evomerge.errors import Fault
 from evomerge.scoring.fitness import Fitness
 from evomerge.scoring.judge_replies import read_better, read_grade
 from evomerge.scoring.kinds import fitness
-from evomerge.scoring.prompts import Prompt, PromptsFitness, PromptsSection
+from evomerge.scoring.prompts import Prompt, PromptsFitness, PromptsSection, refuse_own_test
 from evomerge.sections import Number, Text, Whole, option
 
 _OWN_RUBRIC = "Which answer helps more: correct, complete, clear, and no longer than it has to be?"
@@ -206,7 +206,5 @@ def open_judge(section: JudgeSection, own_test: bool) -> Fitness:
     evomerge.errors.BadInput: prompts: there is no file 'nowhere.jsonl'; write a path to a JSONL \
 file
     """
-    if own_test:
-        wrong = "a file of prompts has no validation and test split of its own"
-        raise BadInput(Fault("prompts", wrong, "write heldout: 0.5, or another share"))
+    refuse_own_test(own_test)
     return JudgedAnswers(section)
