@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).with_name("plugin_package")
 LAWS = """
 from evomerge.testing import controller_laws, method_laws
 for law in method_laws:
-    law("halfway")
+    law("squared")
 for law in controller_laws:
-    law("line")
+    law("sweep")
 print("kept")
 """
 
@@ -65,7 +65,7 @@ def test_a_campaign_of_nothing_but_plugins_runs_and_says_whose_they_are(installe
         "name": "plugged",
         "sources": {"base": "base", "models": {"a": "a", "b": "b"}},
         "space": {"kind": "dial"},
-        "controller": {"kind": "line", "step": 0.5},
+        "controller": {"kind": "sweep", "share": 0.5},
         "fitness": [{"name": "small", "norm_of": 12}],
         "heldout": 0.25,
         "budget": {"evaluations": 3},
@@ -76,7 +76,7 @@ def test_a_campaign_of_nothing_but_plugins_runs_and_says_whose_they_are(installe
     assert run.returncode == 0, run.stderr
     shown = warm.run(["-m", "evomerge", "show", "runs/plugged", "5", "--json"], env=env, cwd=here)
     recipe = json.loads(shown.stdout)["recipe"]
-    assert recipe["method"] == "halfway"
+    assert recipe["method"] == "squared"
     from evomerge.archive.archive import Archive
 
     archive = Archive(here / "runs/plugged/archive.db")
@@ -90,8 +90,8 @@ def test_they_are_listed_with_their_package(installed, here):
     listed = json.loads(run.stdout)
     own = {kind: {e["name"] for e in entries if e["package"]} for kind, entries in listed.items()}
     assert own == {
-        "methods": {"halfway"},
-        "controllers": {"line"},
+        "methods": {"squared"},
+        "controllers": {"sweep"},
         "spaces": {"dial"},
         "fitness": {"norm_of"},
     }

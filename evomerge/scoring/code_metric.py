@@ -142,8 +142,11 @@ def is_sandboxed(metrics: Mapping[str, Any]) -> bool:
 
 
 def _takes_ours(metric: Any) -> bool:
-    if isinstance(getattr(metric, "__self__", None), CodeEval):
+    owner = getattr(metric, "__self__", None)
+    if isinstance(owner, CodeEval):
         return True
+    if not hasattr(metric, "__code__") and callable(owner):  # lm-eval keeps a function's __call__
+        metric = owner
     known = getattr(metric, "__globals__", {})
     names = getattr(getattr(metric, "__code__", None), "co_names", ())
     return any(isinstance(known.get(name), CodeEval) for name in names)

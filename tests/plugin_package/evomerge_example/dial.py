@@ -36,7 +36,7 @@ class Dial(PointSpace):
         weight = (float(genome[0]),) * len(self.shapes.models)
         groups = (Group(None, None, {"weight": weight}),)
         shapes = self.shapes
-        return ParametersRecipe("halfway", shapes.models, groups, shapes.base, self.dtype)
+        return ParametersRecipe("squared", shapes.models, groups, shapes.base, self.dtype)
 
     def encode(self, recipe: Recipe) -> np.ndarray:
         return np.array([0.5])
