@@ -88,6 +88,12 @@ class ArchiveReader(Ledger):
         rows = self.campaign["provenance"]["objectives"]
         return tuple(Objective(**row) for row in rows)
 
+    @cached_property
+    def guards(self) -> tuple[str, ...]:
+        """The names of what is guarded: tasks that are no objectives."""
+        rows = self.campaign["provenance"].get("guards", [])
+        return tuple(str(row["name"]) for row in rows)
+
     @property
     def seconds(self) -> float:
         """The seconds of all starts together."""

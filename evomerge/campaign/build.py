@@ -12,6 +12,7 @@ from evomerge.campaign.amounts import amount_faults
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.device_room import gpu_faults
 from evomerge.campaign.engine_check import missing_engine
+from evomerge.campaign.expanded import expanded_plan
 from evomerge.campaign.named_fitnesses import (
     chat_faults,
     open_fitnesses,
@@ -174,7 +175,9 @@ def checked(
 
 
 def pinned_plan(plan: CampaignPlan, begun: CampaignPlan | None) -> CampaignPlan:
-    """Return a plan with each source `RUN#best` written as the number that it means.
+    """Return a plan with each source `RUN#best` as the number that it means, and each objective.
+
+    A group of tasks whose tasks are objectives becomes an entry for each.
 
     Args:
         plan: of a campaign.
@@ -199,7 +202,8 @@ def pinned_plan(plan: CampaignPlan, begun: CampaignPlan | None) -> CampaignPlan:
             models[label] = pinned(name, before.models.get(label) if before else None)
     faults.check()
     update = {"base": base, "models": models}
-    return plan.model_copy(update={"sources": sources.model_copy(update=update)})
+    plan = plan.model_copy(update={"sources": sources.model_copy(update=update)})
+    return expanded_plan(plan)
 
 
 def open_campaign(

@@ -109,27 +109,18 @@ class AskedSection(FitnessSection):
         return False
 
 
-class TaskSection(AskedSection):
-    """An lm-eval task, scored item by item.
+class LmEvalSection(AskedSection):
+    """How tasks of lm-eval are asked, and which of their metrics is taken.
 
     >>> TaskSection(name="maths", task="gsm8k", metric="exact_match,strict-match").fewshot is None
     True
     """
 
-    key = "task"
     asks = "a task"
 
-    task: Text = option(
-        "the name of an lm-eval task or group, or the path of its YAML", example="gsm8k"
-    )
     metric: Text = option(
         "one that lm-eval averages over items, or bits_per_byte; of several filters METRIC,FILTER",
         example="exact_match",
-    )
-    aggregate: Literal["mean"] | None = option(
-        "takes a group of tasks as one objective, over the items of all of them together: every"
-        " item counts once, so that a larger task weighs more",
-        None,
     )
     items: Whole | None = option("items to take before the split; null: all", None, ge=1)
     fewshot: Whole | None = option("worked examples in each prompt; null: the task's", None, ge=0)
@@ -149,6 +140,26 @@ class TaskSection(AskedSection):
     @property
     def wants_chat_template(self) -> bool:
         return self.chat_template
+
+
+class TaskSection(LmEvalSection):
+    """An lm-eval task, or a group of them, scored item by item.
+
+    >>> TaskSection(name="maths", task="gsm8k", metric="exact_match,strict-match").taken is None
+    True
+    """
+
+    key = "task"
+
+    task: Text = option(
+        "the name of an lm-eval task or group, or the path of its YAML", example="gsm8k"
+    )
+    aggregate: Literal["mean", "objectives"] | None = option(
+        "how a group of tasks is taken; mean: as one objective, over the items of all of them"
+        " together, so that every item counts once and a larger task weighs more; objectives: each"
+        " task as an objective of its own, called NAME.TASK, which share the weight",
+        None,
+    )
 
     def resolved(self) -> FitnessSection:
         return self.model_copy(update={"task": from_root(self.task)})

@@ -59,6 +59,32 @@ def load_tasks(section: TaskSection) -> list[Any]:
     return tasks
 
 
+def members_of_group(section: TaskSection) -> list[str]:
+    """Return the tasks of a group: by name where they are lm-eval's own, else by their files.
+
+    Raises:
+        BadInput: it is no group.
+
+    >>> from evomerge.testing.lm_eval_tasks import example_section
+    >>> members_of_group(example_section(aggregate="objectives"))
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: aggregate: ... is one task, and no group; leave it out
+    """
+    import lm_eval.tasks
+
+    name = section.task
+    with quietly():
+        is_file = Path(name).is_file()
+        manager, members = _of_file(Path(name)) if is_file else _of_name(name)
+    _check_aggregate(section, members)
+    own = Path(lm_eval.tasks.__file__).parent
+    found = []
+    for member in members or ():
+        file = Path(manager.task_index[member].yaml_path or own)
+        found.append(member if file.is_relative_to(own) else str(file))
+    return found
+
+
 def is_of_public_data(task: Any) -> bool:
     """Tell whether a task's documents are a data set that others have too.
 
@@ -211,7 +237,7 @@ def _check_aggregate(section: TaskSection, members: list[str] | None) -> None:
         named += ", ..." if len(members) > _NAMED else ""
         count = f"{len(members)} task{'s' if len(members) > 1 else ''}"
         wrong = f"'{section.task}' is a group of {count} ({named})"
-        mend = "write one objective for each, or aggregate: mean"
+        mend = "write one objective for each, or aggregate: mean or objectives"
         raise _refused("task", wrong, mend)
 
 
