@@ -192,7 +192,11 @@ def program_of(machine: str, own: int) -> bytes:
 
 
 def forbid_calls() -> bool:
-    """Let seccomp hold this process; return whether it does."""
+    """Let seccomp hold this process; return whether it does.
+
+    >>> callable(forbid_calls)  # nothing takes back what it does to a process
+    True
+    """
     machine = platform.machine()
     if sys.platform != "linux" or machine not in _MACHINES:
         return False
@@ -203,7 +207,11 @@ def forbid_calls() -> bool:
 
 
 def forbid_files(folders: list[str]) -> bool:
-    """Let Landlock keep this process from all files but some to be read; return whether it does."""
+    """Let Landlock keep this process from all files but some to be read; return whether it does.
+
+    >>> callable(forbid_files)  # nothing takes back what it does to a process
+    True
+    """
     version = int(_LIBC.syscall(_CREATE, None, 0, 1))
     if version < 1:
         return False
@@ -234,6 +242,9 @@ def limit(seconds: int, size: int) -> None:
     Args:
         seconds: of the processor.
         size: bytes of memory.
+
+    >>> callable(limit)  # nothing takes back what it does to a process
+    True
     """
     limits = {
         resource.RLIMIT_CPU: (seconds, seconds + 1),
@@ -251,7 +262,11 @@ def limit(seconds: int, size: int) -> None:
 
 
 def main() -> None:
-    """Run the program that the input holds."""
+    """Run the program that the input holds; the process ends with it.
+
+    >>> callable(main)
+    True
+    """
     seconds, size, folders, status = sys.argv[1:]
     word, _, program = sys.stdin.buffer.read().partition(b"\n")
     places = folders.split(os.pathsep)
