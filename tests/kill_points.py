@@ -25,6 +25,7 @@ from transformers.models.llama import modeling_llama  # noqa: F401
 
 from evomerge.archive import database
 from evomerge.archive.archive import Archive
+from evomerge.archive.verdicts import Verdicts
 from evomerge.campaign import run as session
 from evomerge.merging import live_model, merger  # noqa: F401
 from evomerge.workers.pool import InlinePool
@@ -45,6 +46,7 @@ PLACES = {
     "begin": (Archive, "begin"),
     "submit": (InlinePool, "submit"),
     "score": (InlinePool, "next_finished"),
+    "verdicts": (Verdicts, "add"),
 }
 
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForCon
 from evomerge.errors import BadInput
 from evomerge.recipes.parameters import single
 from evomerge.scoring.answer import Answer
-from evomerge.scoring.fitness import AnyFitness, Fitness
+from evomerge.scoring.any_fitness import AnyFitness
+from evomerge.scoring.fitness import Fitness
 from evomerge.scoring.followers import followed_split, with_followers
 from evomerge.scoring.items import Split, split_items
 from evomerge.scoring.lm_eval_model import LoadedModel

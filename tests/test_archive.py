@@ -394,7 +394,8 @@ def test_a_file_of_the_first_version_is_read_as_it_is_and_updated_when_it_is_wri
     archive = fresh(path)
     archive.close()
     with sqlite3.connect(path) as connection:
-        connection.execute("DROP TABLE item_texts")
+        for table in ("item_texts", "verdicts", "opponents"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA user_version = 1")
     reader = ArchiveReader(path)
     assert reader.begun and reader.item_texts("x") == {}

@@ -115,7 +115,7 @@ MALFORMED = [
     (("space", None), "space: is missing"),
     (("controller", "cmaes"), "controller: 'cmaes' is not a mapping"),
     (("fitness__0__task", "choice.yaml"), "fitness.0: has task and function; write one of them"),
-    (("fitness__0", {"name": "x"}), "fitness.0: needs a task, a function or a cost"),
+    (("fitness__0", {"name": "x"}), "fitness.0: needs one of task, cost, function"),
     (
         ("fitness__0", {"name": "x", "task": "choice.yaml"}),
         "fitness.0.metric: is missing; write e.g. metric: exact_match",

@@ -106,7 +106,7 @@ def test_the_readme_is_short_and_the_index_names_every_guide():
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 def test_every_block_says_its_language(page):
     languages = {language for language, _ in FENCE.findall(page.read_text(encoding="utf-8"))}
-    assert languages <= {"bash", "python", "sql", "text", "yaml"}
+    assert languages <= {"bash", "python", "sql", "text", "toml", "yaml"}
     for code in blocks(page, "python"):
         compile(code, str(page), "exec")
 

@@ -273,5 +273,5 @@ def test_births_that_grow_beyond_bounds_are_refused(net):
 def test_tasks_are_for_language_models(net, silent):
     fitness = [{"name": "t", "task": "choice.yaml", "metric": "acc"}]
     (net / "evolved.yaml").write_text(yaml.safe_dump(PLAN | {"fitness": fitness}))
-    with pytest.raises(BadInput, match="tasks of lm-eval are for language models"):
+    with pytest.raises(BadInput, match="questions are for language models"):
         run_campaign(net / "evolved.yaml", observer=silent)

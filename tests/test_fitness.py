@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import BadInput
-from evomerge.scoring.fitness import AnyFitness
+from evomerge.scoring.any_fitness import AnyFitness
 from evomerge.scoring.items import LastSection, TestSplitSection, split_items
 from evomerge.scoring.lm_eval_model import LoadedModel
 from evomerge.scoring.open_fitness import open_fitness

@@ -12,10 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.archive.archive import Archive
-from evomerge.campaign.build import checked_campaigns, read_and_check
+from evomerge.campaign.build import checked_campaigns, pinned_plan, read_and_check
+from evomerge.campaign.resume import differences
 from evomerge.campaign.run import run_campaign
+from evomerge.config.schema import CampaignPlan
 from evomerge.errors import BadInput
-from evomerge.scoring.fitness import AnyFitness
+from evomerge.scoring.any_fitness import AnyFitness
 from evomerge.scoring.items import TestSplitSection, split_items
 from evomerge.scoring.lm_eval_model import LoadedModel
 from evomerge.scoring.open_fitness import open_fitness
@@ -435,3 +437,48 @@ def test_a_group_has_its_tasks_words(group):
     apart = [*map(one.text, range(10)), *map(two.text, range(14))]
     assert [fitness.text(ordinal) for ordinal in range(24)] == apart
     assert len({words.text for words in apart}) > 10
+
+
+def plan_of(fitness, campaign_file, **changes):
+    return checked_campaigns(read_and_check(campaign_file(fitness=fitness, **changes)))[0]
+
+
+def test_a_list_of_tasks_is_scored_over_the_items_of_all(group, live):
+    entry = {"tasks": ["one.yaml", "two.yaml"], "metric": "exact_match", "batch_size": 1}
+    whole, listed = opened(**group, aggregate="mean", batch_size=1), opened(**entry)
+    assert listed.hashes == whole.hashes and listed.definition != whole.definition
+    for fitness in (whole, listed):
+        fitness.prepare(LoadedModel(*live), range(24))
+    assert listed.score(range(24)).tolist() == whole.score(range(24)).tolist()
+    wrong = {"tasks": ["one.yaml", "none.yaml"], "metric": "exact_match"}
+    assert fault(**wrong).startswith("tasks.1.task: there is no file 'none.yaml'")
+
+
+@pytest.mark.parametrize(
+    "entry", [{"task": "both.yaml"}, {"tasks": ["one.yaml", "two.yaml"]}], ids=["group", "list"]
+)
+def test_tasks_become_objectives_that_share_a_weight(group, entry, campaign_file):
+    shared = {"name": "all", "metric": "exact_match", "aggregate": "objectives", "weight": 3.0}
+    length = {"name": "length", "cost": "tokens", "of": ["all"]}
+    campaign = plan_of([shared | entry, length], campaign_file)
+    objectives = [(o.name, o.weight) for o in campaign.objectives]
+    assert objectives == [("all.one", 1.5), ("all.two", 1.5), ("length", 1.0)]
+    assert [len(campaign.fitness[f"all.{name}"].hashes) for name in ("one", "two")] == [10, 14]
+    assert campaign.fitness["length"].follows == ("all.one", "all.two")
+    again = parse(CampaignPlan, campaign.plan.model_dump(mode="json"))  # as an archive gives it
+    assert differences(again, pinned_plan(campaign.plan, again)) == []
+
+
+def test_faults_of_tasks_that_become_objectives_have_the_keys_of_the_file(group, campaign_file):
+    first = {"name": "likely", "function": "fit.py"}
+    entry = {"name": "all", "metric": "f1", "aggregate": "objectives", "tasks": ["one.yaml"] * 2}
+    with pytest.raises(BadInput) as error:
+        plan_of([first, entry], campaign_file)
+    assert "two objectives are called 'all.one'" in str(error.value)
+    entry["tasks"] = ["one.yaml", "two.yaml"]
+    with pytest.raises(BadInput) as error:
+        plan_of([entry, first], campaign_file)
+    assert str(error.value).count("fitness.0.metric: ") == 2
+    entry = {"name": "all", "metric": "exact_match", "aggregate": "objectives", "task": "one.yaml"}
+    with pytest.raises(BadInput, match=r"fitness\.0\.aggregate: 'one\.yaml' is one task, and no"):
+        plan_of([entry], campaign_file)

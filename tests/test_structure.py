@@ -37,6 +37,7 @@ ROOM_OF_LIBRARY = {
     "vllm": "evomerge.engines",
     "torchao": "evomerge.merging",
     "lm_eval": "evomerge.scoring",
+    "evaluate": "evomerge.scoring",
     "sqlite3": "evomerge.archive",
     "sqlite_utils": "evomerge.archive",
     "click": "evomerge.cli",
@@ -50,6 +51,7 @@ ROOM_OF_LIBRARY = {
     "tensorboard": "evomerge.tracking",
     "trackio": "evomerge.tracking",
     "wandb": "evomerge.tracking",
+    "requests": "evomerge.scoring",
 }
 
 
@@ -159,8 +161,9 @@ def test_every_dependency_is_imported_and_every_import_is_a_dependency():
     names = {name.replace("_", "-") for name in names}
     assert names - used == set()
     # what our dependencies promise to bring along: pydantic its core and its annotations,
-    # transformers its tokenizers, torch for CUDA its Triton, MLflow its parts
-    brought = {"pydantic-core", "annotated-types", "tokenizers", "triton"}
+    # transformers its tokenizers, torch for CUDA its Triton, lm-eval what its metrics come from,
+    # MLflow its parts
+    brought = {"pydantic-core", "annotated-types", "tokenizers", "triton", "evaluate"}
     assert used - names <= brought | {"mlflow-skinny", "mlflow-tracing"}
 
 

@@ -18,6 +18,7 @@ from evomerge.archive.database import Value
 from evomerge.archive.front import FrontKeeper
 from evomerge.archive.reader import BY_TRANSFORMERS
 from evomerge.archive.records import PartScores, RaceEnd
+from evomerge.archive.verdicts import Verdicts
 from evomerge.scoring.items import ItemText
 from evomerge.scoring.outcome import Outcome, Score, encode_scores
 
@@ -28,6 +29,9 @@ _TEXT_KEPT, _TARGET_KEPT = 2000, 500  # characters
 
 class Archive(CandidateWriter):
     """The archive file of one campaign; see the module's docstring for who may write.
+
+    Attributes:
+        verdicts: what judges said.
 
     >>> from evomerge.recipes.parameters import single
     >>> archive = Archive(":memory:", write=True)
@@ -44,6 +48,7 @@ class Archive(CandidateWriter):
         """Open an archive; see `ArchiveReader`."""
         super().__init__(path, write=write)
         self._front = FrontKeeper(self._db, lambda: self.objectives)
+        self.verdicts = Verdicts(self._db)
 
     # --- the campaign ------------------------------------------------------------------
 

@@ -137,6 +137,19 @@ item_texts: what the held-out items ask, for tasks that can say it in words.
   ordinal: of the item
   text: what the item asks, its first 2,000 characters
   target: what is right, its first 500 characters
+verdicts: what judges said, each question once; of the answers, those of finalists are in `answers`.
+  key: a hash of the judge's name and of every word that it was sent: question, answers, rubric
+  objective: its name
+  ordinal: of the item
+  judge: the judge's name at its address
+  candidate_first: of two answers, 1 if the candidate's came first, else 0; NULL of one answer
+  score: in [0, 1]; NULL where the verdict could not be read, which counts 0
+  text: what the judge said
+  at: when
+opponents: the answers of a baseline that candidates' have to beat.
+  objective: its name
+  ordinal: of the item
+  answer: the baseline's
 """
 
 QUERIES = {
@@ -276,6 +289,8 @@ _FACETS = {
     "item_scores": ["objective", "split"],
     "answers": ["objective"],
     "item_texts": ["objective"],
+    "verdicts": ["objective", "judge"],
+    "opponents": ["objective"],
     "pareto_front": ["objective", "origin"],
 }
 _ORDERS = {"events": "seq", "starts": "id", "outcomes": "value"}  # the highest first

@@ -95,6 +95,12 @@ class ArchiveReader(WorkReader):
         rows = self.campaign["provenance"]["objectives"]
         return tuple(Objective(**row) for row in rows)
 
+    @cached_property
+    def guards(self) -> tuple[str, ...]:
+        """The names of what is guarded: tasks that are no objectives."""
+        rows = self.campaign["provenance"].get("guards", [])
+        return tuple(str(row["name"]) for row in rows)
+
     def item_hashes(self, objective: str, split: str) -> dict[int, str]:
         """Return ordinal -> hash of an objective's items on one side of the split."""
         sql = "SELECT ordinal, doc_hash FROM items WHERE objective = ? AND split = ?"

@@ -96,4 +96,19 @@ MIGRATIONS = (
         PRIMARY KEY (objective, split, ordinal)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE verdicts (
+        key TEXT PRIMARY KEY,  -- a hash of the judge's name and of every word that it was sent
+        objective TEXT NOT NULL, ordinal INTEGER NOT NULL,
+        judge TEXT NOT NULL,   -- its name at its address
+        candidate_first INTEGER,  -- of two answers, 1 if the candidate's came first; NULL of one
+        score REAL,            -- in [0, 1]; NULL where it could not be read
+        text TEXT NOT NULL,    -- what the judge said
+        at REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE opponents (   -- a baseline's answers, which candidates' have to beat
+        objective TEXT, ordinal INTEGER, answer TEXT NOT NULL,
+        PRIMARY KEY (objective, ordinal)
+    ) WITHOUT ROWID;
+    """,
 )

@@ -27,7 +27,8 @@ class CandidateShape(TypedDict):
     Attributes:
         origin: search, baseline, seed, warm_start or recommended.
         scores: by objective.
-        violation: of the constraints, where the campaign has some.
+        guards: scores by guard, where the campaign has some.
+        violation: of the constraints and guards, where the campaign has some.
         heldout_failure: why it could not be scored on held-out items, where that is so.
     """
 
@@ -36,6 +37,7 @@ class CandidateShape(TypedDict):
     origin: str
     label: str | None
     scores: dict[str, SidesShape]
+    guards: NotRequired[dict[str, SidesShape]]
     violation: NotRequired[float]
     heldout_failure: NotRequired[str]
 

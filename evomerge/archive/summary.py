@@ -316,20 +316,20 @@ def row(archive: ArchiveReader, number: int) -> CandidateShape:
     """
     candidate, final = archive.candidate(number), archive.final(number)
     search, heldout = archive.scores(number, "search"), archive.scores(number, "heldout")
-    scores: dict[str, SidesShape] = {}
-    for objective in archive.objectives:
-        scores[objective.name] = {
-            "search": _score(search.get(objective.name)),
-            "heldout": _score(heldout.get(objective.name)),
-        }
+
+    def sides(name: str) -> SidesShape:
+        return {"search": _score(search.get(name)), "heldout": _score(heldout.get(name))}
+
     found: CandidateShape = {
         "id": number,
         "recipe_id": candidate.recipe_id,
         "origin": candidate.origin,
         "label": candidate.label,
-        "scores": scores,
+        "scores": {objective.name: sides(objective.name) for objective in archive.objectives},
     }
-    if any(objective.constraint for objective in archive.objectives):
+    if archive.guards:
+        found["guards"] = {name: sides(name) for name in archive.guards}
+    if archive.guards or any(objective.constraint for objective in archive.objectives):
         found["violation"] = archive.violation(number)
     if final is not None and final["status"] != "ok":
         found["heldout_failure"] = final["reason"]

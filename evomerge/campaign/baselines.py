@@ -131,8 +131,8 @@ class Baselines:
 
     def worth(self, feedback: FeedbackScale) -> Mapping[int, tuple[float, float]]:
         """Return each scored baseline's value and violation, by its number."""
-        scored = {c.id: self._archive.means(c.id) for c in self._archive.baselines()}
-        return {number: feedback.worth(means) for number, means in scored.items() if means}
+        scored = [c for c in self._archive.baselines() if self._archive.means(c.id)]
+        return {candidate.id: feedback.worth_of(candidate) for candidate in scored}
 
     def feedback_scale(self) -> FeedbackScale:
         """Return the scale that the baselines of the first stage fix.

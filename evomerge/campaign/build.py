@@ -12,6 +12,7 @@ from evomerge.campaign.amounts import amount_faults
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.device_room import gpu_faults
 from evomerge.campaign.engine_check import missing_engine
+from evomerge.campaign.expanded import expanded_plan
 from evomerge.campaign.named_fitnesses import (
     chat_faults,
     open_fitnesses,
@@ -37,6 +38,7 @@ from evomerge.scoring.fitness import (
     Fitness,
 )
 from evomerge.scoring.items import Split
+from evomerge.search.guards import Guard
 from evomerge.search.objectives import Objective
 from evomerge.search.spaces import (
     PointSpace,
@@ -115,7 +117,8 @@ def _open_what_is_right(
         opened = open_sources(sources, moved, faults)
         check_sources(opened, sources, strictest, faults)
     if isinstance(fitness, list):
-        open_fitnesses(fitness, own_test=False, faults=faults)
+        entries = [(f"fitness.{index}", section) for index, section in enumerate(fitness)]
+        open_fitnesses(entries, own_test=False, faults=faults)
 
 
 def checked_campaigns(
@@ -174,7 +177,9 @@ def checked(
 
 
 def pinned_plan(plan: CampaignPlan, begun: CampaignPlan | None) -> CampaignPlan:
-    """Return a plan with each source `RUN#best` written as the number that it means.
+    """Return a plan with each source `RUN#best` as the number that it means, and each objective.
+
+    A group of tasks whose tasks are objectives becomes an entry for each.
 
     Args:
         plan: of a campaign.
@@ -199,7 +204,8 @@ def pinned_plan(plan: CampaignPlan, begun: CampaignPlan | None) -> CampaignPlan:
             models[label] = pinned(name, before.models.get(label) if before else None)
     faults.check()
     update = {"base": base, "models": models}
-    return plan.model_copy(update={"sources": sources.model_copy(update=update)})
+    plan = plan.model_copy(update={"sources": sources.model_copy(update=update)})
+    return expanded_plan(plan)
 
 
 def open_campaign(
@@ -236,8 +242,8 @@ def open_campaign(
     opened = open_sources(listed, moved or {}, faults, stages, weights=weights)
     check_sources(opened, listed, search.space, faults)
     if any(map(parse_factory, listed.labels)):
-        refuse_language_model_fitness(plan.fitness, faults)
-    fitness = open_fitnesses(plan.fitness, plan.own_test, faults)
+        refuse_language_model_fitness([s for _, s in plan.entries], faults)
+    fitness = open_fitnesses(plan.entries, plan.own_test, faults)
     splits, warnings = split_fitnesses(plan, fitness, faults)
     check_averages(plan, listed, search.space, opened, faults)
     under = f"stages.{stage}.space" if plan.stages else "space"
@@ -299,7 +305,7 @@ def _campaign(
         frame=first.sources[0],
         dtype=space.dtype,
         compute_dtype=plan.compute_dtype or space.dtype,
-        fitness={section.name: section.resolved() for section in plan.fitness},
+        fitness={section.name: section.resolved() for _, section in plan.entries},
         own_test=plan.own_test,
         splits=splits,
         first=first,
@@ -325,6 +331,10 @@ def _campaign(
                 fitness.is_cost,
             )
         )
+    guards = tuple(
+        Guard(s.name, named.fitness[s.name].direction, s.against or "", s.margin)
+        for s in plan.guard
+    )
     campaign = Campaign(
         plan,
         stage,
@@ -336,6 +346,7 @@ def _campaign(
         named.fitness,
         worker,
         tuple(warnings),
+        guards=guards,
     )
     prepared = space.representatives
     if campaign.soups:

@@ -20,6 +20,7 @@ from evomerge.scoring.fitness import Fitness
 from evomerge.scoring.items import ItemText, Split
 from evomerge.scoring.parts import Parts, make_parts
 from evomerge.search.controllers import CONTROLLERS, Controller, Problem, make_controller
+from evomerge.search.guards import Guard
 from evomerge.search.objectives import Objective
 from evomerge.search.spaces import BreedingSpace, SearchSpace
 from evomerge.sources.compatibility import mismatches
@@ -63,6 +64,7 @@ class Campaign:
         fitness: objective -> opened fitness, by which items and scorers are known.
         worker: what workers are started with.
         warnings: for the user, one line each.
+        guards: what must not fall, which are no objectives; they have splits and fitnesses.
         warm_starts: what a new campaign scores before its controller is asked.
 
     >>> from evomerge.testing.campaigns import example_campaign
@@ -82,6 +84,7 @@ class Campaign:
     worker: WorkerPlan
     warnings: tuple[str, ...] = ()
     warm_starts: tuple[WarmStart, ...] = ()
+    guards: tuple[Guard, ...] = ()
 
     @property
     def search(self) -> Search:
@@ -201,6 +204,7 @@ class Campaign:
         """Return where everything comes from: versions, hashes, commit, machine."""
         return {
             "objectives": [vars(objective) for objective in self.objectives],
+            "guards": [vars(guard) for guard in self.guards],
             **self.genes(),
             "sources": {
                 label: {

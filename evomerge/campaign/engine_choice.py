@@ -13,7 +13,7 @@ from evomerge.archive.archive import Archive
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.observer import Observer
 from evomerge.engines import ENGINES
-from evomerge.scoring.fitness import CostSection, FunctionSection, TaskSection
+from evomerge.scoring.fitness import AskedSection
 from evomerge.workers.engine_trial import quickest, trial_on
 from evomerge.workers.protocol import WorkerPlan
 
@@ -96,7 +96,7 @@ def possible(campaign: Campaign) -> list[str]:
     plan = campaign.plan
     is_elsewhere = plan.workers.pool == "ray" and "RAY_ADDRESS" in os.environ
     kinds = {search.space.kind for search in plan.searches}
-    has_tasks = any(isinstance(section, TaskSection) for section in plan.fitness)
+    has_tasks = any(isinstance(section, AskedSection) for _, section in plan.entries)
     is_module = campaign.sources[campaign.worker.frame].factory is not None
     if kinds & {"routing", "explicit"} or is_module or not has_tasks:
         return [PLAIN]
@@ -106,12 +106,7 @@ def possible(campaign: Campaign) -> list[str]:
 
 def _needs_model(campaign: Campaign) -> bool:
     """Tell whether a fitness is given transformers' model."""
-    for section in campaign.plan.fitness:
-        if isinstance(section, FunctionSection):
-            return True
-        if isinstance(section, CostSection) and section.cost != "tokens":
-            return True
-    return False
+    return any(section.needs_model for section in campaign.plan.fitness)
 
 
 def _told(chosen: dict[str, str], seconds: dict[str, dict[str, float]]) -> list[str]:

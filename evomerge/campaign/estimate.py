@@ -11,6 +11,7 @@ from evomerge.config.parts import WorkersSection
 from evomerge.dtypes import CODES, DTYPES, SIZE
 from evomerge.merging.methods import METHODS
 from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.search.guards import Guard
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.text import byte_size, duration
 
@@ -60,7 +61,8 @@ def estimate(campaign: Campaign) -> Estimate:
     is_routed = isinstance(campaign.search.space, RoutingSection)
     sources = sum(source.bytes for source in campaign.sources.values())
     kept = kept_bytes(campaign)
-    model = live_bytes(campaign) + kept
+    beside = sum(fitness.bytes for fitness in campaign.fitness.values())
+    model = live_bytes(campaign) + kept + beside
     warnings = [*campaign.warnings, *_shared_gpu(worker.device, workers)]
     if on_gpu(worker.device, workers) and not is_routed and kept < sources:
         warnings.append(
@@ -93,6 +95,7 @@ def estimate(campaign: Campaign) -> Estimate:
         time_needed = f"about {duration(seconds)} for the prompts' forward passes alone, at this"
         time_needed += " machine's speed now"
     sides = [f"{n}: {searched[n]} search + {heldout[n]} held-out" for n in searched]
+    guarded = [f"{g.name}: {_kept(g)}" for g in campaign.guards]
     return {
         "summary": {
             "campaign": campaign.plan.name,
@@ -101,6 +104,7 @@ def estimate(campaign: Campaign) -> Estimate:
             "space": f"{campaign.search.space.kind}, {campaign.space.dimension} genes",
             "controller": campaign.search.controller.kind,
             "items": ", ".join(sides),
+            **({"guards": ", ".join(guarded)} if guarded else {}),
             "scoring": scoring_text(campaign),
             "candidates": limits_text(campaign),
             "memory": f"{workers.count} worker(s) x {byte_size(model)} of weights, and"
@@ -116,6 +120,10 @@ def estimate(campaign: Campaign) -> Estimate:
         "download_bytes": download,
         "seconds_at_least": seconds,
     }
+
+
+def _kept(guard: Guard) -> str:
+    return f"within {guard.margin} of {guard.against or 'the best source'}, beyond the noise"
 
 
 def _shared_gpu(device: str, workers: WorkersSection) -> list[str]:

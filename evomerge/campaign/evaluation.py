@@ -220,7 +220,7 @@ class Evaluation:
             scores = dict(part.scores)
         value, violation = None, 0.0
         if self.feedback and scores:
-            value, violation = self.feedback.worth({n: score.mean for n, score in scores.items()})
+            value, violation = self.feedback.worth(scores, outcome.scores, which)
         items = self._count(which)
         self.archive.record(  # disk first,
             candidate.id, outcome, value, violation, items=items, part=part

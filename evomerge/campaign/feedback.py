@@ -12,6 +12,7 @@ from evomerge.scoring.estimates import ItemPredictions
 from evomerge.scoring.followers import followed_positions
 from evomerge.scoring.outcome import Score
 from evomerge.search.controllers import CONTROLLERS, Feedback
+from evomerge.search.guards import Guards
 from evomerge.search.objectives import Constraints, ItemScale, Scale
 from evomerge.search.race import Course, Standing
 from evomerge.search.spaces import BreedingSpace
@@ -31,7 +32,7 @@ class FeedbackScale:
     >>> campaign = example_campaign()
     >>> archive = example_archive_of(campaign)  # its baselines are scored
     >>> means = {c.label: archive.means(c.id) for c in archive.baselines()}
-    >>> FeedbackScale(campaign, archive, means).worth(means["uniform"])[1]
+    >>> FeedbackScale(campaign, archive, means).worth_of(archive.baselines()[3])[1]
     0.0
     """
 
@@ -52,15 +53,57 @@ class FeedbackScale:
         self._predicted: dict[int, dict[str, ItemPredictions]] = {}  # of the latest parts
         self.scale = Scale(campaign.objectives, list(means.values()))
         self._constraints = Constraints(self.scale, means, list(campaign.labels.values()))
+        self.guards: Guards | None = None
+        if campaign.guards:
+            rows = {str(c.label): self._item_scores(c) for c in archive.baselines(stage=0)}
+            self.guards = Guards(campaign.guards, rows, list(campaign.labels.values()))
         self.offset = 0
         self._items: ItemScale | None = None
         if CONTROLLERS.get(campaign.search.controller.kind).reads_items:
             scored = [self._item_scores(c) for c in archive.baselines(stage=0)]
             self._items = ItemScale(campaign.objectives, [s for s in scored if s])
 
-    def worth(self, means: Mapping[str, float]) -> tuple[float, float]:
-        """Return a candidate's value and its violation of the constraints."""
-        return self.scale.value(means), self._constraints.violation(means)
+    def worth(
+        self,
+        scores: Mapping[str, Score],
+        items: Mapping[str, np.ndarray] | None = None,
+        which: Mapping[str, np.ndarray] | None = None,
+    ) -> tuple[float, float]:
+        """Return a candidate's value, and its violation of the constraints and the guards.
+
+        Args:
+            scores: of each objective and guard.
+            items: of each, where they are known.
+            which: positions of these among the search items; None: all of them.
+        """
+        means = {name: score.mean for name, score in scores.items()}
+        violation = self._constraints.violation(means)
+        if self.guards is not None:
+            violation += self.guards.violation(scores, items, which)
+        return self.scale.value(means), violation
+
+    def worth_of(self, candidate: Candidate) -> tuple[float, float]:
+        """Return the value and the violation of an archived candidate that was scored."""
+        scores = self._archive.scores(candidate.id, "search")
+        return self.worth(scores, *self._guarded_items(candidate))
+
+    def _guarded_items(
+        self, candidate: Candidate
+    ) -> tuple[Mapping[str, np.ndarray] | None, Mapping[str, np.ndarray] | None]:
+        """Return a candidate's scores of the guards' items, and which these are."""
+        if self.guards is None:
+            return None, None
+        items, which = {}, {}
+        for guard in self.guards.guards:
+            found = self._archive.item_scores(candidate.id, guard.name, "search")
+            if found is None:
+                continue
+            at = self._archive.which_items(candidate.id, guard.name)
+            items[guard.name], which[guard.name] = (
+                found,
+                np.arange(len(found)) if at is None else at,
+            )
+        return items, which
 
     def standing(
         self, scores: Mapping[str, np.ndarray], estimates: Mapping[str, Score]
@@ -72,13 +115,16 @@ class FeedbackScale:
             estimates: of its means.
         """
         means = {name: score.mean for name, score in estimates.items()}
-        value, violation = self.worth(means)
+        which = {name: np.flatnonzero(~np.isnan(row)) for name, row in scores.items()}
+        items = {name: scores[name][at] for name, at in which.items() if len(at)}
+        value, violation = self.worth(estimates, items, which)
         return Standing(violation, value, self.scale.vector(means), scores)
 
     def course(self, race: int) -> Course:
         """Return the items in the order in which the stage's n-th race has them."""
         items = {name: len(split.search) for name, split in self._campaign.splits.items()}
-        ranges = dict(zip(items, self.scale.range, strict=True))
+        names = [objective.name for objective in self.scale.objectives]
+        ranges = dict(zip(names, self.scale.range, strict=True))
         seed = [self._campaign.plan.seed, self._campaign.stage, race]
         followed = followed_positions(self._campaign.fitness, self._campaign.splits)
         return Course(self.scale.objectives, items, self._item_spans, ranges, seed, followed)
@@ -87,8 +133,7 @@ class FeedbackScale:
     def _item_spans(self) -> dict[str, float]:
         """Return how far apart two scores of an item can be: as far as the baselines' are."""
         spans = {}
-        for objective in self.scale.objectives:
-            name = objective.name
+        for name in self._campaign.splits:
             found = [self._item_scores(c).get(name) for c in self._archive.baselines(stage=0)]
             every = np.concatenate([scores for scores in found if scores is not None])
             low, high = float(every.min()), float(every.max())
@@ -129,7 +174,7 @@ class FeedbackScale:
         if scores is None:
             return Feedback(ordinal, candidate.genome, None, None, candidate=candidate.id)
         means = {name: score.mean for name, score in scores.items()}
-        value, violation = self.worth(means)
+        value, violation = self.worth(scores, *self._guarded_items(candidate))
         vector = None
         if self._items is not None:
             vector = self._items.vector(self._item_scores(candidate) if items is None else items)
@@ -156,8 +201,8 @@ class FeedbackScale:
 
     def _item_scores(self, candidate: Candidate) -> dict[str, np.ndarray]:
         scores = {}
-        for objective in self.scale.objectives:
-            items = self._archive.item_scores(candidate.id, objective.name, "search")
+        for name in self._campaign.splits:
+            items = self._archive.item_scores(candidate.id, name, "search")
             if items is not None:
-                scores[objective.name] = items
+                scores[name] = items
         return scores

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from evomerge.campaign.campaign import Campaign
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import Fault, Faults
-from evomerge.scoring.fitness import CostSection, Fitness, FitnessSection, TaskSection
+from evomerge.scoring.fitness import AskedSection, CostSection, Fitness, FitnessSection
 from evomerge.scoring.followers import followed_split
 from evomerge.scoring.items import LastSection, Split, TestSplitSection, split_items
 from evomerge.scoring.open_fitness import open_fitness
@@ -23,30 +23,36 @@ def refuse_language_model_fitness(entries: Sequence[FitnessSection], faults: Fau
     ['fitness']
     """
     mend = "write function: FILE.py"
-    if any(isinstance(entry, TaskSection) for entry in entries):
-        wrong = "tasks of lm-eval are for language models, and a source is a module of its own"
+    if any(isinstance(entry, AskedSection) for entry in entries):
+        wrong = "questions are for language models, and a source is a module of its own"
         faults.add("fitness", wrong, mend)
-    if any(isinstance(entry, CostSection) for entry in entries):
+    if any(entry.is_for_text and not isinstance(entry, AskedSection) for entry in entries):
         wrong = "costs are those of language models, and a source is a module of its own"
         faults.add("fitness", wrong, mend)
 
 
 def open_fitnesses(
-    entries: Sequence[FitnessSection | None], own_test: bool, faults: Faults
+    entries: Sequence[tuple[str, FitnessSection | None]], own_test: bool, faults: Faults
 ) -> dict[str, Fitness]:
     """Open the entries that are right, by objective, gathering what is wrong with them.
 
-    >>> list(open_fitnesses([CostSection(name="size", cost="parameters")], False, Faults()))
+    Args:
+        entries: each with its key; None for one that is wrong.
+        own_test: see `open_fitness`.
+        faults: gathers them.
+
+    >>> size = CostSection(name="size", cost="parameters")
+    >>> list(open_fitnesses([("fitness.0", size)], False, Faults()))
     ['size']
     """
     opened: dict[str, Fitness] = {}
-    for index, section in enumerate(entries):
+    for key, section in entries:
         if section is not None:
-            with faults.gather(f"fitness.{index}"):
+            with faults.gather(key):
                 opened[section.name] = open_fitness(section.resolved(), own_test)
     if len(opened) == len(entries):  # else what is missing is told already
-        for index, fitness in enumerate(opened.values()):
-            with faults.gather(f"fitness.{index}"):
+        for (key, _), fitness in zip(entries, opened.values(), strict=True):
+            with faults.gather(key):
                 fitness.follow(opened)
     return opened
 
@@ -58,19 +64,19 @@ def split_fitnesses(
 
     >>> from evomerge.testing.campaigns import example_plan
     >>> plan, faults = example_plan(), Faults()
-    >>> opened = open_fitnesses(plan.fitness, False, faults)
+    >>> opened = open_fitnesses(plan.entries, False, faults)
     >>> splits, warnings = split_fitnesses(plan, opened, faults)
     >>> len(splits["likely"].search), warnings
     (25, [])
     """
     splits: dict[str, Split] = {}
     warnings: list[str] = []
-    for index, section in enumerate(plan.fitness):
+    for key, section in plan.entries:
         opened = fitness.get(section.name)
         if opened is None or isinstance(section, CostSection):  # it has no items to split
             continue
         before = len(faults.found)
-        faults.extend(_item_faults(plan, section, opened, f"fitness.{index}"))
+        faults.extend(_item_faults(plan, section, opened, key))
         if len(faults.found) > before:
             continue
         split = split_items(
@@ -85,7 +91,7 @@ def split_fitnesses(
     # A cost has one item, the model; it is measured on both sides, if there are two.
     is_held_out = any(split.heldout for split in splits.values())
     ordered = {}
-    for section in plan.fitness:
+    for _, section in plan.entries:
         opened = fitness.get(section.name)
         if opened is not None and opened.is_cost:
             ordered[section.name] = Split((0,), (0,) if is_held_out else ())
@@ -133,10 +139,10 @@ def chat_faults(campaign: Campaign) -> Iterable[Fault]:
     []
     """
     frame = campaign.sources[campaign.worker.frame]
-    for index, section in enumerate(campaign.plan.fitness):
-        if not isinstance(section, TaskSection) or not section.chat_template:
+    for key, section in campaign.plan.entries:
+        if not isinstance(section, AskedSection) or not section.wants_chat_template:
             continue
         if not has_chat_template(frame.path):
             wrong = f"'{frame.name}', whose tokenizer merges get, has no chat template"
             mend = "put a chat_template.jinja into its directory, or leave this out"
-            yield Fault(f"fitness.{index}.chat_template", wrong, mend)
+            yield Fault(f"{key}.chat_template", wrong, mend)

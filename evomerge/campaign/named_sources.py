@@ -7,7 +7,7 @@ from evomerge.config.parts import SourcesSection
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import Fault, Faults
 from evomerge.export.candidates import open_candidate
-from evomerge.scoring.fitness import CostSection, TaskSection
+from evomerge.scoring.fitness import AskedSection, CostSection
 from evomerge.search.objectives import parse_bound
 from evomerge.search.spaces import SPACES, BreedingSpace, SpaceSection
 from evomerge.search.spaces.routing import RoutingSection
@@ -149,8 +149,8 @@ def scoring_faults(campaign: Campaign) -> Iterable[Fault]:
     []
     """
     frame = campaign.sources[campaign.worker.frame]
-    sections = campaign.plan.fitness
-    if frame.factory is not None or all(isinstance(s, CostSection) for s in sections):
+    entries = campaign.plan.entries
+    if frame.factory is not None or all(isinstance(s, CostSection) for _, s in entries):
         return
     unreadable = loading_fault(frame.path, campaign.worker.trust.remote_code)
     if unreadable and has_tokenizer(frame.path):
@@ -160,15 +160,15 @@ def scoring_faults(campaign: Campaign) -> Iterable[Fault]:
     if wrong := generation_fault(frame.path):
         where = f"generation_config.json of '{frame.name}' cannot be read ({wrong})"
         yield Fault(f"sources.{_key_of(campaign, frame)}", where, "mend or remove the file")
-    for index, section in enumerate(sections):
-        if not isinstance(section, TaskSection):
+    for key, section in entries:
+        if not isinstance(section, AskedSection):
             continue
         if not speaks(frame.class_name):
-            wrong = f"a task needs a model that gives text, and '{frame.name}' is a"
+            wrong = f"{section.asks} needs a model that gives text, and '{frame.name}' is a"
             wrong += f" {frame.class_name}"
-            yield Fault(f"fitness.{index}.task", wrong, "write function: FILE.py, or another model")
+            yield Fault(f"{key}.{section.key}", wrong, "write function: FILE.py, or another model")
         elif unreadable:
-            wrong = f"a task needs a tokenizer, and '{frame.name}' has none"
+            wrong = f"{section.asks} needs a tokenizer, and '{frame.name}' has none"
             mend = "save the tokenizer into its directory"
             yield Fault(f"sources.{_key_of(campaign, frame)}", wrong, mend)
             return

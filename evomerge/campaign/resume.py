@@ -12,7 +12,6 @@ from evomerge.campaign.campaign import Campaign
 from evomerge.config.parts import BudgetSection
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import BadInput, Fault, Faults, placed
-from evomerge.scoring.fitness import FunctionSection
 from evomerge.sections import parse
 
 # What may change when a campaign is continued; all else is the campaign.
@@ -175,18 +174,18 @@ def _changed_sources(archive: Archive, campaign: Campaign) -> Iterator[Fault]:
 def _changed_fitness(
     before: Mapping[str, str], archive: Archive, campaign: Campaign
 ) -> Iterator[Fault]:
-    for index, section in enumerate(campaign.plan.fitness):
+    for place, section in campaign.plan.entries:
         name, now = section.name, campaign.fitness[section.name].definition
         if now != before[name]:
-            key = "function" if isinstance(section, FunctionSection) else "task"
+            key = section.file_key
             path = section.model_dump()[key]
             wrong = f"{path} has changed: sha256 {now}, and {before[name]} before"
             mend = "restore the file, or start a new campaign"
-            yield Fault(f"fitness.{index}.{key}", wrong, mend)
+            yield Fault(f"{place}.{key}", wrong, mend)
         hashes = campaign.fitness[name].hashes
         for side in ("search", "heldout"):
             items = {ordinal: hashes[ordinal] for ordinal in campaign.splits[name].of(side)}
             if items != archive.item_hashes(name, side):
                 wrong = f"the {side} items of {name} are not those archived"
                 mend = "restore the task's data, or start a new campaign"
-                yield Fault(f"fitness.{index}", wrong, mend)
+                yield Fault(place, wrong, mend)

@@ -17,8 +17,9 @@ from evomerge.config.parts import (
 )
 from evomerge.config.schema import CampaignPlan
 from evomerge.merging.methods import METHODS, Axis, MergeMethod
-from evomerge.scoring.fitness import CostSection, FunctionSection, TaskSection
+from evomerge.registry import Registry
 from evomerge.scoring.items import LastSection, TestSplitSection
+from evomerge.scoring.kinds import FITNESSES
 from evomerge.search.axes import AxisSection
 from evomerge.search.controllers import CONTROLLERS
 from evomerge.search.group_bounds import BoundSection
@@ -47,6 +48,7 @@ class Entry(TypedDict):
         summary: what it does, in a line.
         needs: what it asks of the sources, "" for nothing.
         paper: where it is described, "" where it is no method of a paper.
+        package: the plug-in that it is of, with its version; "" for our own.
         fields: its options.
     """
 
@@ -54,14 +56,15 @@ class Entry(TypedDict):
     summary: str
     needs: str
     paper: str
+    package: str
     fields: list[Field]
 
 
 def listing(what: str | None = None) -> dict[str, list[Entry]]:
     """Return the entries of methods, spaces, controllers, fitness and trackers, or of one.
 
-    >>> [entry["name"] for entry in listing("fitness")["fitness"]]
-    ['task', 'function', 'cost']
+    >>> [entry["name"] for entry in listing("fitness")["fitness"]][:2]
+    ['cost', 'function']
     """
     every: dict[str, Callable[[], list[Entry]]] = {
         "methods": _methods,
@@ -100,6 +103,7 @@ def _method(method: MergeMethod) -> Entry:
         summary=method.summary,
         needs=" and ".join(needs),
         paper=method.paper,
+        package=_package(METHODS, method.name),
         fields=fields,
     )
 
@@ -115,24 +119,20 @@ def _range_text(axis: Axis) -> str:
 
 
 def _spaces() -> list[Entry]:
-    return [_registered(name, cls, cls.section) for name, cls in SPACES.all().items()]
+    return [_registered(SPACES, name, cls, cls.section) for name, cls in SPACES.all().items()]
 
 
 def _controllers() -> list[Entry]:
-    return [_registered(name, cls, cls.section) for name, cls in CONTROLLERS.all().items()]
+    return [_registered(CONTROLLERS, name, c, c.section) for name, c in CONTROLLERS.all().items()]
 
 
 def _fitness() -> list[Entry]:
-    sections: dict[str, type[Section]] = {
-        "task": TaskSection,
-        "function": FunctionSection,
-        "cost": CostSection,
-    }
-    return [_registered(name, section, section) for name, section in sections.items()]
+    every = FITNESSES.all().items()
+    return [_registered(FITNESSES, name, kind.section, kind.section) for name, kind in every]
 
 
 def _trackers() -> list[Entry]:
-    return [_registered(name, cls, cls.section) for name, cls in TRACKERS.all().items()]
+    return [_registered(TRACKERS, name, cls, cls.section) for name, cls in TRACKERS.all().items()]
 
 
 def _fields(section: type[Section]) -> list[Field]:
@@ -143,9 +143,17 @@ def _fields(section: type[Section]) -> list[Field]:
     return fields
 
 
-def _registered(name: str, thing: type, section: type[Section]) -> Entry:
+def _registered(registry: Registry[Any], name: str, thing: type, section: type[Section]) -> Entry:
     summary = (inspect.getdoc(thing) or "").split("\n")[0]
-    return Entry(name=name, summary=summary, needs="", paper="", fields=_fields(section))
+    package = _package(registry, name)
+    return Entry(
+        name=name, summary=summary, needs="", paper="", package=package, fields=_fields(section)
+    )
+
+
+def _package(registry: Registry[Any], name: str) -> str:
+    plugin = registry.plugin(name)
+    return str(plugin) if plugin else ""
 
 
 # --- the guides ------------------------------------------------------------------------------
@@ -164,9 +172,7 @@ def reference() -> str:
         ("workers", "", WorkersSection),
         ("stages", "Each entry.", StageSection),
         ("stages: budget", "", StageBudgetSection),
-        ("fitness: a task", "", TaskSection),
-        ("fitness: a function", "", FunctionSection),
-        ("fitness: a cost", "", CostSection),
+        *((f"fitness: {{{key}: ...}}", "", k.section) for key, k in FITNESSES.all().items()),
         ("heldout: {last: ...}", "", LastSection),
         ("heldout: {split: test}", "", TestSplitSection),
     ]

@@ -45,6 +45,13 @@ AS_ADAPTER = click.option(
     is_flag=True,
     help="Write a LoRA adapter of the models' base, where the merge is one, instead of weights.",
 )
+GGUF = click.option(
+    "--gguf",
+    "types",
+    multiple=True,
+    metavar="TYPE",
+    help="Write a GGUF file too, by llama.cpp: q8_0, f16, q4_k_m, ...; may be repeated.",
+)
 
 
 def errors_are_lines(command: Command) -> Command:

@@ -61,6 +61,34 @@ def searching_on(progress: ProgressShape) -> str:
     return ""
 
 
+def continuing(
+    file: Path,
+    directory: Path | None,
+    settings: Sequence[str],
+    moved: Sequence[str],
+    others: Sequence[str] = (),
+) -> str:
+    """Return the command that goes on with a campaign, with the options that it was started with.
+
+    Args:
+        file: of the campaign.
+        directory: the run's, where it was named.
+        settings: of `--set`.
+        moved: of `--source`.
+        others: options without values.
+
+    >>> print(continuing(Path("mine.yaml"), None, ["budget.items=400"], [], ["--quiet"]))
+    evomerge run mine.yaml --set budget.items=400 --quiet
+    """
+    words = ["evomerge", "run", str(file)]
+    words += ["--run", str(directory)] if directory else []
+    for setting in settings:
+        words += ["--set", setting]
+    for pair in moved:
+        words += ["--source", pair]
+    return shlex.join([*words, *others])
+
+
 def loading(out: Path) -> str:
     """Say how an exported model is used.
 

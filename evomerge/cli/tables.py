@@ -63,7 +63,9 @@ def front(
         return "no candidate has been scored yet"
     names = list(rows[0]["scores"])
     headers = ["id", "who", "front", "value"]
-    headers += [f"{name} {side}" for name in names for side in ("search", "held-out")]
+    guards = list(rows[0].get("guards", {}))
+    said = [*names, *(f"{name} (guard)" for name in guards)]
+    headers += [f"{name} {side}" for name in said for side in ("search", "held-out")]
     body, failures = [], []
     for row in rows:
         # It may have been dominated since the rows were read.
@@ -72,8 +74,8 @@ def front(
         if row.get("violation"):
             who += " (misses a constraint)"
         cells: list[Cell] = [row["id"], who, "*" if on_front else "", value]
-        for name in names:
-            scores = row["scores"][name]
+        every = [row["scores"][name] for name in names]
+        for scores in [*every, *(row["guards"][name] for name in guards)]:
             failed = "failed" if "heldout_failure" in row else interval(scores["heldout"])
             cells += [interval(scores["search"]), failed]
         body.append(cells)
@@ -243,6 +245,7 @@ def listing(listed: Mapping[str, Sequence["Entry"]]) -> str:
                 lines.append(f"          {option['description']}")
             notes = [f"needs {entry['needs']}"] if entry["needs"] else []
             notes += [entry["paper"]] if entry["paper"] else []
+            notes += [f"of the package {entry['package']}"] if entry["package"] else []
             if notes:
                 lines.append(f"      {'; '.join(notes)}")
         lines.append("")

@@ -5,7 +5,7 @@ from typing import Any
 
 from evomerge.config.parts import SourcesSection, StageSection, WorkersSection
 from evomerge.errors import Fault, Faults, nearest
-from evomerge.scoring.fitness import CostSection, FitnessSection, FunctionSection
+from evomerge.scoring.fitness import FitnessSection
 from evomerge.search.controllers import CONTROLLERS, ControllerSection
 from evomerge.search.controllers.cmaes import CmaEsSection
 from evomerge.search.objectives import parse_bound
@@ -65,12 +65,9 @@ def engine_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
         return  # transformers can do all, and `auto` takes it where another cannot
     mend = "write workers.engine: transformers"
     for index, section in enumerate(fields.get("fitness", ())):
-        if isinstance(section, FunctionSection):
-            wrong = f"a function is given transformers' model, and {workers.engine} has none"
-            yield Fault(f"fitness.{index}.function", wrong, mend)
-        elif isinstance(section, CostSection) and section.cost != "tokens":
-            wrong = f"is measured on transformers' model, and {workers.engine} has none"
-            yield Fault(f"fitness.{index}.cost", wrong, mend)
+        if section is not None and section.needs_model:
+            wrong = f"it is given transformers' model, and {workers.engine} has none"
+            yield Fault(f"fitness.{index}.{section.key}", wrong, mend)
     for key, space in _spaces(fields).items():
         if space is not None and space.kind in ("routing", "explicit"):
             wrong = f"{workers.engine} takes neither layers of several models nor evolved weights"
@@ -200,7 +197,10 @@ def objective_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
     >>> [fault.key for fault in objective_faults({"fitness": twice})]
     ['fitness.1.name']
     """
-    entries: list[FitnessSection | None] = fields.get("fitness", [])
+    entries: list[tuple[str, FitnessSection | None]] = []
+    for where in ("fitness", "guard"):
+        listed = fields.get(where) or []
+        entries += [(f"{where}.{index}", entry) for index, entry in enumerate(listed)]
     sources: SourcesSection | None = fields.get("sources")
     known = ["baseline", *(sources.models if sources else ())]
     if len(known) > 2:
@@ -208,16 +208,21 @@ def objective_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
     if sources and sources.base:
         known.append("base")
     names: set[str] = set()
-    for index, entry in enumerate(entries):
+    for place, entry in entries:
         if entry is None:
             continue
         if entry.name in names:
             wrong = f"two objectives are called '{entry.name}'"
-            yield Fault(f"fitness.{index}.name", wrong, "rename one")
+            yield Fault(f"{place}.name", wrong, "rename one")
         names.add(entry.name)
+        against = entry.baseline
+        labels = [n for n in known[1:] if n != "uniform" or place.startswith("fitness")]
+        if sources and against is not None and against not in labels:
+            wrong = f"there is no baseline '{against}'"
+            yield Fault(f"{place}.against", wrong, nearest(against, labels))
         if entry.constraint is None:
             continue
-        key = f"fitness.{index}.constraint"
+        key = f"{place}.constraint"
         try:
             baseline = parse_bound(entry.constraint).baseline
         except ValueError as error:

@@ -28,7 +28,9 @@ from evomerge.config.parts import (
 from evomerge.dtypes import Dtype
 from evomerge.errors import Fault, Faults
 from evomerge.recipes.soups import SOUPS
-from evomerge.scoring.fitness import AnyFitness
+from evomerge.scoring.any_fitness import AnyFitness
+from evomerge.scoring.fitness import FitnessSection
+from evomerge.scoring.guard_section import GuardSection
 from evomerge.scoring.items import HeldOut, LastSection, TestSplitSection
 from evomerge.scoring.parts import BatchesSection
 from evomerge.search.controllers import CONTROLLERS, ControllerSection
@@ -98,6 +100,11 @@ class CampaignPlan(Section):
         least=1,
         example=[{"name": "maths", "task": "gsm8k", "metric": "exact_match"}],
     )
+    guard: list[GuardSection] = option(
+        "tasks on which no candidate may fall below a source: what must not be forgotten",
+        factory=list,
+        example=[{"name": "general", "task": "hellaswag", "metric": "acc"}],
+    )
     compute_dtype: Dtype | None = option(
         "of the live model; null: that of the merged weights, which are copied into it", None
     )
@@ -154,6 +161,12 @@ class CampaignPlan(Section):
         if self.space is None or self.budget is None:
             raise ValueError("the plan has neither stages nor a space and a budget")
         return [Search("", self.space, self.controller, self.budget)]
+
+    @property
+    def entries(self) -> list[tuple[str, FitnessSection]]:
+        """What is scored, with its key in the file: the fitnesses, then the guards."""
+        found = [(s.place or f"fitness.{n}", s) for n, s in enumerate(self.fitness)]
+        return [*found, *((f"guard.{n}", section) for n, section in enumerate(self.guard))]
 
     @property
     def hours(self) -> float | None:

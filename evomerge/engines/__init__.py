@@ -15,7 +15,7 @@ import torch
 from evomerge.merging.merger import Merger
 from evomerge.recipes.recipe import Recipe
 from evomerge.registry import Registry
-from evomerge.scoring.fitness import TaskSection
+from evomerge.scoring.fitness import AskedSection
 from evomerge.sources.source import Source
 
 
@@ -119,7 +119,7 @@ class Engine(ABC):
         return ()
 
     @abstractmethod
-    def language_model(self, section: TaskSection) -> Any:
+    def language_model(self, section: AskedSection) -> Any:
         """Return the model for lm-eval, as a task's entry wants it."""
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import BadInput, Fault
-from evomerge.scoring.fitness import Scorable, TaskSection
+from evomerge.scoring.fitness import AskedSection, Scorable
 from evomerge.scoring.lm_eval_model import text_likelihoods
 
 # Mean difference of a token's log-likelihood, in nats: far above what another order of sums gives
@@ -25,7 +25,7 @@ def check_alike(
     name: str,
     engine: Scorable,
     plain: Scorable,
-    section: TaskSection,
+    section: AskedSection,
     texts: Sequence[str],
     dtype: str,
 ) -> float:

@@ -15,7 +15,7 @@ import torch
 from evomerge.engines import ENGINES, Engine, EngineOptions
 from evomerge.merging.merger import Merger
 from evomerge.recipes.recipe import Recipe
-from evomerge.scoring.fitness import TaskSection
+from evomerge.scoring.fitness import AskedSection
 from evomerge.sources.source import Source
 
 
@@ -72,7 +72,7 @@ class AutoEngine(Engine):
         others = [name for name in merger.shapes(recipe) if name not in self.direct]
         return chain(self.direct.items(), merger.stream(recipe, others))
 
-    def language_model(self, section: TaskSection) -> Any:
+    def language_model(self, section: AskedSection) -> Any:
         models = {name: engine.language_model(section) for name, engine in self._named.items()}
         key = tuple(map(id, models.values()))
         if key not in self._language_models:

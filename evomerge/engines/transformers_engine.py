@@ -8,7 +8,7 @@ import torch
 from evomerge.engines import ENGINES, Engine, EngineOptions
 from evomerge.merging.live_model import Live, open_live_model
 from evomerge.merging.quantized_live import QuantizedLive
-from evomerge.scoring.fitness import TaskSection
+from evomerge.scoring.fitness import AskedSection
 from evomerge.scoring.lm_eval_model import LoadedModel
 from evomerge.sources.source import Source
 
@@ -48,7 +48,7 @@ class TransformersEngine(Engine):
     def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.live.load(stream)
 
-    def language_model(self, section: TaskSection) -> Any:
+    def language_model(self, section: AskedSection) -> Any:
         size = section.batch_size
         if size not in self._language_models:
             loaded = LoadedModel(self.model, self.tokenizer)

@@ -19,7 +19,7 @@ from evomerge.engines.vllm_rank import VllmRank, with_ties
 from evomerge.errors import BadInput, CandidateFailure, Fault, one_line
 from evomerge.merging.merger import Merger
 from evomerge.recipes.recipe import Recipe
-from evomerge.scoring.fitness import TaskSection
+from evomerge.scoring.fitness import AskedSection
 from evomerge.scoring.lm_eval_vllm import VllmLM
 from evomerge.sources.model_class import empty_model
 from evomerge.sources.source import Source
@@ -92,7 +92,7 @@ class VllmEngine(Engine):
             raise CandidateFailure(digests)
         return dict(digests)
 
-    def language_model(self, section: TaskSection) -> Any:
+    def language_model(self, section: AskedSection) -> Any:
         if self._language_model is None:
             longest = self._llm.llm_engine.model_config.max_model_len
             self._language_model = VllmLM(self._ask, self._frame, self.tokenizer, longest)

@@ -1,28 +1,35 @@
-"""What scores a model: an lm-eval task, a Python module, or what the model costs to run.
+"""What scores a model, and the sections of the three common kinds.
 
-An entry of a campaign's `fitness` is one of three sections, told apart by their key: `task`,
-`function` or `cost`.
+An entry of a campaign's `fitness` is of one kind, told by its key: a `task` of lm-eval, a
+`function` in Python, a `cost`, or one of the other `kinds`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
-from pydantic import BeforeValidator
+from pydantic import PrivateAttr
 
-from evomerge.errors import Fault, Faults
+from evomerge.errors import Fault
 from evomerge.scoring.items import ItemText
-from evomerge.sections import Flag, Number, Section, Text, Whole, one_of, option, refuse
+from evomerge.sections import Flag, Number, Section, Text, Whole, option
 
 
 class FitnessSection(Section):
     """What every entry of `fitness` has.
 
+    Attributes:
+        key: by which the kind is known, one of its own fields.
+        is_for_text: whether it scores language models alone, and no other modules.
+
     >>> CostSection(name="size", cost="parameters").weight
     1.0
     """
+
+    key: ClassVar[str]
+    is_for_text: ClassVar[bool] = True
 
     name: Text = option("the objective's name", pattern=r"^[A-Za-z0-9_.-]+$", example="maths")
     weight: Number = option("in the weighted mean of the objectives", 1.0, gt=0)
@@ -37,34 +44,84 @@ class FitnessSection(Section):
         example=">= base - 0.01",
     )
 
+    _place: str = PrivateAttr("")
+
+    @property
+    def place(self) -> str:
+        """Its key in the campaign file, where it is not the entry that it seems to be."""
+        return self._place
+
+    def put(self, place: str, **changes: Any) -> Self:
+        """Return a copy with other fields, which stands for the entry of a key.
+
+        >>> CostSection(name="size", cost="hops").put("fitness.1", name="depth").place
+        'fitness.1'
+        """
+        section = self.model_copy(update=changes)
+        section._place = place
+        return section
+
     @property
     def taken(self) -> int | None:
         """How many items to take before the split; None for all."""
         return None
+
+    @property
+    def file_key(self) -> str:
+        """The field that names what its `definition` is of."""
+        return self.key
+
+    @property
+    def baseline(self) -> str | None:
+        """The label of a baseline that it compares with; None if it compares with none."""
+        return None
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether it is given transformers' model, which not every engine has."""
+        return True
 
     def resolved(self) -> "FitnessSection":
         """Return the section with its file's path from the root: workers may start elsewhere."""
         return self
 
 
-class TaskSection(FitnessSection):
-    """An lm-eval task, scored item by item.
+class AskedSection(FitnessSection):
+    """What a model is asked and answers, by whatever engine runs it.
+
+    Attributes:
+        asks: what it is, in a fault.
+
+    >>> TaskSection(name="x", task="x.yaml", metric="acc").needs_model
+    False
+    """
+
+    asks: ClassVar[str]
+
+    batch_size: Whole | None = option("prompts at once; null: 64", None, ge=1)
+
+    @property
+    def needs_model(self) -> bool:
+        return False
+
+    @property
+    def wants_chat_template(self) -> bool:
+        """Whether the tokenizer has to have a chat template."""
+        return False
+
+
+class LmEvalSection(AskedSection):
+    """How tasks of lm-eval are asked, and which of their metrics is taken.
 
     >>> TaskSection(name="maths", task="gsm8k", metric="exact_match,strict-match").fewshot is None
     True
     """
 
-    task: Text = option(
-        "the name of an lm-eval task or group, or the path of its YAML", example="gsm8k"
-    )
+    asks = "a task"
+
     metric: Text = option(
         "one that lm-eval averages over items, or bits_per_byte; of several filters METRIC,FILTER",
         example="exact_match",
-    )
-    aggregate: Literal["mean"] | None = option(
-        "takes a group of tasks as one objective, over the items of all of them together: every"
-        " item counts once, so that a larger task weighs more",
-        None,
     )
     items: Whole | None = option("items to take before the split; null: all", None, ge=1)
     fewshot: Whole | None = option("worked examples in each prompt; null: the task's", None, ge=0)
@@ -73,14 +130,40 @@ class TaskSection(FitnessSection):
     )
     chat_template: Flag = option("put prompts into the tokenizer's chat template", False)
     system: Text | None = option("system message of the chat template", None)
-    batch_size: Whole | None = option("prompts at once; null: 64", None, ge=1)
+    allow_code: Flag = option(
+        "run the programs that models write, in a sandbox, where the task scores them so", False
+    )
 
     @property
     def taken(self) -> int | None:
         return self.items
 
+    @property
+    def wants_chat_template(self) -> bool:
+        return self.chat_template
+
+
+class TaskSection(LmEvalSection):
+    """An lm-eval task, or a group of them, scored item by item.
+
+    >>> TaskSection(name="maths", task="gsm8k", metric="exact_match,strict-match").taken is None
+    True
+    """
+
+    key = "task"
+
+    task: Text = option(
+        "the name of an lm-eval task or group, or the path of its YAML", example="gsm8k"
+    )
+    aggregate: Literal["mean", "objectives"] | None = option(
+        "how a group of tasks is taken; mean: as one objective, over the items of all of them"
+        " together, so that every item counts once and a larger task weighs more; objectives: each"
+        " task as an objective of its own, called NAME.TASK, which share the weight",
+        None,
+    )
+
     def resolved(self) -> FitnessSection:
-        return self.model_copy(update={"task": _from_root(self.task)})
+        return self.model_copy(update={"task": from_root(self.task)})
 
 
 class FunctionSection(FitnessSection):
@@ -90,6 +173,9 @@ class FunctionSection(FitnessSection):
     True
     """
 
+    key = "function"
+    is_for_text = False
+
     function: Text = option("path of the Python file", example="fitness/brevity.py")
     items: Whole | None = option("items to take before the split; null: all", None, ge=1)
 
@@ -98,7 +184,7 @@ class FunctionSection(FitnessSection):
         return self.items
 
     def resolved(self) -> FitnessSection:
-        return self.model_copy(update={"function": _from_root(self.function)})
+        return self.model_copy(update={"function": from_root(self.function)})
 
 
 class CostSection(FitnessSection):
@@ -107,6 +193,8 @@ class CostSection(FitnessSection):
     >>> CostSection(name="depth", cost="hops").direction is None
     True
     """
+
+    key = "cost"
 
     cost: Literal["hops", "parameters", "seconds_per_token", "tokens"] = option(
         "hops: layers that a token passes; parameters: of the exported model; seconds_per_token:"
@@ -119,6 +207,10 @@ class CostSection(FitnessSection):
         example=["maths"],
     )
 
+    @property
+    def needs_model(self) -> bool:
+        return self.cost != "tokens"
+
     @classmethod
     def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
         cost = fields.get("cost", "tokens")
@@ -126,47 +218,13 @@ class CostSection(FitnessSection):
             yield Fault("of", f"belongs to cost: tokens, not to {cost}", "leave it out")
 
 
-def _from_root(path: str) -> str:
+def from_root(path: str) -> str:
+    """Return a file's path from the root; what is no file stays as it is.
+
+    >>> from_root("gsm8k")
+    'gsm8k'
+    """
     return str(Path(path).resolve()) if Path(path).is_file() else path
-
-
-_KINDS: dict[str, type[FitnessSection]] = {
-    "task": TaskSection,
-    "function": FunctionSection,
-    "cost": CostSection,
-}
-
-
-def _which(value: Any) -> str:
-    given = value if isinstance(value, Mapping) else {}
-    return next((kind for kind in _KINDS if given.get(kind) is not None), "task")
-
-
-def _one_kind(value: Any) -> Any:
-    """Refuse an entry of no kind or of several, and keys that belong to another kind."""
-    if not isinstance(value, Mapping):
-        return value
-    entry = {key: given for key, given in value.items() if given is not None}
-    kinds = [kind for kind in _KINDS if kind in entry]
-    if len(kinds) != 1:
-        wrong = f"has {' and '.join(kinds)}" if kinds else "needs a task, a function or a cost"
-        refuse([Fault("", wrong, "write one of them")])
-    own = _KINDS[kinds[0]].model_fields
-    known = {key for section in _KINDS.values() for key in section.model_fields}
-    faults = Faults()
-    for key in [key for key in entry if key in known and key not in own]:
-        if entry[key] is not False:
-            owner = next(kind for kind, section in _KINDS.items() if key in section.model_fields)
-            faults.add(key, f"belongs to {owner}s, not to a {kinds[0]}", "leave it out")
-        entry.pop(key)
-    refuse(faults.found)
-    return entry
-
-
-if TYPE_CHECKING:
-    AnyFitness = FitnessSection
-else:
-    AnyFitness = Annotated[one_of(_KINDS, _which), BeforeValidator(_one_kind)]
 
 
 class Scorable(Protocol):
@@ -183,8 +241,8 @@ class Scorable(Protocol):
     @property
     def tokenizer(self) -> Any: ...
 
-    def language_model(self, section: TaskSection) -> Any:
-        """Return what answers requests of lm-eval, as a task's entry wants it."""
+    def language_model(self, section: AskedSection) -> Any:
+        """Return what answers requests of lm-eval, as an entry wants it."""
 
 
 class Fitness(ABC):
@@ -195,6 +253,8 @@ class Fitness(ABC):
         definition: hash of what scores, a module's or a task's file; "" where there is none.
         hashes: one for each item; they tell whether the items are still the same.
         test_from: the first ordinal of the task's own held-out items, where asked for.
+        is_judged: whether it gives answers alone, which are scored where the campaign runs.
+        bytes: of memory that it takes in each worker, beside the model that it scores.
         is_cost: whether its one item is the model itself, measured on both sides.
         follows: the objectives whose answers it measures, if it has no items of its own: it is
             scored after them, see `items_of`.
@@ -209,6 +269,8 @@ class Fitness(ABC):
     definition: str = ""
     hashes: list[str]
     test_from: int | None = None
+    is_judged: bool = False
+    bytes: int = 0
     is_cost: bool = False
     follows: Sequence[str] = ()
     notes: Sequence[str] = ()

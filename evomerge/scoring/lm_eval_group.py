@@ -28,17 +28,24 @@ class GroupFitness(Fitness):
     evomerge.errors.BadInput: task: there is no file 'x.yaml'; write a path to a task YAML
     """
 
-    def __init__(self, section: TaskSection, own_test: bool):
+    def __init__(
+        self,
+        section: TaskSection,
+        own_test: bool,
+        documents: Sequence[TaskDocuments] | None = None,
+    ):
         """
         Args:
             section: the campaign's entry.
             own_test: items are the validation (or training) documents of all tasks, then their
                 test ones.
+            documents: of the tasks, where these are loaded already.
 
         Raises:
             BadInput: a task cannot be loaded, or has not the metric.
         """
-        documents = open_documents(section, own_test)
+        if documents is None:
+            documents = open_documents(section, own_test)
         self.notes = set_examples_aside(documents)
         self._section = section
         self._tasks = _with_metric(section, own_test, documents)

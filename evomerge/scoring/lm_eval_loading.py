@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import BadInput, Fault, nearest, one_line
+from evomerge.sandbox.programs import missing
+from evomerge.scoring.code_metric import code_metric, is_refused, is_sandboxed
 from evomerge.scoring.fitness import TaskSection
 
+_RUNS_CODE = "runs code that models write"
+_ALLOW = "write allow_code: true, which runs it in a sandbox, or take another task"
 _NAMED = 2  # tasks of a group that a fault names
 _LOGGERS = ("lm_eval", "datasets", "transformers", "httpx")
 # dataset_path of local files; `datasets` calls them packaged modules
@@ -38,8 +42,11 @@ def load_tasks(section: TaskSection) -> list[Any]:
         is_group_file = is_file and members is not None
         called = _registered(Path(name), manager) if is_group_file else name
         try:
-            tasks = [*manager.load(called)["tasks"].values()]
+            with code_metric(section.allow_code):
+                tasks = [*manager.load(called)["tasks"].values()]
         except Exception as error:
+            if is_refused(error):
+                raise _refused("task", f"'{name}' {_RUNS_CODE}", _ALLOW) from None
             wrong = f"'{name}' cannot be loaded: {_said(error)}"
             mend = _broken_line(name) if is_file else ""
             raise _refused("task", wrong, mend or "mend the task or its data") from error
@@ -70,6 +77,32 @@ def _found(name: str) -> tuple[Any, list[str] | None]:
     if not is_file and "/" in name:
         raise _refused("task", f"there is no task '{name}'", "a task's path ends in .yaml")
     return _of_file(Path(name)) if is_file else _of_name(name)
+
+
+def members_of_group(section: TaskSection) -> list[str]:
+    """Return the tasks of a group: by name where they are lm-eval's own, else by their files.
+
+    Raises:
+        BadInput: it is no group.
+
+    >>> from evomerge.testing.lm_eval_tasks import example_section
+    >>> members_of_group(example_section(aggregate="objectives"))
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: aggregate: ... is one task, and no group; leave it out
+    """
+    import lm_eval.tasks
+
+    name = section.task
+    with quietly():
+        is_file = Path(name).is_file()
+        manager, members = _of_file(Path(name)) if is_file else _of_name(name)
+    _check_aggregate(section, members)
+    own = Path(lm_eval.tasks.__file__).parent
+    found = []
+    for member in members or ():
+        file = Path(manager.task_index[member].yaml_path or own)
+        found.append(member if file.is_relative_to(own) else str(file))
+    return found
 
 
 def is_of_public_data(task: Any) -> bool:
@@ -224,14 +257,29 @@ def _check_aggregate(section: TaskSection, members: list[str] | None) -> None:
         named += ", ..." if len(members) > _NAMED else ""
         count = f"{len(members)} task{'s' if len(members) > 1 else ''}"
         wrong = f"'{section.task}' is a group of {count} ({named})"
-        mend = "write one objective for each, or aggregate: mean"
+        mend = "write one objective for each, or aggregate: mean or objectives"
         raise _refused("task", wrong, mend)
+
+
+def _check_code(task: Any, section: TaskSection, name: str) -> None:
+    """Refuse a task that runs code, unless that is allowed, and in our sandbox."""
+    if not section.allow_code:
+        raise _refused("task", f"'{name}' {_RUNS_CODE}", _ALLOW)
+    # a task's own functions could run what they like, in the worker itself
+    own = task.config.process_results is not None or not is_sandboxed(task._metric_fn_list)
+    if own:
+        wrong = f"'{name}' runs code by itself, and not by code_eval, which we run in a sandbox"
+        raise _refused("task", wrong, "take another task")
+    if why := missing():
+        raise _refused("allow_code", f"not on this machine: {why}", "take another task")
 
 
 def _configure(task: Any, section: TaskSection, name: str) -> None:
     """Give a task what the campaign's entry says otherwise."""
-    if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-        raise _refused("task", f"'{name}' runs code or needs images", "take another task")
+    if getattr(task, "MULTIMODAL", False):
+        raise _refused("task", f"'{name}' needs images", "take another task")
+    if getattr(task, "UNSAFE_CODE", False):
+        _check_code(task, section, name)
     if section.fewshot is not None:
         task.set_config("num_fewshot", section.fewshot)
     elif task.config.num_fewshot is None:

@@ -43,6 +43,7 @@ def choose_metric(task: Any, wanted: str) -> Metric:
     """
     aggregation = task.aggregation()
     name, _, chosen = wanted.partition(",")
+    name, reported = _expanded(task, name)
     unknown = _unknown_metrics(task)
     if unknown and (name in unknown or name not in aggregation):
         wrong = f"'{task.config.task}' lists the metric '{unknown[0]}', which lm-eval does not have"
@@ -64,7 +65,21 @@ def choose_metric(task: Any, wanted: str) -> Metric:
     # Of one document bits per byte is a score like any; lm-eval weighs documents by length.
     of_one = (lambda v: aggregation[name]([v])) if averaged_by == "bits_per_byte" else float
     better = task.higher_is_better()[name]
-    return Metric(name, chosen or filters[0], of_one, "maximize" if better else "minimize")
+    return Metric(reported, chosen or filters[0], of_one, "maximize" if better else "minimize")
+
+
+def _expanded(task: Any, wanted: str) -> tuple[str, str]:
+    """Return a metric's name in the task's list, and as the task reports it of a document.
+
+    A function such as `pass_at_k` reports `pass@1`, and one score for every k that it is given.
+    """
+    for name, arguments in task._metric_fn_kwargs.items():
+        reported = [f"pass@{k}" for k in (arguments or {}).get("k", ())]
+        if wanted in reported:
+            return name, wanted
+        if wanted == name and len(reported) == 1:
+            return name, reported[0]
+    return wanted, wanted
 
 
 def usable_metrics(task: Any) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from evomerge.scoring.answer import Answer
-from evomerge.scoring.fitness import TaskSection
+from evomerge.scoring.fitness import AskedSection
 from evomerge.scoring.lm_eval_loading import quietly
 from evomerge.scoring.lm_eval_transformers import TransformersLM
 
@@ -76,7 +76,7 @@ class LoadedModel(NamedTuple):
     model: Any
     tokenizer: Any
 
-    def language_model(self, section: TaskSection) -> TransformersLM:
+    def language_model(self, section: AskedSection) -> TransformersLM:
         """Return what answers for the model.
 
         Args:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.canonical import file_hash
+from evomerge.sandbox.programs import unprotected
 from evomerge.scoring.fitness import Fitness, Scorable, TaskSection
 from evomerge.scoring.generators import seeded_as_lm_eval
 from evomerge.scoring.items import ItemText
@@ -54,6 +55,8 @@ class TaskFitness(Fitness):
             (documents,) = open_documents(section, own_test)
             self.notes = set_examples_aside([documents])
         self._section, self._task = section, documents.task
+        if getattr(self._task, "UNSAFE_CODE", False) and (wrong := unprotected()):
+            self.notes = [*self.notes, wrong]
         path = Path(section.task)
         self.definition = file_hash(path) if path.is_file() else ""
         self._metric = choose_metric(self._task, section.metric)

@@ -26,6 +26,8 @@ class Outcome:
             see `kernels.checksum`; "" where none is made.
         worker: HOST/PID/DEVICE.
         answers: objective -> what the model said to each item, where that is kept.
+        unjudged: objective -> what the model said to each item that was to be scored, of an
+            objective that a judge scores; it has no scores yet.
         traceback: of an error that nobody expected, for the log alone.
 
     >>> Outcome("failed", "a weight is not finite").scores
@@ -40,6 +42,7 @@ class Outcome:
     weights_checksum: str = ""
     worker: str = ""
     answers: Mapping[str, list[str]] = field(default_factory=dict)
+    unjudged: Mapping[str, list[str]] = field(default_factory=dict)
     traceback: str = ""
 
     @cached_property

@@ -89,7 +89,7 @@ class Course:
         self._positions = np.array([pool[i][1] for i in order], int)
         # the value is the weighted mean of means: of a mean, this for each of its items
         weights = sum(o.weight for o in objectives)
-        self._rates = {}
+        self._rates = dict.fromkeys(items, 0.0)  # of what is guarded alone
         for objective in objectives:
             share = objective.sign * objective.weight / weights / ranges[objective.name]
             self._rates[objective.name] = share / items[objective.name]

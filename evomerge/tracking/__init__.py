@@ -122,7 +122,7 @@ class Tracker(ABC):
         """Add what the search came to, write all that is kept back, and close the run."""
 
 
-TRACKERS: Registry[type[Tracker]] = Registry("evomerge.tracking", "tracker")
+TRACKERS: Registry[type[Tracker]] = Registry("evomerge.tracking", "tracker", "evomerge.trackers")
 
 _T = TypeVar("_T", bound=Tracker)
 

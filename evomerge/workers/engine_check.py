@@ -9,7 +9,7 @@ from evomerge.engines import Engine, EngineOptions
 from evomerge.engines.alike import check_alike, texts_of
 from evomerge.engines.transformers_engine import TransformersEngine
 from evomerge.merging.merger import Merger
-from evomerge.scoring.fitness import Fitness, TaskSection
+from evomerge.scoring.fitness import AskedSection, Fitness
 from evomerge.sources.source import Source
 from evomerge.text import byte_size
 from evomerge.workers.protocol import WorkerPlan
@@ -67,7 +67,7 @@ def check_engine(
     engine.become(merger, plan.first)
     for objective, section in plan.fitness.items():
         questions = fitnesses[objective].questions(plan.splits[objective].search[:_ITEMS])
-        if questions is None or not isinstance(section, TaskSection):
+        if questions is None or not isinstance(section, AskedSection):
             continue
         texts = texts_of(questions[1])
         for name, part in others.items():

@@ -137,7 +137,9 @@ class Worker:
             else:
                 checksum = self._take(job.recipe, job.weights)
             clock.append(time.perf_counter())
-            scores = self._score(job.ordinals or self._ordinals(job.side))
+            wanted = job.ordinals or self._ordinals(job.side)
+            scores = self._score(wanted)
+            unjudged = {name: self._said(name, wanted[name]) for name in wanted.keys() - scores}
             answers = self._answers(job.side) if job.side == "heldout" else {}
         except SourceChanged:
             raise
@@ -151,7 +153,7 @@ class Worker:
             merging, scoring = ends[0] - clock[0], ends[-1] - ends[0]
             return Outcome("failed", reason, {}, merging, scoring, worker=self.name, traceback=told)
         merging, scoring = clock[1] - clock[0], time.perf_counter() - clock[1]
-        return Outcome("ok", "", scores, merging, scoring, checksum, self.name, answers)
+        return Outcome("ok", "", scores, merging, scoring, checksum, self.name, answers, unjudged)
 
     def expect(self, jobs: Sequence[Job]) -> None:
         """Hear which jobs come next, one after the other, that are asked the same questions."""
@@ -227,12 +229,17 @@ class Worker:
         return checksum.hexdigest()
 
     def _score(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """Return objective -> (items,) float32 scores of the live model."""
+        """Return objective -> (items,) float32 scores of the live model.
+
+        Those that are judged have none: their questions are answered.
+        """
         scores = {}
         asked = self._ask(wanted)
         # what measures answers comes after what is answered
         for objective in sorted(wanted, key=lambda name: bool(self._fitness[name].follows)):
             fitness, ordinals = self._fitness[objective], wanted[objective]
+            if fitness.is_judged:
+                continue
             seed_torch(0)  # a function that samples draws the same for every candidate
             with torch.inference_mode():
                 items = fitness.scores(ordinals) if objective in asked else fitness.score(ordinals)
@@ -240,7 +247,13 @@ class Worker:
                 first = int(np.flatnonzero(~np.isfinite(items))[0])
                 raise CandidateFailure(f"{objective} scored {items[first]} on item {first}")
             scores[objective] = items
-        return {objective: scores[objective] for objective in wanted}
+        return {objective: scores[objective] for objective in wanted if objective in scores}
+
+    def _said(self, objective: str, ordinals: Sequence[int]) -> list[str]:
+        """Return what the live model said to items of an objective that is judged."""
+        texts = self._fitness[objective].answers(ordinals)
+        assert texts is not None
+        return texts
 
     def _ask(self, wanted: Mapping[str, tuple[int, ...]]) -> set[str]:
         """Have the tasks' questions answered, those of all at once; return whose they were."""

@@ -7,6 +7,7 @@ import click
 from evomerge.cli.conventions import (
     AS_ADAPTER,
     FILE,
+    GGUF,
     PICK,
     SOURCE,
     TRUST_CODE,
@@ -26,13 +27,7 @@ from evomerge.text import byte_size, printable
 @SOURCE
 @click.option("--unverified", is_flag=True, help="Do not compare with the scored weights.")
 @AS_ADAPTER
-@click.option(
-    "--gguf",
-    "types",
-    multiple=True,
-    metavar="TYPE",
-    help="Write a GGUF file too, by llama.cpp: q8_0, f16, q4_k_m, ...; may be repeated.",
-)
+@GGUF
 @TRUST_CODE
 @errors_are_lines
 def export(

@@ -11,11 +11,7 @@ from evomerge.cli.conventions import FILE, errors_are_lines
 @click.command()
 @click.argument("out", type=FILE, default="campaign.yaml")
 @click.option(
-    "--model",
-    "-m",
-    "models",
-    multiple=True,
-    help="A directory, of a model or of several, or a hub id.",
+    "--model", "-m", "models", multiple=True, help="A directory, of one or several, or a hub id."
 )
 @click.option("--base", help="The models' common ancestor, or none.")
 @click.option(

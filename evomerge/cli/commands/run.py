@@ -1,6 +1,5 @@
 """`evomerge run FILE`: start a campaign, or continue it."""
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -41,6 +40,7 @@ def run(
       evomerge run search_spaces/crosslingual-maths.yaml --set budget.evaluations=400
     """
     from evomerge.campaign.run import run_campaign
+    from evomerge.cli.next_steps import continuing
     from evomerge.cli.observing import observer_of
     from evomerge.cli.stopping import StopSignals
 
@@ -55,12 +55,6 @@ def run(
             stop=stop,
         )
     if not finished:
-        words = ["evomerge", "run", str(file)]
-        words += ["--run", str(directory)] if directory else []
-        for setting in settings:
-            words += ["--set", setting]
-        for pair in moved:
-            words += ["--source", pair]
-        words += ["--quiet"] * quiet + ["--json-lines"] * json_lines
-        progress.interrupted(shlex.join(words))
+        words = ["--quiet"] * quiet + ["--json-lines"] * json_lines
+        progress.interrupted(continuing(file, directory, settings, moved, words))
         sys.exit(130)
