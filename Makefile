@@ -52,7 +52,7 @@ test-vllm: $(VLLM_VENV)/installed
 $(TRACKERS_VENV)/installed: $(VENV)/installed
 	$(PYTHON) -m venv $(TRACKERS_VENV)
 	realpath $(VENV)/lib/python*/site-packages > $$(echo $(TRACKERS_VENV)/lib/python*/site-packages)/beneath.pth
-	$(TRACKERS_VENV)/bin/python -m pip install --quiet --editable ".[dashboards,mlflow,trackio,wandb]"
+	$(TRACKERS_VENV)/bin/python -m pip install --quiet --editable ".[dashboards,mlflow,tensorboard,trackio,wandb]"
 	@touch $@
 
 test-trackers: $(TRACKERS_VENV)/installed
