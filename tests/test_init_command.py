@@ -23,6 +23,16 @@ from evomerge.yaml_file import parse_yaml
 ROOT = Path(evomerge.__file__).parent.parent
 
 
+FUNCTION = """
+def items():
+    return list(range(40))
+
+
+def score(model, tokenizer, items):
+    return [0.0 for item in items]
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The embedded tiny models and their tasks, as a user's own folder has them."""
@@ -31,7 +41,7 @@ def folder(tmp_path_factory):
         shutil.copytree(ROOT / "search_spaces/tiny_models" / name, folder / "models" / name)
     shutil.copytree(ROOT / "fitness/crosslingual", folder / "tasks")
     tiny_llama(folder / "other/small", 0)
-    shutil.copy(ROOT / "fitness/brevity.py", folder / "brevity.py")
+    (folder / "brevity.py").write_text(FUNCTION)
     return folder
 
 
@@ -112,6 +122,7 @@ def test_wrong_answers_are_told_at_once_and_asked_again(here):
     assert plan.sources.base == "models/base" and plan.space.method == "ties"
     assert plan.controller.kind == "como" and plan.heldout == 0.4
     assert [section.name for section in plan.fitness] == ["maths_ja", "brevity"]
+    assert "where less is better, add direction: minimize" in (here / "own.yaml").read_text()
     assert "found here: models/base, models/fr, models/ja, other/small" in done.output
     assert "Tasks found here: tasks/maths_en.yaml" in done.output
 

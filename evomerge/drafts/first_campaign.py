@@ -106,6 +106,9 @@ class FirstCampaign:
             if "items" in self.budget
             else "of searching, over all starts; it can be raised, and the same run goes on",
         }
+        for number, entry in enumerate(self.fitness):
+            if "function" in entry:
+                comments[f"fitness.{number}"] = "where less is better, add direction: minimize"
         if not isinstance(self.heldout, float):
             comments["heldout"] = "the tasks' own test items; searched are their other items"
         if self.workers:

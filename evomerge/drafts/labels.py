@@ -44,7 +44,7 @@ def objective_names(tasks: Iterable[str]) -> list[str]:
     """
     found: list[str] = []
     for task in tasks:
-        stem = PurePath(task).stem if task.endswith((".yaml", ".yml")) else task
+        stem = PurePath(task).stem if task.endswith((".yaml", ".yml", ".py")) else task
         name, number = plain(stem), 2
         while name in found:
             name, number = f"{plain(stem)}-{number}", number + 1
