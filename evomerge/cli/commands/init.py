@@ -52,6 +52,5 @@ def init(out: Path, yes: bool, **given: Any) -> None:
     refuse_existing(out)
     first, campaign = asked(given, takes_defaults=yes)
     first.draft().write(out)
-    click.echo(printable(f"\nwritten: {out}. `evomerge check` says of it:\n"))
-    click.echo(printable(tables.check([estimate(campaign)])))
-    click.echo(printable(f"\n{next_steps(out, first.name)}"))
+    said = [f"\nwritten: {out}. `evomerge check` says of it:\n", tables.check([estimate(campaign)])]
+    click.echo(printable("\n".join([*said, "", next_steps(out, first.name)])))
