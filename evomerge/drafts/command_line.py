@@ -16,11 +16,11 @@ INSTEAD = {
     "save-final-model": "write it by `evomerge export`",
     "no-save-final-model": "nothing is written unless `evomerge export` is asked",
     "allow-crimes": "sources have to fit together",
-    "load-in-8bit": "candidates are scored in the dtype in which they are exported",
-    "load-in-4bit": "candidates are scored in the dtype in which they are exported",
-    "wandb": "everything is in the run's archive.db",
-    "wandb-project": "everything is in the run's archive.db",
-    "wandb-entity": "everything is in the run's archive.db",
+    "load-in-8bit": "write workers.quantize: int8",
+    "load-in-4bit": "write workers.quantize: int4",
+    "wandb": "write track: [wandb]",
+    "wandb-project": "write track: [{kind: wandb, project: NAME}]",
+    "wandb-entity": "write track: [{kind: wandb, entity: NAME}]",
 }
 
 
