@@ -158,8 +158,8 @@ def campaign(options: argparse.Namespace, folder: Path) -> None:
     print(
         f"\n{options.model}: {scored} candidates in {wall:.0f} s with start-up; {rate:.1f} a minute"
     )
-    number, checksum, verdict = export_candidate(folder / "run", folder / "best", "best")
-    print(f"candidate {number} exported, {verdict}: weights {checksum}")
+    done = export_candidate(folder / "run", folder / "best", "best")
+    print(f"candidate {done.candidate} exported, {done.compared}: weights {done.checksum}")
     print(measure(file, options.candidates, options.threads, fewer), flush=True)
 
 

@@ -295,6 +295,13 @@ def test_compare(desk: Path, searches: Path) -> None:
         assert mean_of(row["best of first run minus this"]) == pytest.approx(difference, abs=2e-3)
 
 
+@pytest.mark.xdist_group("crosslingual")
+def test_time_left(desk: Path, searches: Path) -> None:
+    output = run(desk, f"benchmarks/time_left.py {searches}/cmaes-1-4 {searches}/random-1-4")
+    assert [line.split()[0] for line in output.splitlines()[1:3]] == ["cmaes-1-4", "random-1-4"]
+    assert re.fullmatch(r"after 10%: \d of 2 within a third; .*", output.splitlines()[3])
+
+
 def test_items(desk: Path) -> None:
     """Searches at equal numbers of scored items, in parts and in full; rows are made once."""
     folder = desk / "equal"

@@ -199,7 +199,7 @@ def test_a_failure_half_way_leaves_no_directory(here, recipe, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "_write_config", full)
+    monkeypatch.setattr(export, "write_config", full)
     with pytest.raises(EvomergeError, match=r"cannot be written: No space left on device"):
         merge_to(recipe, here / "out")
     assert not [p for p in here.iterdir() if "out" in p.name]

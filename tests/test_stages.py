@@ -216,7 +216,7 @@ def test_a_stage_without_a_model_stops_in_one_line(campaign_file, silent, here):
         ),
         ({"stages__1__space__gains": ["mlp"]}, "stages.1.space.gains"),
         ({"fitness__1__cost": "money"}, "fitness.1.cost"),
-        ({"fitness__1__function": "fit.py"}, "fitness.1: has function and cost"),
+        ({"fitness__1__function": "fit.py"}, "fitness.1: has cost and function"),
         ({"fitness__1__items": 3}, "fitness.1.items: belongs to tasks, not to a cost"),
     ],
 )
@@ -290,7 +290,8 @@ def test_a_run_that_was_renamed_is_continued_and_exported(staged, campaign_file,
     assert len(names) == 1
     export_candidate(moved, here / "out", str(routed[-1].id))
     head = (here / "out" / "README.md").read_text().split("tags:")[0]
-    assert head == "---\nlibrary_name: transformers\n"  # nothing that others can find
+    # nothing that others can find
+    assert head == "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
     assert not (here / "out" / "mergekit_config.yml").exists()
 
 

@@ -116,8 +116,8 @@ class JudgingPool:
     >>> from evomerge.testing.judges import example_judging
     >>> with example_judging(grade=7) as (pool, job):
     ...     pool.submit(job)
-    ...     pool.next_finished().outcome.means
-    {'helpful': 0.7}
+    ...     round(pool.next_finished().outcome.means["helpful"], 6)
+    0.7
     """
 
     def __init__(self, pool: Pool, campaign: Campaign, archive: Archive):
