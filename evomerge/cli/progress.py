@@ -96,6 +96,7 @@ class Progress:
         console = terminal() if self._display else None
         rows, standing = summary.front(directory), summary.standing(directory)
         status = summary.status(directory)
+        pictures = f"See it in pictures: evomerge report {directory}"
         last, best = f"Export the best: evomerge export {directory} OUT --pick best", status["best"]
         if best and best["origin"] == "baseline":
             last = (
@@ -106,7 +107,7 @@ class Progress:
             f"{tables.status(status, console)}\n\n"
             f"Pareto front and baselines:\n{tables.front(rows, standing, console)}\n"
             f"{tables.gap(summary.gap(directory))}\n\n"
-            + "\n".join(line for line in (searching_on(status), last) if line)
+            + "\n".join(line for line in (searching_on(status), pictures, last) if line)
         )
 
 
