@@ -21,7 +21,17 @@ from evomerge.campaign import tracked
 from evomerge.campaign.observer import Silent
 from evomerge.campaign.run import run_campaign
 from evomerge.cli.main import main
-from evomerge.tracking import TRACKERS, Tracker, TrackerSection, follower, tracker
+from evomerge.tracking import (
+    TRACKERS,
+    Ending,
+    Point,
+    TrackedRun,
+    Tracker,
+    TrackerSection,
+    follower,
+    tracker,
+)
+from evomerge.tracking.tensorboard import TensorBoard, TensorBoardSection
 
 
 @pytest.fixture(autouse=True)
@@ -233,3 +243,17 @@ def test_a_stopped_search_waits_little_for_its_trackers(campaign_file, here, bro
     file = campaign_file()
     assert not run_campaign(file, observer=observer, stop=lambda: next(asked) > 20)
     assert sum("hangs has not taken all" in said for said in observer.said) == 1
+
+
+def test_event_files_of_one_second_are_read_in_their_order(tmp_path, monkeypatch):
+    """A file's name begins with its second, and goes on with the number of its process."""
+    section, run = TensorBoardSection(), TrackedRun("5f0c", "demo", tmp_path, 0.0, {})
+    for event, process in ((1, 900), (2, 800), (3, 70)):  # each sorts before the one before
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        one = TensorBoard(section, run)
+        assert one.reached() == event - 1
+        one.log([Point(event, 0.0, 10 * event, {"best/value": float(event)})])
+        one.end(Ending(False, {}, [], []))
+    names = sorted(file.name for file in (tmp_path / "tensorboard").iterdir())
+    assert len({name.split(".")[3] for name in names}) == 3
+    assert [value for _, value in curve(board(tmp_path / "tensorboard"), "best/value")] == [1, 2, 3]

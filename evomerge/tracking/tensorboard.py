@@ -58,6 +58,7 @@ class TensorBoard(Tracker):
 
         folder = Path(options.folder) / run.name if options.folder else run.directory / self.needs
         (self._last, self._items), (self._ended, _) = (_last(folder, tag) for tag in (EVENT, END))
+        _await_next_second(folder)
         self._writer = EventFileWriter(str(folder))
         if not self._last:
             config = json.dumps(run.config, indent=1, sort_keys=True)
@@ -103,6 +104,18 @@ class TensorBoard(Tracker):
 
         wall = time.time() if at is None else at
         self._writer.add_event(Event(wall_time=wall, step=step, summary=summary))
+
+
+def _await_next_second(folder: Path) -> None:
+    """Wait until a new event file is named later than those of a folder.
+
+    Their names begin with the second in which they were made, and they are read in the order of
+    their names: of two of one second, the later might come first.
+    """
+    seconds = [int(file.name.split(".")[3]) for file in folder.glob("events.out.tfevents.*")]
+    after = max(seconds, default=0) + 1 - time.time()
+    if 0 < after <= 1:  # not where a clock was set back
+        time.sleep(after)
 
 
 def _last(folder: Path, tag: str) -> tuple[int, int]:
