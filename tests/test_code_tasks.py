@@ -119,6 +119,7 @@ def test_nothing_runs_unless_it_is_allowed(task):
         open_fitness(parse(AnyFitness, entry()))
 
 
+@pytest.mark.xdist_group("index")
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
 def test_lm_evals_own_tasks_are_refused_in_the_same_words(name, one_index):
     section = parse(AnyFitness, {"name": "x", "task": name, "metric": "pass@1"})
