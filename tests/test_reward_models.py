@@ -15,6 +15,7 @@ from evomerge.campaign.estimate import estimate
 from evomerge.campaign.observer import Silent
 from evomerge.campaign.run import run_campaign
 from evomerge.errors import BadInput
+from evomerge.scoring.prompts import PromptsFitness, PromptsSection
 from evomerge.testing.lm_eval_tasks import example_live
 from evomerge.testing.prompts import example_reward_model
 
@@ -108,3 +109,13 @@ def test_check_tells_of_its_memory_and_of_what_is_no_reward_model(write, reward,
     for place, said in wrong.items():
         with pytest.raises(BadInput, match=f"fitness.0.reward_model: .*{said}"):
             checked(write(reward_model=place))
+
+
+def test_a_prompts_words_are_its_conversation_and_a_good_answer(tmp_path):
+    turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+    rows = [{"prompt": "w3 w4", "reference": "w5"}, {"messages": turns}]
+    file = tmp_path / "asked.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fitness = PromptsFitness(PromptsSection(name="x", prompts=str(file)))
+    assert fitness.text(0) == ("w3 w4", "w5")
+    assert fitness.text(1) == ("user: w1\n\nassistant: w2", "")

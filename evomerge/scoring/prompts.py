@@ -16,6 +16,7 @@ from evomerge.scoring.fitness import (
     Scorable,
     from_root,
 )
+from evomerge.scoring.items import ItemText
 from evomerge.scoring.lm_eval_model import answer
 from evomerge.sections import Text, Whole, option
 
@@ -219,6 +220,10 @@ class PromptsFitness(Fitness):
     def answers(self, ordinals: Sequence[int]) -> list[str]:
         """Return what the model said when it was last asked, without space around it."""
         return [str(self._requests[ordinal].resps[0]).strip() for ordinal in ordinals]
+
+    def text(self, ordinal: int) -> ItemText:
+        prompt = self.prompts[ordinal]
+        return ItemText(prompt.text, prompt.reference)
 
     def spoken(self) -> Sequence[int]:
         return range(len(self.hashes))
