@@ -92,10 +92,8 @@ def members_of_group(section: TaskSection) -> list[str]:
     """
     import lm_eval.tasks
 
-    name = section.task
     with quietly():
-        is_file = Path(name).is_file()
-        manager, members = _of_file(Path(name)) if is_file else _of_name(name)
+        manager, members = _found(section.task)
     _check_aggregate(section, members)
     own = Path(lm_eval.tasks.__file__).parent
     found = []
