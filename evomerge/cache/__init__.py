@@ -4,6 +4,7 @@
 KINDS = {
     "candidates": "candidates of runs, merged to be sources",
     "prepared": "prepared task vectors",
+    "observed": "what models' layers read of texts, for methods that merge by them",
     "factories": "weights that a function drew by a seed",
     "recipes": "merges within a merge, or a push, under way",
     "native": "compiled kernels",

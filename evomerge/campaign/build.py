@@ -23,6 +23,7 @@ from evomerge.campaign.named_sources import (
     check_averages,
     check_parts,
     check_sources,
+    evidence_faults,
     open_sources,
     scoring_faults,
 )
@@ -260,6 +261,7 @@ def open_campaign(
     campaign = _campaign(plan, stage, listed, _Named(opened, fitness), splits, warnings)
     faults.extend(chat_faults(campaign))
     faults.extend(scoring_faults(campaign))
+    faults.extend(evidence_faults(campaign))
     faults.extend(missing_engine(campaign))
     faults.extend(missing_trackers(plan.track), "track")
     faults.extend(gpu_faults(campaign))

@@ -5,13 +5,17 @@ from collections.abc import Container, Iterable, Mapping
 from evomerge.campaign.campaign import Campaign
 from evomerge.config.parts import SourcesSection
 from evomerge.config.schema import CampaignPlan
-from evomerge.errors import Fault, Faults
+from evomerge.errors import BadInput, Fault, Faults
 from evomerge.export.candidates import open_candidate
+from evomerge.merging.methods import METHODS
+from evomerge.merging.validation import by_method, check_evidence_of
+from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.scoring.fitness import AskedSection, CostSection
 from evomerge.search.objectives import parse_bound
 from evomerge.search.spaces import SPACES, BreedingSpace, SpaceSection
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.sources.compatibility import mismatches, stream_mismatches
+from evomerge.sources.evidence import moved_place
 from evomerge.sources.model_class import speaks
 from evomerge.sources.source import Source, is_candidate, moved_faults, open_source
 from evomerge.sources.tokenizer import generation_fault, has_tokenizer, loading_fault
@@ -44,7 +48,8 @@ def open_sources(
     opened: dict[str, Source] = {}
     for name, label in listed.labels.items():
         # a function that this very file names is the user's own
-        place, trust = moved.get(label, name), Trust(listed.trust_remote_code, functions=True)
+        trust = Trust(listed.trust_remote_code, functions=True)
+        place = moved_place(moved.get(label, name), name)
         with faults.gather("sources.base" if label == "base" else f"sources.models.{label}"):
             if is_candidate(place):
                 of_run = trust if label in stages else trust.of_others
@@ -139,6 +144,27 @@ def check_parts(
         if not any(part in name for name in names):
             wrong = f"no tensor's name holds '{part}'"
             faults.add(f"{under}.{key}", wrong, "mend or leave it out")
+
+
+def evidence_faults(campaign: Campaign) -> Iterable[Fault]:
+    """Return the models of which something is not known that a method reads.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> list(evidence_faults(example_campaign()))
+    []
+    """
+    told = set()
+    for recipe in campaign.space.representatives:
+        if not isinstance(recipe, ParametersRecipe):
+            continue
+        for name, part in by_method(recipe).items():
+            for model in part.models:
+                try:
+                    check_evidence_of(METHODS.get(name), campaign.sources, [model])
+                except BadInput as error:
+                    told.add((f"sources.models.{campaign.labels[model]}", error.faults[0]))
+    for key, fault in sorted(told, key=str):
+        yield fault.under(key)
 
 
 def scoring_faults(campaign: Campaign) -> Iterable[Fault]:

@@ -4,6 +4,7 @@ Spaces, controllers and fitnesses are unions of the sections that the packages b
 register: a new one is known here as soon as its file is there.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
@@ -18,6 +19,7 @@ from evomerge.search.controllers import CONTROLLERS, ControllerSection
 from evomerge.search.controllers.cmaes import CmaEsSection
 from evomerge.search.spaces import SPACES, SpaceSection
 from evomerge.sections import Flag, Number, Section, Text, Whole, one_of, option, refuse
+from evomerge.sources.evidence import Evidence
 from evomerge.tracking import TRACKERS, TrackerSection
 
 # Letters, digits, '.', '-' and '_', a letter or digit first: names of folders and of columns.
@@ -63,16 +65,24 @@ else:
 
 
 def _model_name(value: Any) -> Any:
-    """Write {model, adapter} as `model+adapter` and {factory, ...} as `factory@weights`."""
+    """Write {model, adapter} as `model+adapter` and {factory, ...} as `factory@weights`.
+
+    What is known of a model follows its name: {model, texts} is `model?texts=...`.
+    """
     if not isinstance(value, Mapping):
         return value
     if "factory" in value:
         return _factory_name(value)
-    names = [value.get("model"), value.get("adapter")]
-    if len(value) != 2 or not all(isinstance(name, str) and name for name in names):
-        wrong = "is no model"
-        refuse([Fault("", wrong, "a model with a LoRA adapter is {model: ..., adapter: ...}")])
-    return "+".join(map(str, names))
+    known = [key for key in Evidence._fields if key in value]
+    keys = {"model", "adapter", *known} if "adapter" in value else {"model", *known}
+    is_right = set(value) == keys and len(keys) > 1
+    if not is_right or not all(isinstance(name, str) and name for name in value.values()):
+        mend = "a model with a LoRA adapter is {model: ..., adapter: ...}, one whose texts a method"
+        refuse([Fault("", "is no model", f"{mend} reads {{model: ..., texts: FILE}}")])
+    name = "+".join(value[key] for key in ("model", "adapter") if key in value)
+    if known and "#" in name and not os.path.isdir(name):
+        refuse([Fault("", f"'{name}' is a candidate, of which nothing else is known", _EXPORT)])
+    return name + Evidence(**{key: value[key] for key in known}).suffix
 
 
 def _factory_name(value: Mapping[str, Any]) -> str:
@@ -92,6 +102,7 @@ def _factory_name(value: Mapping[str, Any]) -> str:
 ModelName = Annotated[Text, BeforeValidator(_model_name)]
 
 
+_EXPORT = "export it, and write its directory"
 _AT_ONCE = 8  # candidates of a worker whose engine holds several
 
 
@@ -110,7 +121,8 @@ class SourcesSection(Section):
     )
     models: dict[Text, ModelName] = option(
         "label -> model, written as `base` is; with a LoRA adapter {model: ..., adapter: ...}, made"
-        " by Python {factory: FILE.py:function, weights: FILE or seed: NUMBER}",
+        " by Python {factory: FILE.py:function, weights: FILE or seed: NUMBER}; with what methods"
+        " read of it beside its weights {model: ..., texts: FILE}, or `inputs` or `moments`",
         least=1,
         example={"ja": "MODEL", "maths": "MODEL"},
     )

@@ -32,6 +32,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
 from evomerge.sources.alignment import aligned
 from evomerge.sources.digest import digest
+from evomerge.sources.evidence import moved_place
 from evomerge.sources.own_cards import inherited
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source, is_candidate, moved_faults, open_source
@@ -177,7 +178,7 @@ def _place(archive: ArchiveReader, name: str, moved: Mapping[str, str], trust: T
         if source.name != name:
             continue
         if source.label in moved:
-            return moved[source.label]
+            return moved_place(moved[source.label], name)
         if os.path.isdir(name):
             continue
         if is_candidate(name) and not _is_cached(Path(source.path), trust):

@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from evomerge.sources.evidence import split_evidence
+
 _CACHED = re.compile(r"(?:^|/)models--([^/]+)/snapshots/[^/]+/*$")
 
 # What the hub takes as an id, in `huggingface_hub`'s words of its rules.
@@ -110,6 +112,7 @@ def folders(place: str) -> list[Path]:
 
 def _parts(name: str) -> list[str]:
     """Return a model and its adapter; a directory whose own name has a plus is a model."""
+    name = split_evidence(name)[0]
     model, plus, adapter = name.rpartition("+")
     return [model, adapter] if plus and not os.path.isdir(name) else [name]
 

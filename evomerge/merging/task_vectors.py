@@ -25,6 +25,9 @@ from evomerge.errors import EvomergeError
 from evomerge.kernels.magnitude_histogram import kth_largest
 from evomerge.kernels.task_vector import task_vector
 from evomerge.merging.methods import MergeMethod
+from evomerge.merging.observations import LinearInputs, Observations
+from evomerge.merging.replayed_inputs import Replay
+from evomerge.merging.validation import check_evidence_of
 from evomerge.node.once import one_at_a_time
 from evomerge.node.phases import Steps, phase
 from evomerge.sources.safetensors_file import header_bytes, read_header
@@ -50,6 +53,7 @@ class TaskVectors:
         models: Sequence[str],
         tensor: Callable[[str, str], torch.Tensor],
         base_name: str | None = None,
+        known: Observations | None = None,
     ):
         """
         Args:
@@ -57,11 +61,13 @@ class TaskVectors:
             models: names of sources.
             tensor: gives a source's tensor by both names.
             base_name: as `tensor` has it; the base's own by default.
+            known: of the models beside their weights.
         """
         self.names, self.count = list(base.tensors), len(models)
         self.size = sum(stored.elements for stored in base.tensors.values())
         self._models, self._tensor = list(models), tensor
         self._base = base.name if base_name is None else base_name
+        self._known = known
 
     def base(self, name: str) -> torch.Tensor:
         """Return W_0 in float32."""
@@ -79,6 +85,21 @@ class TaskVectors:
     def kth_largest(self, make: Callable[[str], torch.Tensor], k: int) -> float:
         """Return the k-th largest magnitude of what `make` gives for all tensors together."""
         return kth_largest(lambda: map(make, self.names), k)
+
+    def inputs(self, name: str) -> LinearInputs | None:
+        """Return what each model's linear layer took in; None of other tensors."""
+        assert self._known is not None, "`prepared` gives it to methods that read it"
+        return self._known.inputs(name)
+
+    def curvature(self, name: str) -> list[torch.Tensor] | None:
+        """Return each model's diagonal curvature at a tensor; None if it is unknown."""
+        assert self._known is not None, "`prepared` gives it to methods that read it"
+        return self._known.curvature(name)
+
+    def replay(self, merged: Mapping[str, torch.Tensor]) -> Replay:
+        """Begin to read texts layer by layer, behind what is merged before the layers."""
+        assert self._known is not None, "`prepared` gives it to methods that read it"
+        return Replay(self._known, self.count, merged)
 
 
 def prepared(
@@ -100,6 +121,7 @@ def prepared(
         tensor: gives a source's tensor by both names.
 
     Raises:
+        BadInput: the method reads what is not known of a model.
         EvomergeError: the disk does not take them.
 
     >>> from evomerge.testing import merge_arrays  # which merges by way of this
@@ -112,9 +134,15 @@ def prepared(
     device = tensor(base, next(iter(frame.tensors))).device
     key = [_VERSION, method.name, own, hashes[base], [hashes[model] for model in models]]
     key.append(device.type)  # which may round otherwise
+    known = None
+    if method.reads:
+        check_evidence_of(method, sources, models)
+        known = Observations(
+            frame, models, [sources[model] for model in models], hashes, tensor, base
+        )
     digest = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
     folder = cache_folder("prepared") / digest
-    vectors = TaskVectors(frame, models, tensor, base)
+    vectors = TaskVectors(frame, models, tensor, base, known)
     hold(folder)  # its files are opened when they are first read
     try:
         directions = _read(folder, frame, len(models), method.name)

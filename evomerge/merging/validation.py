@@ -187,6 +187,36 @@ def _value_faults(group: Group, method: MergeMethod, models: int) -> Iterator[Fa
             yield Fault(parameter.name, "is missing", f"{method.name} needs it in every group")
 
 
+_EVIDENCE = {"inputs": ("texts", "inputs"), "curvature": ("texts", "moments"), "texts": ("texts",)}
+
+
+def check_evidence_of(
+    method: MergeMethod, sources: Mapping[str, Source], models: Sequence[str]
+) -> None:
+    """Check that what a method reads of its models, beside their weights, is known.
+
+    Raises:
+        BadInput: naming each model of which it is not.
+
+    >>> from pathlib import Path
+    >>> bare = Source("models/ja", Path("ja"), {}, {}, {})
+    >>> check_evidence_of(METHODS.get("regmean"), {"ja": bare}, ["ja"])
+    Traceback (most recent call last):
+    evomerge.errors.BadInput: regmean reads texts or inputs of 'models/ja'; \
+write {model: models/ja, texts: FILE}
+    """
+    if not method.reads:
+        return
+    faults = Faults()
+    kinds = _EVIDENCE[method.reads]
+    for name in models:
+        source = sources[name]
+        if not set(kinds) & set(source.evidence.files):
+            wrong = f"{method.name} reads {' or '.join(kinds)} of '{source.name}'"
+            faults.add("", wrong, f"write {{model: {source.name}, texts: FILE}}")
+    faults.check()
+
+
 def values_in(recipe: ParametersRecipe, method: MergeMethod, group: Group) -> dict[str, object]:
     """Return a method's arguments in a group: float64 arrays, floats, and the recipe's options.
 

@@ -55,7 +55,7 @@ def files_of(source: Source) -> list[Path]:
         files.append(source.adapter.path / "adapter_config.json")
     if source.factory is not None:
         files.append(source.factory.file)
-    return files
+    return [*files, *source.evidence.files.values()]
 
 
 def touched(file: str | Path) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ def digest(source: Source) -> Digest:
 
     Cached in `$XDG_CACHE_HOME/evomerge` by path, size, time and place of every file, and made by
     one process of a machine while the others wait. The content is the weights by name, the config
-    less its history, and the tokenizer.
+    less its history, the tokenizer, and what is known of it beside.
 
     Raises:
         BadInput: a file ends within a tensor.
@@ -97,6 +97,7 @@ def digest(source: Source) -> Digest:
             stamp.append([str(file.resolve()), *change])
     factory = source.factory
     made_by = [] if factory is None else [factory.place, factory.definition]
+    made_by += source.evidence.files  # one file may be of either kind
     cached = cache_folder("digests") / f"{json_hash([*stamp, *made_by])}.json"
     if known := _known(cached, stamp):
         return known
@@ -126,6 +127,8 @@ def _digest(source: Source) -> Digest:
     config = {key: value for key, value in source.config.items() if key not in CONFIG_NOISE}
     sha = hashlib.sha256(canonical_json(_finite(config)).encode())
     sha.update(canonical_json(source.vocabulary).encode())
+    if source.evidence.suffix:
+        sha.update(source.evidence.hash.encode())
     not_finite = []
     for name, tensor in source.stored:
         sha.update(canonical_json([name, tensor.dtype, tensor.shape]).encode())

@@ -18,6 +18,7 @@ from evomerge.dtypes import CODES, SIZE, STORED_DTYPES
 from evomerge.errors import BadInput, Fault, Faults, nearest, one_line
 from evomerge.sources.checkpoint import Checkpoint, read_checkpoint
 from evomerge.sources.companions import link_faults
+from evomerge.sources.evidence import NOTHING, Evidence, check_evidence, split_evidence
 from evomerge.sources.factory import Factory, build, parse_factory, state_of, weights_file
 from evomerge.sources.hub import Repository, fetch
 from evomerge.sources.locate import local_directory, locate, what_it_is_instead
@@ -57,6 +58,7 @@ class Source:
         notes: what a user should know of it, one line each.
         unaligned: the source as its files have it, where `tensors` follow another's vocabulary.
         to_fetch: files of its weights that are on the hub still, with their bytes.
+        evidence: what is known of it beside its weights.
 
     >>> tensor = Tensor("BF16", (4, 2), Path("model.safetensors"), "wte.weight", 80, 96)
     >>> source = Source("a", Path("a"), {}, {"wte.weight": tensor}, {})
@@ -76,6 +78,7 @@ class Source:
     notes: tuple[str, ...] = ()
     unaligned: Self | None = field(default=None, repr=False)
     to_fetch: dict[Path, int] = field(default_factory=dict, repr=False)
+    evidence: Evidence = NOTHING
 
     @property
     def place(self) -> str:
@@ -83,7 +86,9 @@ class Source:
         if self.factory is not None:
             return self.factory.place
         model = str(self.path.resolve())
-        return model if self.adapter is None else f"{model}+{self.adapter.path.resolve()}"
+        if self.adapter is not None:
+            model += f"+{self.adapter.path.resolve()}"
+        return model + self.evidence.resolved.suffix
 
     @property
     def stored(self) -> list[tuple[str, Tensor]]:
@@ -137,8 +142,8 @@ def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> So
     nothing is wrong with those.
 
     Args:
-        name: a directory, a hub id[@revision], either with `+adapter`, or a factory (see
-            `sources.factory`).
+        name: a directory, a hub id[@revision], either with `+adapter` and with `?texts=FILE` or
+            other evidence (see `sources.evidence`), or a factory (see `sources.factory`).
         trust: what code of others may run. A factory asks for it, and a model whose config names
             code of its own, unless transformers knows such models itself.
         weights: fetch those of a hub id that are not in its cache. Without them `to_fetch` of what
@@ -154,6 +159,11 @@ def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> So
     >>> source.layers, source.dtype, len(source.tensors), len(source.vocabulary)
     (2, 'bfloat16', 20, 32)
     """
+    model, evidence = split_evidence(name)
+    if evidence.suffix:
+        source = open_source(model, trust, weights=weights)
+        check_evidence(evidence, source.tensors)
+        return replace(source, name=name, evidence=evidence)
     if factory := parse_factory(name):
         if not trust.functions:
             raise BadInput(Fault("", f"'{name}' would run a Python function", _TRUST))
@@ -332,4 +342,5 @@ def is_candidate(name: str) -> bool:
     >>> is_candidate("runs/maths#best"), is_candidate("models/a")
     (True, False)
     """
-    return "#" in name and not os.path.isdir(name)
+    model = split_evidence(name)[0]  # what is known of it may lie in any folder
+    return "#" in model and not os.path.isdir(model)

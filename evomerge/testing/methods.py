@@ -4,12 +4,16 @@ import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from evomerge.merging.methods import METHODS
 from evomerge.recipes.parameters import Group, ParametersRecipe
+
+if TYPE_CHECKING:
+    from evomerge.sources.evidence import Evidence
 
 
 def recipe_of(
@@ -66,6 +70,8 @@ def merge_arrays(
     based: bool = True,
     seed: int = 11,
     options: Mapping[str, object] | None = None,
+    inputs: Sequence[npt.ArrayLike] = (),
+    moments: Sequence[npt.ArrayLike] = (),
     **values: float | tuple[float, ...],
 ) -> np.ndarray:
     """Merge single float32 arrays through the real engine; return the float32 result.
@@ -74,6 +80,8 @@ def merge_arrays(
         name: of the method.
         base, models: arrays of one shape.
         based, seed, options, values: see `recipe_of`.
+        inputs: of methods that read them, a Gram matrix of each model's; random ones by default.
+        moments: as `inputs`, of the arrays' shape.
 
     >>> merge_arrays("task_arithmetic", [1.0, 1.0], [[2.0, 1.0]], weight=0.5)
     array([1.5, 1. ], dtype=float32)
@@ -82,6 +90,7 @@ def merge_arrays(
     from safetensors.torch import save_file
 
     from evomerge.merging.merger import Merger
+    from evomerge.sources.evidence import Evidence
     from evomerge.sources.safetensors_file import read_header
     from evomerge.sources.source import Source
 
@@ -93,14 +102,50 @@ def merge_arrays(
             save_file({"model.layers.0.w.weight": tensor}, file)
             names.append(str(file))
             hashes[str(file)] = f"{i} {hashlib.sha256(tensor.numpy().tobytes()).hexdigest()}"
+            known = Evidence()
+            if i > 0:
+                known = _evidence(name, tensor.numpy(), file, inputs[i - 1 : i], moments[i - 1 : i])
             # a tensor alone, of no architecture
-            opened[str(file)] = Source(str(file), file.parent, {}, read_header(file), {})
+            opened[str(file)] = Source(
+                str(file), file.parent, {}, read_header(file), {}, evidence=known
+            )
         recipe = recipe_of(
             name, names[1:], names[0], based=based, seed=seed, options=options, **values
         )
         _, merged = next(Merger(opened, hashes).stream(recipe))
         copied: np.ndarray = merged.numpy().copy()
         return copied
+
+
+def _evidence(
+    name: str,
+    array: np.ndarray,
+    file: Path,
+    inputs: Sequence[npt.ArrayLike],
+    moments: Sequence[npt.ArrayLike],
+) -> "Evidence":
+    """Write what a method reads of a model beside its array; random, by the array alone."""
+    from safetensors.numpy import save_file
+
+    from evomerge.sources.evidence import Evidence
+
+    reads = METHODS.get(name).reads
+    rng = np.random.default_rng(np.frombuffer(array.tobytes(), np.uint8))
+    beside = file.with_name(f"{file.stem}-{reads}.safetensors")
+    key = "model.layers.0.w.weight"
+    if reads == "inputs" and array.ndim == 2:
+        taken = rng.normal(size=(2 * array.shape[1], array.shape[1]))
+        gram = inputs[0] if inputs else taken.T @ taken / len(taken)
+        save_file({key: np.asarray(gram, np.float32)}, beside)
+        return Evidence(inputs=str(beside))
+    if reads == "inputs":
+        save_file({}, beside)
+        return Evidence(inputs=str(beside))
+    if reads == "curvature":
+        moment = moments[0] if moments else rng.gamma(1.0, size=array.shape)
+        save_file({key: np.asarray(moment, np.float32)}, beside)
+        return Evidence(moments=str(beside))
+    return Evidence()
 
 
 def _some_arrays(shape: tuple[int, ...], count: int, seed: int = 0) -> list[np.ndarray]:

@@ -31,7 +31,11 @@ from evomerge.registry import Registry
 if TYPE_CHECKING:
     import torch
 
+    from evomerge.merging.observations import LinearInputs
+    from evomerge.merging.replayed_inputs import Replay
+
 F = TypeVar("F", bound=Callable[..., object])
+Reads = Literal["", "inputs", "curvature", "texts"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,15 @@ class TaskVectorsView(Protocol):
     def kth_largest(self, make: Callable[[str], "torch.Tensor"], k: int) -> float:
         """Return the k-th largest magnitude of what `make` gives for all tensors together."""
 
+    def inputs(self, name: str) -> "LinearInputs | None":
+        """Return what each model's linear layer took in; only where the method `reads` "inputs"."""
+
+    def curvature(self, name: str) -> "list[torch.Tensor] | None":
+        """Return each model's diagonal curvature; only where the method `reads` "curvature"."""
+
+    def replay(self, merged: "Mapping[str, torch.Tensor]") -> "Replay":
+        """Begin to read layer by layer behind what is merged; only where it `reads` "texts"."""
+
 
 # (tensor's name, one direction a model), of every tensor in the order of `names`
 Directions = Iterator[tuple[str, "list[torch.Tensor]"]]
@@ -155,6 +168,8 @@ class MergeMethod:
         paper: where it is described.
         prepare: transforms task vectors, of the prepared family.
         ordered: whether another order of the models is another merge.
+        reads: what must be known of each model beside its weights, see `sources.evidence`:
+            "inputs", "curvature", "texts", or "" for nothing.
 
     >>> ties = METHODS.get("ties")
     >>> [parameter.name for parameter in ties.parameters], ties.options
@@ -176,6 +191,7 @@ class MergeMethod:
     paper: str
     prepare: Callable[..., Directions] | None
     ordered: bool
+    reads: Reads = ""
 
     @property
     def summary(self) -> str:
@@ -245,7 +261,7 @@ def masked_method(*, paper: str, draws: bool = False) -> Callable[[F], F]:
 
 
 def prepared_method(
-    *, paper: str, prepare: Callable[..., Directions], ordered: bool = False
+    *, paper: str, prepare: Callable[..., Directions], ordered: bool = False, reads: Reads = ""
 ) -> Callable[[F], F]:
     """Register a method of the prepared family; the function returns (models,) coefficients.
 
@@ -255,11 +271,12 @@ def prepared_method(
             in `vectors.names`' order; `vectors` is a `TaskVectorsView`, directions are float
             tensors of the tensor's shape.
         ordered: whether the models' order changes what is prepared.
+        reads: what `prepare` asks the view for beside task vectors.
 
     >>> METHODS.get("wudi").prepares
     {'ridge': 0.1}
     """
-    return _decorator("prepared", paper, True, prepare=prepare, ordered=ordered)
+    return _decorator("prepared", paper, True, prepare=prepare, ordered=ordered, reads=reads)
 
 
 def _decorator(
@@ -271,6 +288,7 @@ def _decorator(
     draws: bool = False,
     prepare: Callable[..., Directions] | None = None,
     ordered: bool = False,
+    reads: Reads = "",
 ) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         parameters: list[Parameter] = []
@@ -305,6 +323,7 @@ def _decorator(
             paper=paper,
             prepare=prepare,
             ordered=ordered,
+            reads=reads,
         )
         METHODS.add(name, method)
         return function

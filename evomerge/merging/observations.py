@@ -1,0 +1,220 @@
+"""What is known of models beside their weights, read once: layers' inputs, and curvature.
+
+What models read of texts is kept as safetensors in `$XDG_CACHE_HOME/evomerge/observed`, by the
+hashes of the model, of the frame in which it is merged and of the texts, in float32.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from evomerge.cache.eviction import make_room
+from evomerge.cache.holding import hold
+from evomerge.canonical import canonical_json
+from evomerge.environment import cache_folder
+from evomerge.errors import BadInput, Fault
+from evomerge.merging.adam_moments import adam_moments
+from evomerge.merging.live_model import Live, open_live_model
+from evomerge.merging.observed_curvature import fisher_of
+from evomerge.merging.observed_inputs import inputs_of
+from evomerge.node.once import one_at_a_time
+from evomerge.node.phases import Steps, phase
+from evomerge.sources.evidence import read_texts
+from evomerge.sources.source import Source
+from evomerge.whole_files import written_beside
+
+_VERSION = 1  # of what is observed and of the files
+_LONGEST = 1024  # tokens of a text that are read; the rest tells no more of a layer's inputs
+
+_Observed = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors by name, and what to know
+
+
+class LinearInputs(NamedTuple):
+    """What each model's linear layer took in.
+
+    Attributes:
+        grams: X^T X / n of a model's n inputs, (in, in) float32, or its diagonal, (in,).
+        transposed: whether the weight is (in, out).
+
+    >>> LinearInputs([torch.eye(2)], transposed=False).grams[0].shape
+    torch.Size([2, 2])
+    """
+
+    grams: list[torch.Tensor]
+    transposed: bool
+
+
+class Observations:
+    """What is known of some models in one frame.
+
+    A model reads its texts as it would in a merge: in the frame's architecture, with the frame's
+    tokenizer.
+
+    >>> from evomerge.testing.observed import example_observations
+    >>> example_observations().inputs("model.layers.0.mlp.up_proj.weight").grams[0].shape
+    torch.Size([16, 16])
+    """
+
+    def __init__(
+        self,
+        frame: Source,
+        models: Sequence[str],
+        sources: Sequence[Source],
+        hashes: Mapping[str, str],
+        tensor: Callable[[str, str], torch.Tensor],
+        frame_name: str | None = None,
+    ):
+        """
+        Args:
+            frame: the base.
+            models: names of sources.
+            sources: theirs.
+            hashes: of the sources' contents, the frame's too, by name.
+            tensor: gives a source's tensor by both names.
+            frame_name: as `hashes` has it; the frame's own by default.
+        """
+        self._frame, self._models, self._sources = frame, list(models), list(sources)
+        self._hashes, self._tensor = dict(hashes), tensor
+        self._frame_name = frame.name if frame_name is None else frame_name
+        self._live: Live | None = None
+        self._files: dict[Path, Any] = {}  # as safetensors opens them; it has no types
+        self._moments: list[dict[str, torch.Tensor]] | None = None
+
+    def inputs(self, name: str) -> LinearInputs | None:
+        """Return what each model's linear layer of one weight took in; None of other tensors.
+
+        From the `inputs` that a model comes with, else from its texts.
+
+        Raises:
+            BadInput: the texts cannot be read by the frame.
+        """
+        grams, transposed = [], False
+        for i, source in enumerate(self._sources):
+            given = source.evidence.files.get("inputs")
+            file = self._file(given) if given else self._observed(i, "inputs", inputs_of)
+            about = json.loads((file.metadata() or {}).get("evomerge", "{}"))
+            # safetensors' object knows no `in`
+            key = about.get("same", {}).get(name, name)
+            if key not in file.keys():  # noqa: SIM118
+                return None
+            transposed = transposed or name in about.get("transposed", ())
+            grams.append(file.get_tensor(key).float())
+        if len({gram.dim() for gram in grams}) > 1:  # of some models the diagonal is all there is
+            grams = [gram if gram.dim() == 1 else gram.diagonal().clone() for gram in grams]
+        return LinearInputs(grams, transposed)
+
+    def curvature(self, name: str) -> list[torch.Tensor] | None:
+        """Return each model's diagonal curvature at one tensor, of its shape; None if unknown.
+
+        Adam's second moments where a model comes with them, else the
+        diagonal of its Fisher information over its texts.
+
+        Raises:
+            BadInput: the texts or the moments cannot be read.
+        """
+        found = []
+        for i, source in enumerate(self._sources):
+            if "moments" in source.evidence.files:
+                held = self._moments_of(i)
+                if name not in held:
+                    return None
+                found.append(held[name].float())
+                continue
+            file = self._observed(i, "curvature", fisher_of)
+            if name not in file.keys():  # noqa: SIM118
+                return None
+            found.append(file.get_tensor(name))
+        return found
+
+    def live(self) -> Live:
+        """Return the frame's model in float32, to be filled.
+
+        Raises:
+            BadInput: it is no language model with a tokenizer.
+        """
+        if self._live is None:
+            device = str(self.tensor(0, next(iter(self._frame.tensors))).device)
+            live = open_live_model(self._frame, "float32", device)
+            if live.tokenizer is None:
+                mend = "save the tokenizer into its directory"
+                wrong = f"texts need a tokenizer, and '{self._frame.name}' has none"
+                raise BadInput(Fault("base", wrong, mend))
+            self._live = live
+        return self._live
+
+    def fill(self, i: int) -> Live:
+        """Return the live model with one model's weights."""
+        live = self.live()
+        names = self._frame.tensors
+        live.load((name, self.tensor(i, name)) for name in names)
+        return live
+
+    def tensor(self, i: int, name: str) -> torch.Tensor:
+        """Return one model's tensor."""
+        return self._tensor(self._models[i], name)
+
+    def tokens(self, i: int) -> list[torch.Tensor]:
+        """Return the texts of one model as (1, tokens) int64, on the live model's device.
+
+        Raises:
+            BadInput: the model comes with none.
+        """
+        source = self._sources[i]
+        if "texts" not in source.evidence.files:
+            mend = "write {model: ..., texts: FILE}"
+            raise BadInput(Fault("", f"'{source.name}' comes without texts", mend))
+        live = self.live()
+        assert live.tokenizer is not None, "`live` has seen to it"
+        longest = getattr(live.model.config, "max_position_embeddings", None) or _LONGEST
+        found = []
+        for text in read_texts(source.evidence.files["texts"]):
+            encoded = live.tokenizer(
+                text, return_tensors="pt", truncation=True, max_length=min(longest, _LONGEST)
+            )
+            if encoded.input_ids.shape[1]:
+                found.append(encoded.input_ids.to(live.model.device))
+        return found
+
+    def _observed(
+        self,
+        i: int,
+        kind: str,
+        observe: Callable[[Live, Sequence[torch.Tensor], Steps], _Observed],
+    ) -> Any:
+        """Return the file of what a model read, which is made if it is not kept yet."""
+        model = self._models[i]
+        key = [_VERSION, kind, self._hashes[model], self._hashes[self._frame_name], _LONGEST]
+        named = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
+        path = cache_folder("observed") / f"{named}.safetensors"
+        if path in self._files:
+            return self._files[path]
+        hold(path)
+        doing = f"reading the texts of '{model}' for {kind}"
+        with one_at_a_time(path.with_suffix(".lock"), doing):
+            if not path.is_file():
+                phase(doing)
+                live, tokens = self.fill(i), self.tokens(i)
+                tensors, about = observe(live, tokens, Steps(doing, "texts", len(tokens)))
+                make_room(sum(tensor.nbytes for tensor in tensors.values()))
+                with written_beside(path) as temporary:
+                    save_file(tensors, temporary, {"evomerge": json.dumps(about)})
+        return self._file(path)
+
+    def _moments_of(self, i: int) -> dict[str, torch.Tensor]:
+        if self._moments is None:
+            self._moments = [{} for _ in self._models]
+        if not self._moments[i]:
+            file = self._sources[i].evidence.files["moments"]
+            self._moments[i] = adam_moments(file, self._frame, self.live)
+        return self._moments[i]
+
+    def _file(self, path: Path) -> Any:
+        if path not in self._files:
+            self._files[path] = safe_open(path, "pt")
+        return self._files[path]

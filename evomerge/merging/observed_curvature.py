@@ -1,0 +1,68 @@
+"""The diagonal of a model's Fisher information, over texts that it reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from evomerge.merging.live_model import Live
+from evomerge.node.phases import Steps
+
+_SEED = 20250911  # of the labels that the model draws
+
+
+def fisher_of(
+    live: Live, tokens: Sequence[torch.Tensor], steps: Steps
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read texts, and return the mean squared gradient of the log-likelihood by weight.
+
+    F = E_x E_{y ~ p(y|x)} (d log p(y|x) / dW)^2 (Matena and Raffel 2022, arXiv:2111.09832,
+    equation 4). The inner mean is over one label that the model itself draws at each token, so that
+    no answers are needed; the terms of different tokens are uncorrelated then, and a text's
+    gradient is squared as a whole. Per token, so that long texts do not count for more.
+
+    Args:
+        live: filled; its parameters ask for gradients within this call alone.
+        tokens: (1, tokens) int64 each.
+        steps: hears of how many texts are read.
+
+    Returns:
+        Name -> float32 of the weight's shape, of those that the checkpoint has as they are.
+
+    >>> from evomerge.testing.observed import example_filled
+    >>> fisher, _ = fisher_of(example_filled(), [torch.tensor([[1, 2, 3]])], Steps("", "texts", 1))
+    >>> fisher["model.norm.weight"].shape, bool((fisher["model.norm.weight"] >= 0).all())
+    (torch.Size([16]), True)
+    """
+    parameters = {p.data_ptr(): p for p in live.model.parameters()}
+    asked: dict[str, torch.nn.Parameter] = {}
+    for name, tensor in live.direct.items():
+        parameter = parameters.get(tensor.data_ptr())
+        if parameter is not None and parameter.is_floating_point():
+            asked[name] = parameter
+    sums = {name: torch.zeros_like(parameter) for name, parameter in asked.items()}
+    draws, count = torch.Generator().manual_seed(_SEED), 0
+    for parameter in asked.values():
+        parameter.requires_grad_(True)
+    try:
+        for number, ids in enumerate(tokens):
+            steps.done(number)
+            _likelihood(live.model(input_ids=ids, use_cache=False).logits, draws).backward()
+            for name, parameter in asked.items():
+                if parameter.grad is not None:
+                    sums[name].addcmul_(parameter.grad, parameter.grad)
+                    parameter.grad = None
+            count += ids.shape[1]
+    finally:
+        for parameter in asked.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+    return {name: (total / max(1, count)).cpu() for name, total in sums.items()}, {}
+
+
+def _likelihood(logits: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    """Return the log-likelihood of labels drawn from logits of (..., classes), summed up."""
+    logs = torch.log_softmax(logits.float().reshape(-1, logits.shape[-1]), dim=-1)
+    # drawn on the processor, so that every device draws the same
+    labels = torch.multinomial(logs.detach().exp().cpu(), 1, generator=draws)
+    return logs.gather(1, labels.to(logs.device)).sum()
