@@ -6,7 +6,8 @@
 `demo` and `many` are as in items.py. Alone: one merge of all models with the method's defaults; a
 weight that has none is one divided by the number of models. As a search: cmaes, scoring in parts,
 over the campaign's weights from the method's default on and, where the method has one, over a
-density; all else stays at its default. Methods that take two models are left out. Every search is
+density; all else stays at its default. Methods that take two models are left out. Those that merge
+by data read 256 texts of each expert (expert_texts.py). Every search is
 a campaign with one worker and one thread, as many at once as --jobs says. Rows are appended to
 benchmarks/methods.csv; a row that is there is not made again.
 
@@ -25,6 +26,7 @@ import common
 import items
 import numpy as np
 import yaml
+from expert_texts import write_texts
 from rows import Rows, interval_of_mean
 
 from evomerge.merging.methods import METHODS, MergeMethod, Parameter
@@ -68,6 +70,17 @@ def space_of(campaign: str, method: MergeMethod) -> dict[str, Any]:
         else:
             axes[parameter.name] = value
     return space | {"method": method.name, "axes": axes}
+
+
+def with_texts(campaign: str, method: str, folder: Path) -> list[str]:
+    """Return settings that give each model texts, where a method reads any."""
+    if not METHODS.get(method).reads:
+        return []
+    plan = yaml.safe_load(Path(items.CAMPAIGNS[campaign][0]).read_text(encoding="utf-8"))
+    files = write_texts(campaign, folder)
+    listed = plan["sources"]["models"]
+    known = {label: {"model": listed[label], "texts": str(files[label])} for label in listed}
+    return [f"sources.models={yaml.safe_dump(known, default_flow_style=True).strip()}"]
 
 
 def alone(task: Task, settings: list[str]) -> float:
@@ -120,14 +133,15 @@ def tasks_of(options: argparse.Namespace) -> list[Task]:
     """Return what the command line asks for."""
     methods = options.methods or [n for n, method in METHODS.all().items() if not method.models]
     settings = ["workers={pool: inline, threads: 1, device: cpu}"]
-    return [
-        Task(campaign, method, options.items, seed, tuple(settings + fewer), str(folder))
-        for seed in range(1, 1 + options.seeds)
-        for campaign in options.campaigns
-        for fewer in [of_campaign(campaign, options.fewer)]
-        for folder in [options.out or RUNS]
-        for method in methods
-    ]
+    folder, tasks = options.out or RUNS, []
+    for seed in range(1, 1 + options.seeds):
+        for campaign in options.campaigns:
+            fewer = of_campaign(campaign, options.fewer)
+            for method in methods:
+                texts = with_texts(campaign, method, folder / "texts")
+                given = tuple(settings + fewer + texts)
+                tasks.append(Task(campaign, method, options.items, seed, given, str(folder)))
+    return tasks
 
 
 def of_campaign(campaign: str, fewer: int | None) -> list[str]:

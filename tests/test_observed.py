@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from evomerge.campaign.build import checked
+from evomerge.campaign.estimate import estimate
 from evomerge.campaign.run import run_campaign
 from evomerge.errors import BadInput
 from evomerge.export.candidates import export_candidate
@@ -24,7 +25,7 @@ from evomerge.sources.digest import digest
 from evomerge.sources.evidence import Evidence, read_texts, split_evidence
 from evomerge.sources.source import open_source
 from evomerge.testing import merge_arrays, recipe_of, tiny_llama
-from evomerge.testing.campaigns import example_campaign_file
+from evomerge.testing.campaigns import example_campaign, example_campaign_file
 from evomerge.testing.tiny import WORDS, tiny_tokenizer
 
 READS = sorted(name for name, method in METHODS.all().items() if method.reads)
@@ -107,6 +108,7 @@ def test_regmean_plus_plus_reads_behind_merged_layers(pool):
     base, models, texts = pool
     got = merged("regmean_plus_plus", base, models, texts, correlation=1.0, ridge=0.0)
     loaded = [AutoModelForCausalLM.from_pretrained(model) for model in models]
+    apart = merged("regmean", base, models, texts, correlation=1.0, ridge=0.0)
     for layer in ("self_attn.q_proj", "mlp.down_proj"):
         taken, name = [], f"{LAYER}.{layer}.weight"
         for model, text in zip(loaded, texts, strict=True):
@@ -118,7 +120,6 @@ def test_regmean_plus_plus_reads_behind_merged_layers(pool):
             model.load_state_dict(own, strict=False)
         weights = [m.state_dict()[name] for m in loaded]
         assert torch.allclose(got[name].double(), least_squares(taken, weights), atol=2e-3)
-        apart = merged("regmean", base, models, texts, correlation=1.0, ridge=0.0)
         assert not torch.allclose(got[name], apart[name], atol=1e-3)
 
 
@@ -289,6 +290,13 @@ def test_other_texts_are_another_source(pool, tmp_path):
     assert before != digest(open_source(str(pool[0]))).sha256
     texts.write_text("w1 w2 w3")
     assert before != digest(open_source(name)).sha256
+
+
+def test_check_tells_what_is_read(pool):
+    space = {"kind": "parameters", "method": "regmean", "axes": AXES}
+    said = estimate(example_campaign(sources=sources_of(pool), space=space))
+    assert said["summary"]["texts"].startswith("24 are read once, for which a model takes ")
+    assert "of what the models read" in said["summary"]["disk"]
 
 
 def test_what_a_method_reads_must_be_there(pool):

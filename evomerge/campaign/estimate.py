@@ -7,6 +7,7 @@ from typing import TypedDict
 from evomerge.campaign.amounts import amounts, baseline_count, limits_text, scoring_text
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.device_room import kept_bytes, live_bytes, on_gpu
+from evomerge.campaign.reading import Reading, reading
 from evomerge.config.parts import WorkersSection
 from evomerge.dtypes import CODES, DTYPES, SIZE
 from evomerge.merging.methods import METHODS
@@ -81,12 +82,15 @@ def estimate(campaign: Campaign) -> Estimate:
         METHODS.get(method).prepare for method in recipe.methods
     ):
         prepared = parameters * _BYTES[worker.dtype] * len(recipe.models)
+    read = reading(campaign)
     exported = parameters * _BYTES[worker.dtype]
     seconds = _forward_seconds(campaign, parameters, items)
     disk = f"about {byte_size(candidates * row)} of archive"
     disk += f"; {byte_size(exported)} for an exported model"
     if prepared:
         disk += f"; {byte_size(prepared)} of prepared sources"
+    if read.disk_bytes:
+        disk += f"; {byte_size(read.disk_bytes)} of what the models read"
     download = sum(campaign.to_fetch.values())
     if download:
         disk += f"; {byte_size(download)} of weights to be fetched from the hub"
@@ -109,6 +113,7 @@ def estimate(campaign: Campaign) -> Estimate:
             "candidates": limits_text(campaign),
             "memory": f"{workers.count} worker(s) x {byte_size(model)} of weights, and"
             f" {byte_size(sources)} of page cache for the sources",
+            **({"texts": _read_text(read)} if read.texts else {}),
             "disk": disk,
             "time": time_needed,
         },
@@ -116,10 +121,14 @@ def estimate(campaign: Campaign) -> Estimate:
         "parameters": parameters,
         "genes": campaign.space.dimension,
         "memory_bytes": workers.count * model + sources,
-        "disk_bytes": candidates * row + prepared,
+        "disk_bytes": candidates * row + prepared + read.disk_bytes,
         "download_bytes": download,
         "seconds_at_least": seconds,
     }
+
+
+def _read_text(read: Reading) -> str:
+    return f"{read.texts} are read once, for which a model takes {byte_size(read.memory_bytes)}"
 
 
 def _kept(guard: Guard) -> str:
