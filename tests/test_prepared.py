@@ -386,3 +386,28 @@ def test_bitdelta_is_the_nearest_of_its_form(seed):
     got = merge_arrays("bitdelta", base, [model]) - base
     factor = (tau * np.sign(tau)).sum() / tau.size  # least squares of tau by its signs
     assert np.allclose(got, factor * np.sign(tau), atol=1e-6)
+
+
+@settings(max_examples=10)
+@given(seed=SEEDS, count=st.integers(2, 3))
+def test_resm_shares_ranks_by_density_and_weakens_outliers(seed, count):
+    base, models, _ = arrays(seed, (12, 9), count)
+    models[0][0, 0] += 5.0  # an outlier: a sparser task vector, of which less is taken
+    taus = [(m - base).astype(np.float64) for m in models]
+    densities = [np.abs(t).sum() ** 2 / t.size / (t**2).sum() for t in taus]
+    ranks = [int(9 * d / sum(densities)) for d in densities]
+    kept = []
+    for tau in taus:
+        small = np.abs(tau) <= 3 * np.sqrt((tau**2).mean())
+        kept.append((tau[small] ** 2).sum() / (tau**2).sum())
+    parts = [np.linalg.svd(t, full_matrices=False) for t in taus]
+    left = np.hstack([u[:, :k] for (u, _, _), k in zip(parts, ranks, strict=True)])
+    right = np.hstack([v[:k].T for (*_, v), k in zip(parts, ranks, strict=True)])
+    sizes = []
+    for (_, s, _), k, share in zip(parts, ranks, kept, strict=True):
+        sizes += [*(s[:k] * share / np.mean(kept))]
+    polar = [np.linalg.svd(side, full_matrices=False) for side in (left, right)]
+    lefts, rights = (u @ v for u, _, v in polar)
+    got = merge_arrays("resm", base, models, weight=1.0)
+    assert ranks[0] < min(ranks[1:])
+    assert np.allclose(got - base, lefts * sizes @ rights.T, atol=1e-4)
