@@ -20,6 +20,7 @@ from evomerge.campaign.named_fitnesses import (
     split_fitnesses,
 )
 from evomerge.campaign.named_sources import (
+    check_adapters,
     check_averages,
     check_parts,
     check_sources,
@@ -263,6 +264,7 @@ def open_campaign(
     faults.extend(scoring_faults(campaign))
     faults.extend(evidence_faults(campaign))
     faults.extend(missing_engine(campaign))
+    check_adapters(campaign.space.representatives, listed, opened, faults)
     faults.extend(missing_trackers(plan.track), "track")
     faults.extend(gpu_faults(campaign))
     faults.extend(amount_faults(campaign), f"stages.{stage}" if plan.stages else "")

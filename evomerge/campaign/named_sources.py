@@ -7,9 +7,11 @@ from evomerge.config.parts import SourcesSection
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import BadInput, Fault, Faults
 from evomerge.export.candidates import open_candidate
+from evomerge.merging.adapters import factored_faults
 from evomerge.merging.methods import METHODS
 from evomerge.merging.validation import by_method, check_evidence_of
 from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.recipes.recipe import Recipe
 from evomerge.scoring.fitness import AskedSection, CostSection
 from evomerge.search.objectives import parse_bound
 from evomerge.search.spaces import SPACES, BreedingSpace, SpaceSection
@@ -91,6 +93,42 @@ def check_sources(
     if opened:
         fit = stream_mismatches if isinstance(space, RoutingSection) else mismatches
         faults.extend(fit(list(opened.values())), "sources")
+
+
+def check_adapters(
+    representatives: Iterable[Recipe],
+    listed: SourcesSection,
+    opened: Mapping[str, Source],
+    faults: Faults,
+) -> None:
+    """Refuse sources that are no adapters of the base, where a method merges those alone.
+
+    Args:
+        representatives: recipes that have every method of a space between them.
+        listed: what the file says of the sources.
+        opened: those that could be opened, by name.
+        faults: gets what is wrong.
+
+    >>> from evomerge.testing import recipe_of
+    >>> from evomerge.testing.campaigns import example_plan
+    >>> listed, faults = example_plan().sources, Faults()
+    >>> opened = open_sources(listed, {}, faults)
+    >>> recipe = recipe_of("knots_ties", list(listed.models.values()), listed.base)
+    >>> check_adapters([recipe], listed, opened, faults)
+    >>> [fault.key for fault in faults.found]
+    ['sources.models.a', 'sources.models.b']
+    """
+    told = set()
+    for recipe in representatives:
+        for name, fault in factored_faults(recipe, opened):
+            if name is None:
+                key = "sources.models"
+            else:
+                label = listed.labels[name]
+                key = "sources.base" if label == "base" else f"sources.models.{label}"
+            if key not in told:
+                faults.add(key, fault.wrong, fault.mend)
+            told.add(key)
 
 
 def check_averages(

@@ -18,6 +18,7 @@ from evomerge.export.shards import SHARD_BYTES, Entries, write_shards
 from evomerge.kernels.checksum import Checksum
 from evomerge.mergekit.passthrough import to_passthrough
 from evomerge.mergekit.writer import to_mergekit
+from evomerge.merging.adapters import factored_faults
 from evomerge.merging.joined_adapter import join_adapters
 from evomerge.merging.merger import Merger
 from evomerge.merging.routed_checkpoint import routed_config
@@ -162,6 +163,9 @@ def _open_all(
                 measure = open_source(first, trust)
         opened = {name: aligned(measure, source) for name, source in opened.items()}
     faults.extend(position_faults(recipe, opened[recipe.sources[0]]))
+    for culprit, fault in factored_faults(recipe, opened):
+        key = "models" if culprit is None else source_key(recipe, culprit)
+        faults.extend([fault], under=key)
     faults.check()
     return opened
 

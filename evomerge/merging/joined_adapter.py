@@ -1,12 +1,11 @@
-"""Weighted sums of LoRA adapters of one base, as one adapter of it.
+"""Merges of LoRA adapters of one base that are one adapter of it: their weighted sums above all.
 
 W + sum_k c_k s_k B_k A_k = W + [c_1 s_1 B_1, c_2 s_2 B_2, ...] [A_1; A_2; ...]: the factors are
 joined, and the rank is the ranks' sum (arXiv:2106.09685 has the form of one; PEFT joins several so
-in `add_weighted_adapter`, combination_type="cat").
+in `add_weighted_adapter`, combination_type="cat"). Merges within factors are factors as they are.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from evomerge.dtypes import STORED_DTYPES
 from evomerge.errors import BadInput, CandidateFailure, Fault
 from evomerge.kernels.checksum import Checksum
+from evomerge.merging.adapters import unfit_adapter
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import METHODS
 from evomerge.recipes.parameters import ParametersRecipe
@@ -27,6 +27,8 @@ from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source
 
 _MEND = "take a recipe of task_arithmetic or linear over adapters of one base"
+
+_ADDING = ("linear", "factored")  # families of methods whose merges of adapters are adapters
 
 
 class JoinedFactors(NamedTuple):
@@ -56,7 +58,7 @@ class JoinedFactors(NamedTuple):
 
 
 class JoinedAdapter(NamedTuple):
-    """An adapter that is a weighted sum of others.
+    """An adapter that is a merge of others.
 
     Attributes:
         base: the model that it is one of, whatever adapter the source of this name has.
@@ -170,7 +172,8 @@ def join_adapters(merger: Merger, recipe: Recipe) -> JoinedAdapter:
 
     Args:
         merger: over the recipe's sources.
-        recipe: whose methods are weighted sums in which the base's weight is 1.
+        recipe: whose methods are weighted sums in which the base's weight is 1, or merge adapters
+            within their factors.
 
     Raises:
         BadInput: the merge is no adapter of that model; with the reason.
@@ -188,14 +191,23 @@ is; take a recipe of task_arithmetic or linear over adapters of one base
     if not isinstance(recipe, ParametersRecipe):
         raise _refused("kind", f"a recipe of kind {recipe.kind} is no weighted sum of adapters")
     for method in recipe.methods:
-        if METHODS.get(method).family != "linear":
+        if METHODS.get(method).family not in _ADDING:
             wrong = f"{method} makes no weighted sum of its models, which an adapter is"
             raise _refused("method", wrong)
     frame = merger.sources[recipe.sources[0]]
     for name in recipe.sources:
-        _check_adapts(merger.sources[name], frame)
+        unfit = unfit_adapter(merger.sources[name], frame)
+        if unfit is not None:
+            raise _refused("models", unfit)
     factors = {}
-    for name, sources, coefficients in merger.weighted(recipe, frame.tensors):
+    merge = merger.resolved(recipe)
+    for name in frame.tensors:
+        if merge.is_composed(name):
+            made = merge.composed(name)
+            if made is not None:
+                factors[name] = _pair(name, made.update.right, made.update.left, made.like)
+            continue
+        sources, coefficients = merge.weighted(name)
         stored, updates = merger.weights.terms(sources, name, coefficients)
         ((tensor, weight),) = stored  # the one base's
         if np.float32(weight) != 1.0:  # as the kernels have it
@@ -227,38 +239,20 @@ def adapter_faults(recipe: Recipe, sources: Sequence[Source]) -> Iterator[Fault]
         method = METHODS.get(name)
         is_normal = recipe.options.get("normalize", method.options.get("normalize", False))
         has_base = method.takes_base and recipe.base is not None
-        if method.family != "linear":
+        if method.family not in _ADDING:
             yield Fault("", f"{name} makes no weighted sum of its models, which an adapter is")
-        elif not has_base and not is_normal:
+        elif method.family == "linear" and not has_base and not is_normal:
             yield Fault("", f"weights of {name} need not sum to 1, and scale the base as well")
     for source in sources:
-        try:
-            _check_adapts(source, sources[0])
-        except BadInput as error:
-            yield from (Fault("", fault.wrong) for fault in error.faults)
+        wrong = unfit_adapter(source, sources[0])
+        if wrong is not None:
+            yield Fault("", wrong)
     if not any(source.adapter for source in sources):
         yield Fault("", "none of the models has an adapter")
 
 
 def _refused(key: str, wrong: str) -> BadInput:
     return BadInput(Fault(key, wrong, _MEND))
-
-
-def _check_adapts(source: Source, frame: Source) -> None:
-    """Refuse a source that is no adapter of the model below the first one, or not that alone."""
-    if source.factory is not None or os.path.realpath(source.path) != os.path.realpath(frame.path):
-        raise _refused("models", f"'{source.name}' is no LoRA adapter of '{_below(frame)}'")
-    if source.unaligned is not None:
-        wrong = f"'{source.name}' follows the vocabulary of another model than its own base"
-        raise _refused("models", wrong)
-    if source.adapter is not None and source.adapter.replaced:
-        name = next(iter(source.adapter.replaced))
-        wrong = f"'{source.name}' puts whole tensors ({name}) in the place of its base's"
-        raise _refused("models", f"{wrong} (modules_to_save, or save_embedding_layers)")
-
-
-def _below(source: Source) -> str:
-    return source.name if source.adapter is None else str(source.path)
 
 
 def _joined(
@@ -269,7 +263,12 @@ def _joined(
     left, right = merger.weights.joined_factors(updates, dtype)
     first = updates[0][0]
     a, b = (left.T, right.T) if first.transposed else (right, left)
+    return _pair(name, a, b, first)
+
+
+def _pair(name: str, a: torch.Tensor, b: torch.Tensor, like: LowRank) -> JoinedFactors:
+    """Return finite factors of a weight's update, whose module is that of one of the models'."""
     if not (a.isfinite().all() and b.isfinite().all()):
         raise CandidateFailure(f"a factor of the update of {name} is not finite")
-    is_layer = first.transposed and not first.is_embedding
-    return JoinedFactors(first.module, a.contiguous(), b.contiguous(), first.is_embedding, is_layer)
+    is_layer = like.transposed and not like.is_embedding
+    return JoinedFactors(like.module, a.contiguous(), b.contiguous(), like.is_embedding, is_layer)

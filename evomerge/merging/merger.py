@@ -14,7 +14,7 @@ from evomerge.kernels.checksum import tile_digests
 from evomerge.kernels.merge_plan import MergePlan
 from evomerge.merging.ahead import ahead
 from evomerge.merging.lineage_weights import weights_of
-from evomerge.merging.method_merge import MethodMerger
+from evomerge.merging.method_merge import MethodMerge, MethodMerger
 from evomerge.merging.mixture_merge import MixtureMerge
 from evomerge.merging.routed_checkpoint import routed_stream, routed_tensors
 from evomerge.merging.source_weights import SourceWeights, flattened
@@ -97,7 +97,8 @@ class Merger:
 
     def bytes_kept(self) -> int:
         """Return the memory that what is computed once takes, sources not counted."""
-        return self._methods.statistics.nbytes + self._kernels.nbytes
+        kept = self._methods.statistics.nbytes + self._methods.factored.nbytes
+        return kept + self._kernels.nbytes
 
     def prepare(self, recipes: Sequence[Recipe]) -> None:
         """Do what is done once, for recipes that stand for all that may come.
@@ -148,21 +149,13 @@ class Merger:
             self._wider_by_frame[key] = wider
         return self._wider_by_frame[key]
 
-    def weighted(
-        self, recipe: ParametersRecipe, names: Iterable[str]
-    ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
-        """Yield (name, sources, coefficients) of tensors that are weighted sums of sources.
-
-        Args:
-            recipe: whose methods are not of the masked family.
-            names: of its tensors.
+    def resolved(self, recipe: ParametersRecipe) -> MethodMerge:
+        """Return the merge of a recipe, which can be asked for what makes up single tensors.
 
         Raises:
-            CandidateFailure: no group holds a tensor.
+            BadInput: with every fault of the recipe.
         """
-        merge = self._methods.resolve(recipe)
-        for name in names:
-            yield name, *merge.weighted(name)
+        return self._methods.resolve(recipe)
 
     def stream(
         self,

@@ -8,10 +8,13 @@ import torch
 from evomerge.canonical import canonical_json
 from evomerge.kernels.masked import Masked
 from evomerge.kernels.merge_plan import MaskedSums, MergePlan, Operands, Sums, WeightedSums
+from evomerge.merging.adapters import check_factored
+from evomerge.merging.factored_merge import Composed, FactoredMerger
 from evomerge.merging.methods import MergeMethod
 from evomerge.merging.source_weights import SourceWeights
 from evomerge.merging.statistics import Statistics
 from evomerge.merging.task_vectors import prepared
+from evomerge.merging.update import Update
 from evomerge.merging.validation import by_method, group_index, method_of, values_in
 from evomerge.node.phases import Steps
 from evomerge.recipes.parameters import Group, ParametersRecipe
@@ -24,6 +27,7 @@ class MethodMerger:
     Attributes:
         weights: of the sources.
         statistics: of their tensors.
+        factored: composes adapters within their factors.
 
     >>> import tempfile
     >>> from evomerge.recipes.parameters import uniform
@@ -49,18 +53,21 @@ class MethodMerger:
         """
         self._sources, self._hashes, self.weights = sources, hashes, weights
         self.statistics = Statistics(sources, hashes, weights.tensor)
+        self.factored = FactoredMerger(sources, hashes, weights)
         self._directions: dict[str, tuple[str, ...]] = {}
 
     def resolve(self, recipe: ParametersRecipe) -> "MethodMerge":
         """Return the merge of a recipe; transform task vectors where its methods ask for it.
 
         Raises:
-            BadInput: with every fault of the recipe.
+            BadInput: with every fault of the recipe, and of sources that its methods cannot merge.
         """
         self.statistics.forget_thresholds()
         parts = {}
         for name, part in by_method(recipe).items():
             method = method_of(part)
+            if method.family == "factored":
+                check_factored(part, self._sources)
             parts[name] = _Part(part, method, self._sources_of(method, part), self)
         return MethodMerge(recipe, parts, self)
 
@@ -125,13 +132,32 @@ class MethodMerge:
             steps.done(number)
             index = group_index(self._recipe, name)
             group = self._recipe.groups[index]
-            self._parts[group.method or self._recipe.method].sums(index, group, [name])
+            self._parts[group.method or self._recipe.method].survey(index, group, name)
+
+    def is_composed(self, name: str) -> bool:
+        """Whether a tensor is merged within adapters' factors; see `composed`.
+
+        Raises:
+            CandidateFailure: no group holds it.
+        """
+        group = self._recipe.groups[group_index(self._recipe, name)]
+        return self._parts[group.method or self._recipe.method].method.family == "factored"
+
+    def composed(self, name: str) -> Composed | None:
+        """Return what the merge adds to the base in a tensor, None if it adds nothing.
+
+        Args:
+            name: of the tensor, whose method is of the factored family.
+        """
+        index = group_index(self._recipe, name)
+        group = self._recipe.groups[index]
+        return self._parts[group.method or self._recipe.method].composed(index, group, name)
 
     def weighted(self, name: str) -> tuple[tuple[str, ...], np.ndarray]:
         """Return the sources of which a tensor is a weighted sum, and their coefficients.
 
         Args:
-            name: of the tensor, whose method is not of the masked family.
+            name: of the tensor, whose method is of the linear or the prepared family.
 
         Raises:
             CandidateFailure: no group holds it.
@@ -189,11 +215,24 @@ class _Part:
     ):
         self.method = method
         self._recipe, self._statistics, self._weights = recipe, merger.statistics, merger.weights
+        self._factored = merger.factored
         self._base = recipe.base if method.takes_base else None
         self.reads = sources if self._base is None else (self._base, *sources)
         self.adapted = merger.weights.adapted(self.reads)
         self._values: dict[int, dict[str, object]] = {}
         self._answers: dict[int, Masked | np.ndarray] = {}
+
+    def survey(self, index: int, group: Group, name: str) -> None:
+        """Make what merges of a tensor need that no genome changes."""
+        if self.method.family == "factored":
+            self._factored.analysed(self.method, self._recipe, name)
+        else:
+            self.sums(index, group, [name])
+
+    def composed(self, index: int, group: Group, name: str) -> Composed | None:
+        """Return what a merge within factors adds to a tensor of the recipe's group `index`."""
+        values = self._values_in(index, group)
+        return self._factored.composed(self.method, self._recipe, name, values)
 
     def sums(self, index: int, group: Group, names: Sequence[str]) -> Sums:
         """Return how the tensors of the recipe's group `index` are merged."""
@@ -217,8 +256,11 @@ class _Part:
         """Return weighted sums over adapters' factors, and add the operands that they are of."""
         rows, tensors = [], []
         for name in names:
-            coefficients = self.coefficients(index, group, name)
-            some, row = self._weights.joined(self.reads, name, coefficients)
+            if self.method.family == "factored":
+                some, row = self._added(index, group, name)
+            else:
+                coefficients = self.coefficients(index, group, name)
+                some, row = self._weights.joined(self.reads, name, coefficients)
             tensors.append(some)
             rows.append(row)
         # Tensors without an update have one operand less: they get any, times zero.
@@ -228,13 +270,24 @@ class _Part:
         padded = [np.pad(row, (0, most - len(row))) for row in rows]
         return WeightedSums(tuple(names), np.array(padded))
 
+    def _added(self, index: int, group: Group, name: str) -> tuple[list[torch.Tensor], np.ndarray]:
+        """Return the base's tensor and what is added to it, with their coefficients."""
+        assert self._base is not None, "`method_of` has checked it"
+        made = self.composed(index, group, name)
+        tensors = [self._weights.tensor(self._base, name)]
+        if made is not None:
+            tensors.append(made.product())
+        return tensors, np.ones(len(tensors))
+
     def coefficients(self, index: int, group: Group, name: str) -> np.ndarray:
         """Return a weighted sum's coefficients, that of the base first where it is merged too."""
         if not self.method.needs_gram:
             answer = self._answer(index, group)
         else:
             gram = self._statistics.gram(self._recipe.models, self._base, name)
-            answer = self.method.function(gram, **self._values_in(index, group))
+            made = self.method.function(gram, **self._values_in(index, group))
+            assert not isinstance(made, Update), "a method is of one family"
+            answer = made
         assert isinstance(answer, np.ndarray), "a method is of one family"
         return self._with_base(answer)
 
@@ -248,7 +301,9 @@ class _Part:
     def _answer(self, index: int, group: Group) -> Masked | np.ndarray:
         """Return what the method says in a group, asked once."""
         if index not in self._answers:
-            self._answers[index] = self.method.function(**self._values_in(index, group))
+            made = self.method.function(**self._values_in(index, group))
+            assert not isinstance(made, Update), "a method is of one family"
+            self._answers[index] = made
         return self._answers[index]
 
     def _values_in(self, index: int, group: Group) -> dict[str, object]:

@@ -181,9 +181,13 @@ class SourceWeights:
         stored = opened.adapter.replaced.get(name, opened.tensors[name])
         return stored, opened.adapter.factors.get(name)
 
+    def factors(self, factor: LowRank, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the factors of an update as the adapter has them: A (rank, in), B (out, rank)."""
+        return self._read(factor.a).to(dtype), self._read(factor.b).to(dtype)
+
     def _factors(self, factor: LowRank, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the factors of an update as the tensor has them: (out, rank), (rank, in)."""
-        a, b = self._read(factor.a).to(dtype), self._read(factor.b).to(dtype)
+        a, b = self.factors(factor, dtype)
         return (a.T, b.T) if factor.transposed else (b, a)
 
     def _read(self, stored: Tensor) -> torch.Tensor:

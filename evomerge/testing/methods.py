@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from evomerge.recipes.parameters import Group, ParametersRecipe
 
 if TYPE_CHECKING:
     from evomerge.sources.evidence import Evidence
+    from evomerge.sources.source import Source
 
 
 def recipe_of(
@@ -78,7 +80,8 @@ def merge_arrays(
 
     Args:
         name: of the method.
-        base, models: arrays of one shape.
+        base, models: arrays of one shape; a matrix where the method merges adapters, which then
+            are of full rank.
         based, seed, options, values: see `recipe_of`.
         inputs: of methods that read them, a Gram matrix of each model's; random ones by default.
         moments: as `inputs`, of the arrays' shape.
@@ -109,6 +112,9 @@ def merge_arrays(
             opened[str(file)] = Source(
                 str(file), file.parent, {}, read_header(file), {}, evidence=known
             )
+        if METHODS.get(name).family == "factored":
+            for model in names[1:]:
+                opened[model] = _as_adapter(opened[names[0]], opened[model])
         recipe = recipe_of(
             name, names[1:], names[0], based=based, seed=seed, options=options, **values
         )
@@ -148,6 +154,23 @@ def _evidence(
     return Evidence()
 
 
+def _as_adapter(base: "Source", model: "Source") -> "Source":
+    """Return a model of matrices as an adapter of its base: W_0 + (W - W_0) I."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from evomerge.sources.lora import Adapter, LowRank
+    from evomerge.sources.safetensors_file import read_header
+
+    file, factors = Path(f"{model.name}.adapter"), {}
+    ((name, changed),) = load_file(model.name).items()
+    difference = changed - load_file(base.name)[name]
+    save_file({"A": torch.eye(changed.shape[1]), "B": difference}, file)
+    stored = read_header(file)
+    factors[name] = LowRank(stored["A"], stored["B"], 1.0, False)
+    return replace(base, name=model.name, adapter=Adapter(file, factors, {}))
+
+
 def _some_arrays(shape: tuple[int, ...], count: int, seed: int = 0) -> list[np.ndarray]:
     """Return a base and `count` models near it, float32."""
     rng = np.random.default_rng(seed)
@@ -158,10 +181,15 @@ def _some_arrays(shape: tuple[int, ...], count: int, seed: int = 0) -> list[np.n
 def law_keeps_shape_and_inputs(name: str) -> None:
     """Gives a finite tensor of the same shape, for 0-d, 1-element and odd shapes; inputs stay.
 
+    Of shapes that adapters have, where the method merges those alone.
+
     >>> law_keeps_shape_and_inputs("linear")
     """
-    count = METHODS.get(name).models or 3
-    for shape in ((), (1,), (64,), (7, 13), (2, 3, 5)):
+    method = METHODS.get(name)
+    count, shapes = method.models or 3, [(), (1,), (64,), (7, 13), (2, 3, 5)]
+    if method.family == "factored":  # adapters change matrices alone
+        shapes = [(1, 1), (7, 13), (13, 2)]
+    for shape in shapes:
         base, *models = _some_arrays(shape, count)
         before = [array.copy() for array in (base, *models)]
         merged = merge_arrays(name, base, models)
@@ -183,10 +211,12 @@ def law_merging_equals_is_identity(name: str) -> None:
 def law_one_hot_gives_the_model(name: str) -> None:
     """Weight one on one model, none on the rest, all kept, gives that model; not if prepared.
 
+    Nor where the models' order counts.
+
     >>> law_one_hot_gives_the_model("ties")
     """
     method = METHODS.get(name)
-    if "weight" not in method.parameter or method.prepare:
+    if "weight" not in method.parameter or method.prepare or method.ordered:
         return
     base, *models = _some_arrays((6, 7), 3)
     count = method.models or 3

@@ -1,6 +1,6 @@
 """Merge methods, one file each. A method is a typed function whose signature is its schema.
 
-Three families, all executed by the kernels:
+Four families, all executed by the kernels:
 
 - `@linear_method`: the function maps the parameters of a group (and, if its first argument is
   called `gram`, the tensor's Gram matrix) to one coefficient c_i per model. The merged tensor
@@ -9,9 +9,12 @@ Three families, all executed by the kernels:
   agreed upon before they are added to the base.
 - `@prepared_method`: task vectors are first transformed, once for all recipes, by the method's
   `prepare`; the function maps them to coefficients d_i of what that gave: W_0 + sum d_i D_i.
+- `@factored_method`: the models are LoRA adapters of the base; the function maps the parameters
+  and the factors of what each adds to one weight to the factors of what the merge adds to it. What
+  no parameter changes, such as a decomposition, its `analyse` finds once in each weight's factors.
 
-Keyword-only parameters annotated with an `Axis` are searchable; bool ones, and those of
-`prepare`, are options of the whole recipe. A text in the annotation describes either; the last
+Keyword-only parameters annotated with an `Axis` are searchable; bool ones, and those of `prepare`
+or `analyse`, are options of the whole recipe. A text in the annotation describes either; the last
 one holds, so that a method can say more of `weight` than `Weights` does. No torch at import:
 methods compute on small float64 arrays, `prepare` imports what it needs.
 """
@@ -26,6 +29,7 @@ import numpy as np
 
 from evomerge.errors import nearest
 from evomerge.kernels.masked import Masked
+from evomerge.merging.update import Update
 from evomerge.registry import Registry
 
 if TYPE_CHECKING:
@@ -128,6 +132,9 @@ class TaskVectorsView(Protocol):
 Directions = Iterator[tuple[str, "list[torch.Tensor]"]]
 
 
+Family = Literal["linear", "masked", "prepared", "factored"]
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A searchable parameter of a method.
@@ -155,11 +162,11 @@ class MergeMethod:
     Attributes:
         name: as recipes have it.
         family: how it is merged; see the module.
-        function: from parameters and options to coefficients or a `Masked`.
+        function: from parameters and options to coefficients, a `Masked` or an `Update`.
         parameters: those that can be searched.
         options: name -> default.
         option_descriptions: name -> what it does.
-        ranges: of the options that are numbers: those of `prepare`.
+        ranges: of the options that are numbers: those of `prepare` or `analyse`.
         needs_base: whether there must be a base.
         takes_base: whether a base makes it merge task vectors.
         needs_gram: whether the function takes the Gram matrix.
@@ -167,6 +174,7 @@ class MergeMethod:
         models: the exact number of models, where it is fixed.
         paper: where it is described.
         prepare: transforms task vectors, of the prepared family.
+        analyse: finds what no parameter changes in one weight's factors, of the factored family.
         ordered: whether another order of the models is another merge.
         reads: what must be known of each model beside its weights, see `sources.evidence`:
             "inputs", "curvature", "texts", or "" for nothing.
@@ -177,8 +185,8 @@ class MergeMethod:
     """
 
     name: str
-    family: Literal["linear", "masked", "prepared"]
-    function: Callable[..., Masked | np.ndarray]
+    family: Family
+    function: Callable[..., Masked | Update | np.ndarray]
     parameters: tuple[Parameter, ...]
     options: Mapping[str, bool | float]
     option_descriptions: Mapping[str, str]
@@ -190,6 +198,7 @@ class MergeMethod:
     models: int | None
     paper: str
     prepare: Callable[..., Directions] | None
+    analyse: Callable[..., object] | None
     ordered: bool
     reads: Reads = ""
 
@@ -215,7 +224,7 @@ class MergeMethod:
 
     @property
     def prepares(self) -> dict[str, bool | float]:
-        """The options of `prepare`, with their defaults."""
+        """The options of `prepare` or `analyse`, with their defaults."""
         return {name: self.options[name] for name in self.ranges}
 
     @property
@@ -279,17 +288,41 @@ def prepared_method(
     return _decorator("prepared", paper, True, prepare=prepare, ordered=ordered, reads=reads)
 
 
+def factored_method(
+    *, paper: str, analyse: Callable[..., object], draws: bool = False, ordered: bool = False
+) -> Callable[[F], F]:
+    """Register a method of the factored family, which merges LoRA adapters within their factors.
+
+    The function takes what `analyse` found, and one `Update` a model of what it adds to a weight
+    (of rank 0 where it adds nothing); it returns the `Update` that the merge adds.
+
+    Args:
+        paper: where it is described.
+        analyse: (updates, **options) -> what no parameter changes, small beside the factors.
+        draws: whether it draws random masks; then the function's third argument is the random
+            generator's keys, two 32-bit words a model.
+        ordered: whether the models' order changes the merge.
+
+    >>> METHODS.get("lora_lego").prepares
+    {'rank': 0}
+    """
+    return _decorator("factored", paper, True, draws=draws, analyse=analyse, ordered=ordered)
+
+
 def _decorator(
-    family: Literal["linear", "masked", "prepared"],
+    family: Family,
     paper: str,
     base: bool | None,
     *,
     models: int | None = None,
     draws: bool = False,
     prepare: Callable[..., Directions] | None = None,
+    analyse: Callable[..., object] | None = None,
     ordered: bool = False,
     reads: Reads = "",
 ) -> Callable[[F], F]:
+    once = prepare or analyse
+
     def decorate(function: F) -> F:
         parameters: list[Parameter] = []
         options: dict[str, bool | float] = {}
@@ -302,7 +335,7 @@ def _decorator(
             else:
                 default = None if p.default is p.empty else float(p.default)
                 parameters.append(Parameter(p.name, axis, default, text))
-        for p in _keyword_only(prepare) if prepare else ():
+        for p in _keyword_only(once) if once else ():
             axis, text = _annotated(p)
             assert axis is not None, f"option '{p.name}' needs an Axis"
             options[p.name], descriptions[p.name], ranges[p.name] = p.default, text, axis
@@ -310,7 +343,7 @@ def _decorator(
         method = MergeMethod(
             name=name,
             family=family,
-            function=typing.cast("Callable[..., Masked | np.ndarray]", function),
+            function=typing.cast("Callable[..., Masked | Update | np.ndarray]", function),
             parameters=tuple(parameters),
             options=options,
             option_descriptions=descriptions,
@@ -322,6 +355,7 @@ def _decorator(
             models=models,
             paper=paper,
             prepare=prepare,
+            analyse=analyse,
             ordered=ordered,
             reads=reads,
         )
