@@ -7,12 +7,12 @@
     python benchmarks/items.py demo table
 
 `demo` is search_spaces/crosslingual-maths.yaml, `demo-57` the same with a group for each layer and
-its attention, MLP and rest (57 genes), `many` search_spaces/many-experts.yaml, and `smollm2`
-benchmarks/smollm2/campaign.yaml, for which its make.py comes first; a search of it takes half an
-hour of one core. A search is the name of a controller, which scores candidates in parts; with -full
-behind it, each on all items. Niches breed sums of task vectors; `niches-paper` means of the models,
-as M2N2 does. With --evaluations the controller proposes so many candidates, however many items they
-take (bayes with 48, cmaes with 160).
+its attention, MLP and rest (57 genes), `many` search_spaces/many-experts.yaml, `lora`
+search_spaces/lora-pool.yaml, and `smollm2` benchmarks/smollm2/campaign.yaml, for which its make.py
+comes first; a search of it takes half an hour of one core. A search is the name of a controller,
+which scores candidates in parts; with -full behind it, each on all items. Niches breed sums of task
+vectors; `niches-paper` means of the models, as M2N2 does. With --evaluations the controller
+proposes so many candidates, however many items they take (bayes with 48, cmaes with 160).
 
 Items are those that the search scores, confirmations included; the baselines' come on top, as they
 are the same for all. Every search is a campaign with one worker and one thread, in runs/items/, as
@@ -48,6 +48,7 @@ CAMPAIGNS: dict[str, tuple[str, list[str]]] = {  # file, and what is set in it
     ),
     "many": ("search_spaces/many-experts.yaml", []),
     "smollm2": ("benchmarks/smollm2/campaign.yaml", []),
+    "lora": ("search_spaces/lora-pool.yaml", []),
 }
 MIXTURES = {
     "niches": "{kind: mixture, task_vectors: true}",

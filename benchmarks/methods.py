@@ -6,10 +6,11 @@
 `demo` and `many` are as in items.py. Alone: one merge of all models with the method's defaults; a
 weight that has none is one divided by the number of models. As a search: cmaes, scoring in parts,
 over the campaign's weights from the method's default on and, where the method has one, over a
-density; all else stays at its default. Methods that take two models are left out. Those that merge
-by data read 256 texts of each expert (expert_texts.py). Every search is
-a campaign with one worker and one thread, as many at once as --jobs says. Rows are appended to
-benchmarks/methods.csv; a row that is there is not made again.
+density; all else stays at its default. Methods that take two models are left out, and those that
+merge LoRA adapters alone, which lora_methods.py compares. Those that merge by data read 256 texts
+of each expert (expert_texts.py). Every search is a campaign with one worker and one thread, as many
+at once as --jobs says. Rows are appended to benchmarks/methods.csv; a row that is there is not made
+again.
 
 Prints a row a method and seed: the mean held-out score alone, that of the best found by the search,
 which is no baseline, and the seconds of the search; then means over the seeds with 95 % intervals.
@@ -131,7 +132,12 @@ def run(task: Task) -> dict[str, Any]:
 
 def tasks_of(options: argparse.Namespace) -> list[Task]:
     """Return what the command line asks for."""
-    methods = options.methods or [n for n, method in METHODS.all().items() if not method.models]
+    every = [
+        name
+        for name, method in METHODS.all().items()
+        if not method.models and method.family != "factored"
+    ]
+    methods = options.methods or every
     settings = ["workers={pool: inline, threads: 1, device: cpu}"]
     folder, tasks = options.out or RUNS, []
     for seed in range(1, 1 + options.seeds):

@@ -176,7 +176,8 @@ def test_utilisation(desk: Path) -> None:
 
 def test_materialize(desk: Path) -> None:
     rows = table(run(desk, "benchmarks/materialize.py --sizes 25M --times 60 --short"))
-    assert {row["method"] for row in rows} > set(METHODS.all())
+    whole = {name for name, method in METHODS.all().items() if method.family != "factored"}
+    assert {row["method"] for row in rows} > whole
     assert all(float(row["merge (s)"]) > 0 for row in rows)
     assert all(float(row["of copy's"]) > 0 for row in rows if row["method"] in METHODS.all())
 
@@ -443,3 +444,10 @@ def test_methods(desk: Path) -> None:
     for row in rows:
         assert (row["campaign"], row["seeds"]) == ("demo", "1")
         assert 0 < float(row["alone"]) < 1 and 0 < float(row["found"]) < 1
+
+
+def test_lora_methods(desk: Path) -> None:
+    (row,) = table(run(desk, "benchmarks/lora_methods.py --short"))
+    assert (row["method"], row["items"], row["seeds"]) == ("knots_ties", "300", "1")
+    assert 0 < float(row["default"]) < 1 and 0 < float(row["found"]) < 1
+    assert float(row["merge_s"]) > 0
