@@ -7,6 +7,8 @@ from evomerge.config.parts import WorkersSection
 from evomerge.dtypes import CODES, SIZE
 from evomerge.errors import Fault
 from evomerge.merging.device_memory import RESERVED
+from evomerge.merging.methods import METHODS
+from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.text import byte_size
 
@@ -56,13 +58,47 @@ def kept_bytes(campaign: Campaign) -> int:
     is_routed = isinstance(campaign.search.space, RoutingSection)
     if is_routed or not on_gpu(device, workers):
         return 0  # a path's sources are among the live models
-    kept = sum(source.bytes for source in campaign.sources.values())
+    kept = read_bytes(campaign)
     if workers.sources_bytes is not None:
         kept = min(kept, workers.sources_bytes)
     total = gpu_bytes(device)
     if total is not None:
         kept = min(kept, max(0, _share(total, workers) - _live_on_each(campaign)))
     return kept
+
+
+def prepared_bytes(campaign: Campaign) -> int:
+    """Return the bytes that the campaign's prepared sources take, on disk and mapped, at most.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> prepared_bytes(example_campaign())
+    0
+    """
+    recipe, total = campaign.space.first, 0
+    if not isinstance(recipe, ParametersRecipe):
+        return total
+    tensors = campaign.sources[campaign.worker.frame].tensors.values()
+    for name in recipe.methods:
+        method = METHODS.get(name)
+        if method.prepare:
+            total += method.direction_bytes(tensors) * len(recipe.models)
+    return total
+
+
+def read_bytes(campaign: Campaign) -> int:
+    """Return the bytes of weights that merges read: prepared ones instead of the models.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> read_bytes(example_campaign())  # three models of 5,200 parameters of bfloat16
+    31200
+    """
+    recipe, sources = campaign.space.first, campaign.sources
+    is_prepared = isinstance(recipe, ParametersRecipe) and all(
+        METHODS.get(name).prepare for name in recipe.methods
+    )
+    if is_prepared:
+        return sources[campaign.worker.frame].bytes + prepared_bytes(campaign)
+    return sum(source.bytes for source in sources.values()) + prepared_bytes(campaign)
 
 
 def gpu_faults(campaign: Campaign) -> Iterable[Fault]:

@@ -6,12 +6,16 @@ from typing import TypedDict
 
 from evomerge.campaign.amounts import amounts, baseline_count, limits_text, scoring_text
 from evomerge.campaign.campaign import Campaign
-from evomerge.campaign.device_room import kept_bytes, live_bytes, on_gpu
+from evomerge.campaign.device_room import (
+    kept_bytes,
+    live_bytes,
+    on_gpu,
+    prepared_bytes,
+    read_bytes,
+)
 from evomerge.campaign.reading import Reading, reading
 from evomerge.config.parts import WorkersSection
 from evomerge.dtypes import CODES, DTYPES, SIZE
-from evomerge.merging.methods import METHODS
-from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.search.guards import Guard
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.text import byte_size, duration
@@ -29,7 +33,7 @@ class Estimate(TypedDict):
         warnings: one line each.
         parameters: of one model.
         genes: of the search.
-        memory_bytes: the weights of all workers, and the sources once.
+        memory_bytes: the weights of all workers, and once the sources, or what is prepared of them.
         disk_bytes: the archive, and prepared sources.
         download_bytes: the weights that are on the hub still.
         seconds_at_least: for the prompts' forward passes alone; None if it is unknown.
@@ -60,7 +64,7 @@ def estimate(campaign: Campaign) -> Estimate:
     frame = campaign.sources[worker.frame]
     parameters = sum(tensor.elements for tensor in frame.tensors.values())
     is_routed = isinstance(campaign.search.space, RoutingSection)
-    sources = sum(source.bytes for source in campaign.sources.values())
+    sources, prepared = read_bytes(campaign), prepared_bytes(campaign)
     kept = kept_bytes(campaign)
     beside = sum(fitness.bytes for fitness in campaign.fitness.values())
     model = live_bytes(campaign) + kept + beside
@@ -77,11 +81,6 @@ def estimate(campaign: Campaign) -> Estimate:
     candidates = proposals + baselines
     recipe = campaign.space.first
     row = _ROW_BYTES + len(json.dumps(recipe.to_json())) + items // max(1, candidates)
-    prepared = 0
-    if isinstance(recipe, ParametersRecipe) and any(
-        METHODS.get(method).prepare for method in recipe.methods
-    ):
-        prepared = parameters * _BYTES[worker.dtype] * len(recipe.models)
     read = reading(campaign)
     exported = parameters * _BYTES[worker.dtype]
     seconds = _forward_seconds(campaign, parameters, items)
@@ -112,7 +111,7 @@ def estimate(campaign: Campaign) -> Estimate:
             "scoring": scoring_text(campaign),
             "candidates": limits_text(campaign),
             "memory": f"{workers.count} worker(s) x {byte_size(model)} of weights, and"
-            f" {byte_size(sources)} of page cache for the sources",
+            f" {byte_size(sources)} of page cache for the {'prepared ' * bool(prepared)}sources",
             **({"texts": _read_text(read)} if read.texts else {}),
             "disk": disk,
             "time": time_needed,

@@ -16,12 +16,14 @@ from evomerge.kernels.masked import Masked
 from evomerge.kernels.merge_plan import (
     Kept,
     MergePlan,
+    Operand,
     SegmentedSums,
     Sums,
     WeightedSums,
     check_finite,
 )
 from evomerge.kernels.philox import philox
+from evomerge.kernels.signs import Signs
 from evomerge.kernels.task_vector import accumulator, task_vector, variance
 
 TILE = 1 << 18  # elements worked on at a time: a few float32 tiles of 1 MiB stay in the cache
@@ -30,12 +32,12 @@ DEVICE_TILE = 1 << 24  # the same on a GPU, where tiles of 64 MiB keep all of it
 
 
 def weighted_sum(
-    tensors: Sequence[torch.Tensor], coefficients: np.ndarray, dtype: torch.dtype | None = None
+    tensors: Sequence[Operand], coefficients: np.ndarray, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """Return sum_k c_k W_k.
 
     Args:
-        tensors: K tensors of one shape, any floating dtype.
+        tensors: K tensors of one shape, any floating dtype, or their signs.
         coefficients: (K,) float64; rounded to float32 one by one. Terms of coefficient 0
             are left out, so one-hot coefficients give that source back, bit for bit.
         dtype: of the result, rounded to once; that of the accumulation by default.
@@ -47,29 +49,35 @@ def weighted_sum(
     tensor([6.5000, 1.0000])
     """
     wide = accumulator(tensors)
-    terms = [(t.reshape(-1), float(c)) for t, c in zip(tensors, coefficients, strict=True) if c]
+    terms: list[tuple[Operand, float]] = []
+    for tensor, c in zip(tensors, coefficients, strict=True):
+        if c:
+            terms.append((tensor if isinstance(tensor, Signs) else tensor.reshape(-1), float(c)))
 
     def tile(start: int, stop: int) -> torch.Tensor:
         total = torch.zeros(stop - start, dtype=wide, device=tensors[0].device)
         for tensor, c in terms:
             # A product and a sum of their own: alpha of add_ would contract them.
-            total += tensor[start:stop].to(wide) * c
+            if isinstance(tensor, Signs):
+                total += tensor.part(start, stop, wide, c)
+            else:
+                total += tensor[start:stop].to(wide) * c
         return total
 
     return _tiled(tensors[0], dtype or wide, tile)
 
 
 def _tiled(
-    like: torch.Tensor, dtype: torch.dtype, tile: Callable[[int, int], torch.Tensor]
+    like: Operand, dtype: torch.dtype, tile: Callable[[int, int], torch.Tensor]
 ) -> torch.Tensor:
     """Fill a tensor of `like`'s shape from tiles of its flattened elements."""
     out = torch.empty(like.numel(), dtype=dtype, device=like.device)
     for start, stop in _steps(like):
         out[start:stop] = tile(start, stop)
-    return out.view_as(like)
+    return out.view(like.shape)
 
 
-def _steps(like: torch.Tensor) -> Iterator[tuple[int, int]]:
+def _steps(like: Operand) -> Iterator[tuple[int, int]]:
     """Yield where the tiles of a tensor begin and end."""
     step = TILE if like.device.type == "cpu" else DEVICE_TILE
     for start in range(0, like.numel(), step):
@@ -225,9 +233,10 @@ class EagerKernels:
         return digests
 
     def _merged(self, plan: MergePlan, group: Sums, row: int) -> torch.Tensor:
-        operands = plan.operands.tensors[group.names[row]]
+        name = group.names[row]
         if isinstance(group, WeightedSums):
-            return weighted_sum(operands, group.of(row), plan.dtype)
+            return weighted_sum(plan.operands.tensors[name], group.of(row), plan.dtype)
+        operands = plan.operands.dense(name)
         if isinstance(group, SegmentedSums):
             starts, coefficients = group.starts[row], group.coefficients[row]
             return self._segments(operands, starts, coefficients, plan.dtype)

@@ -56,7 +56,7 @@ class _Form(NamedTuple):
 class FusedKernels:
     """Merges a plan in as many launches as it has ways of merging; see `merge_plan.MergeKernels`.
 
-    What has no fused form (double precision, variances, energies) is merged by eager torch.
+    What has no fused form (double precision, variances, energies, signs) is merged by eager torch.
 
     >>> FusedKernels().nbytes  # nothing was merged yet
     0
@@ -108,9 +108,11 @@ def _has_form(plan: MergePlan, group: Sums, targets: Mapping[str, torch.Tensor])
     """Tell whether a group has a fused form."""
     if isinstance(group, MaskedSums) and (group.masked.energy or group.masked.thin not in _THIN):
         return False
+    if any(plan.operands.has_signs(name) for name in group.names):
+        return False
     tensors = [targets[name] for name in group.names]
     for name in group.names:
-        tensors += plan.operands.tensors[name]
+        tensors += plan.operands.dense(name)
     known = {tensor.dtype for tensor in tensors} | {plan.dtype} <= _CODES.keys()
     return known and all(tensor.is_contiguous() for tensor in tensors)
 
@@ -153,7 +155,8 @@ class _Tables:
         block: int,
     ):
         self._names, self._targets, self._dtype = list(names), targets, plan.dtype
-        self._operands = plan.operands.tensors  # what the addresses point at stays alive
+        # what the addresses point at stays alive
+        self._operands = {name: plan.operands.dense(name) for name in names}
         self._device = targets[self._names[0]].device
         self._tile, self._block = TILE_BYTES // plan.dtype.itemsize, block
         rows = list(self._rows(starts))

@@ -16,6 +16,7 @@ import torch
 from evomerge.errors import CandidateFailure
 from evomerge.kernels.magnitude_histogram import HistogramPlace
 from evomerge.kernels.masked import Masked
+from evomerge.kernels.signs import Signs
 
 
 class Kept(NamedTuple):
@@ -39,19 +40,42 @@ class Kept(NamedTuple):
     place: HistogramPlace | None = None
 
 
+Operand = torch.Tensor | Signs  # what a weighted sum adds up; everything else is of tensors alone
+
+
 @dataclass(frozen=True, eq=False)
 class Operands:
     """The tensors that are merged, which a back end may keep addresses of while this object lives.
 
     Attributes:
         tensors: name -> the models' tensors, all of one shape, on one device; the base comes
-            first where there is one.
+            first where there is one. Signs are of `WeightedSums` alone.
 
     >>> len(Operands({"norm.weight": (torch.zeros(3), torch.ones(3))}).tensors["norm.weight"])
     2
     """
 
-    tensors: Mapping[str, tuple[torch.Tensor, ...]]
+    tensors: Mapping[str, tuple[Operand, ...]]
+
+    def dense(self, name: str) -> tuple[torch.Tensor, ...]:
+        """Return the operands of a tensor, of which none is signs.
+
+        >>> Operands({"w": (torch.ones(1),)}).dense("w")
+        (tensor([1.]),)
+        """
+        found = []
+        for operand in self.tensors[name]:
+            assert isinstance(operand, torch.Tensor), "signs are of weighted sums alone"
+            found.append(operand)
+        return tuple(found)
+
+    def has_signs(self, name: str) -> bool:
+        """Tell whether one of the operands of a tensor is signs.
+
+        >>> Operands({"w": (torch.ones(1),)}).has_signs("w")
+        False
+        """
+        return any(isinstance(operand, Signs) for operand in self.tensors[name])
 
 
 @dataclass(frozen=True, eq=False)

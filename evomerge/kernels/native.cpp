@@ -30,8 +30,9 @@ typedef uint8_t B __attribute__((vector_size(16)));
 typedef float G __attribute__((vector_size(16)));
 typedef double D __attribute__((vector_size(32)));
 
-enum Dtype { BF16, F32, F16, MIXED };
-enum Thin { NONE, MAGNITUDE, BAND, RANDOM, RANKED, VOTES, VARIANCE };
+enum Dtype { BF16, F32, F16, MIXED, SIGNS1, SIGNS2 };  // the last two: of signs.py, by their bits
+// SIGNED: a weighted sum as NONE is, in which some terms are signs.
+enum Thin { NONE, MAGNITUDE, BAND, RANDOM, RANKED, VOTES, VARIANCE, SIGNED };
 enum Join { SUM, ELECT, LARGEST };
 
 struct Term {  // one model of one tensor
@@ -58,7 +59,7 @@ struct Piece {  // one tensor
   int32_t spare;       // fills the record up
 };
 
-static const int TILE_BYTES = 1 << 16, LANES = 8, PAIR = 16, GROUP = 128, MOST = 32, ROUNDS = 7;
+static const int TILE_BYTES = 1 << 16, LANES = 8, PAIR = 16, GROUP = 128, MOST = 64, ROUNDS = 7;
 static const int BLOCK = 16;  // bytes of the random generator
 static_assert(TILE_BYTES / 4 % (GROUP * GROUP) == 0, "tiles begin where groups of groups do");
 static const uint32_t SIGN = 0x80000000u, HIGH = 0xFFFF0000u;
@@ -291,6 +292,60 @@ static INLINE Pair weighted(const Term* terms, int count, int64_t at) {
   return total;
 }
 
+// Which of sixteen elements each lane of half `h` of a pair is.
+template <int S>
+static INLINE U lane(int h) {
+  const U i{0, 1, 2, 3, 4, 5, 6, 7};
+  return S == BF16 ? i * 2 + splat((uint32_t)h) : i + splat((uint32_t)(h * LANES));
+}
+
+static INLINE F picked(F values, U index) {  // of four values, by the lowest two bits
+#if defined(__AVX2__)
+  return (F)_mm256_permutevar_ps((__m256)values, (__m256i)index);
+#else
+  F found{};
+  for (int i = 0; i < LANES; i++) found[i] = values[index[i] & 3];
+  return found;
+#endif
+}
+
+// What the codes of signs stand for, times the weight; see `Signs` in signs.py. Twice, for either
+// half of the lanes. Of one bit, the next element's is looked at too, and makes no difference.
+static INLINE F values_of(const Term& t) {
+  const float w = t.weight;
+  if (t.dtype == SIGNS2) return F{0.0f, w, 0.0f, -w, 0.0f, w, 0.0f, -w};
+  return F{w, -w, w, -w, w, -w, w, -w};
+}
+
+template <int S, int BITS, int N>
+static INLINE void add_signs(Pair (&total)[N], const char* codes, F values, int64_t at) {
+  for (int n = 0; n < N; n++) {
+    const char* from = codes + (at + n * PAIR) * BITS / 8;
+    U word = splat(BITS == 2 ? read<uint32_t>(from) : (uint32_t)read<uint16_t>(from));
+    for (int h = 0; h < 2; h++)
+      total[n].of[h] += picked(values, word >> (lane<S>(h) * BITS));
+  }
+}
+
+// Sums of N times sixteen elements, in the order of the terms.
+template <int S, int N>
+static INLINE void signed_sum(Pair (&total)[N], const Term* terms, const F* values, int count,
+                              int64_t at) {
+  for (int k = 0; k < count; k++) {
+    const Term& t = terms[k];
+    if (t.dtype == SIGNS2) {
+      add_signs<S, 2>(total, t.data, values[k], at);
+    } else if (t.dtype == SIGNS1) {
+      add_signs<S, 1>(total, t.data, values[k], at);
+    } else {
+      for (int n = 0; n < N; n++) {
+        Pair x = load<S>(t.data, t.dtype, at + n * PAIR);
+        for (int h = 0; h < 2; h++) total[n].of[h] += x.of[h] * splat(t.weight);
+      }
+    }
+  }
+}
+
 template <int S, int THIN>
 static INLINE F thinned(const Term& t, F tau, int h, const uint16_t* draws, W levels) {
   if (THIN == MAGNITUDE) return only(magnitude(tau) >= splat(t.low), tau);
@@ -444,11 +499,13 @@ struct Rest {
 // Merge the elements from `start` to `stop` of one piece, which are a tile.
 template <int S, int THIN, int K>
 static void merge(const Piece& piece, int64_t start, int64_t stop, Sink& result) {
-  constexpr bool DRAWS = THIN == RANDOM || THIN == RANKED;
+  constexpr bool DRAWS = THIN == RANDOM || THIN == RANKED, SUMS = THIN == NONE || THIN == SIGNED;
+  constexpr int QUAD = 4;  // pairs of a sum of signs at a time: as many as stay in registers
   alignas(32) uint8_t bytes[GROUP], low[DRAWS ? MOST : 1][TILE_BYTES / 2 / GROUP];
   alignas(32) uint16_t draws[DRAWS ? MOST : 1][GROUP];
   Term terms[MOST];
   Keys keys[DRAWS ? MOST : 1];
+  F values[THIN == SIGNED ? MOST : 1];
   const Piece p = piece;  // copies that nothing else points at stay in registers
   Sink sink = result;
   std::copy(p.terms, p.terms + p.count, terms);
@@ -457,11 +514,18 @@ static void merge(const Piece& piece, int64_t start, int64_t stop, Sink& result)
     for (int64_t at = 0; at < (stop - start + GROUP - 1) / GROUP; at += GROUP)
       draw(low[k] + at, start / GROUP + at, 1, keys[k]);
   }
+  for (int k = 0; THIN == SIGNED && k < p.count; k++) values[k] = values_of(terms[k]);
   const F inverses = Sharing<K>::table(terms);
   // One block of sixteen elements; inlined, so that all its branches on S, THIN and K are gone.
   auto block = [&](const char* base, int64_t at) __attribute__((always_inline)) {
-    return THIN == NONE ? weighted<S, K>(terms, p.count, at)
-                        : masked<S, THIN, K>(p, terms, base, at, draws, inverses);
+    if constexpr (THIN == SIGNED) {
+      Pair total[1] = {};
+      signed_sum<S>(total, terms, values, p.count, at);
+      return total[0];
+    } else {
+      return THIN == NONE ? weighted<S, K>(terms, p.count, at)
+                          : masked<S, THIN, K>(p, terms, base, at, draws, inverses);
+    }
   };
   for (int64_t group = start; group < stop; group += GROUP) {
     for (int k = 0; DRAWS && k < p.count; k++) {
@@ -471,17 +535,25 @@ static void merge(const Piece& piece, int64_t start, int64_t stop, Sink& result)
     }
     // Whole blocks, then the elements that are left at the end of a tensor, from a padded copy.
     int64_t end = group + GROUP < stop ? group + GROUP : stop, at = group;
+    for (; THIN == SIGNED && at + QUAD * PAIR <= end; at += QUAD * PAIR) {
+      Pair total[QUAD] = {};
+      signed_sum<S>(total, terms, values, p.count, at);
+      for (int n = 0; n < QUAD; n++) sink.take<S>(total[n], at + n * PAIR, at + n * PAIR - start);
+    }
     for (; at + PAIR <= end; at += PAIR) sink.take<S>(block(p.base, at), at, at - start);
     if (at == end) continue;
     Rest rest;
     alignas(32) char last[4 * PAIR];
     for (int k = 0; k < p.count; k++) {
+      if (terms[k].dtype >= SIGNS1) continue;  // which have codes for more elements than there are
       terms[k].data = rest.beside(k, terms[k].data, terms[k].dtype, at, end);
       if (THIN != RANKED) continue;
       memcpy(rest.ranks[k], terms[k].levels + at, end - at);
       terms[k].levels = (const uint8_t*)rest.ranks[k] - at;
     }
-    Pair x = block(THIN == NONE ? nullptr : rest.beside(MOST, p.base, p.base_dtype, at, end), at);
+    Pair x = block(SUMS ? nullptr : rest.beside(MOST, p.base, p.base_dtype, at, end), at);
+    for (int h = 0; THIN == SIGNED && h < 2; h++)  // which of one bit are no zeros there
+      x.of[h] = only((I)(lane<S>(h) < splat((uint32_t)(end - at))), x.of[h]);
     char* out = sink.out;
     sink.out = last, sink.aligned = false;
     sink.take<S>(x, 0, at - start);
@@ -500,6 +572,7 @@ static void merge_as(const Piece& p, int64_t start, int64_t stop, Sink& sink) {
     case RANDOM: return merge<S, RANDOM, K>(p, start, stop, sink);
     case RANKED: return merge<S, RANKED, K>(p, start, stop, sink);
     case VOTES: return merge<S, VOTES, K>(p, start, stop, sink);
+    case SIGNED: return merge<S, SIGNED, 0>(p, start, stop, sink);
     default: return merge<S, VARIANCE, K>(p, start, stop, sink);
   }
 }
@@ -555,7 +628,8 @@ static void survey(Piece& p, int64_t start, int64_t stop, double* energy) {
 // asks for its dtype, and bfloat16 is taken apart without a shuffle.
 static bool alike(const Piece& p) {
   bool same = p.dtype != F16 && (!p.base || p.base_dtype == p.dtype);
-  for (int k = 0; k < p.count; k++) same &= p.terms[k].dtype == p.dtype;
+  for (int k = 0; k < p.count; k++)
+    same &= p.terms[k].dtype == p.dtype || p.terms[k].dtype >= SIGNS1;
   return same;
 }
 

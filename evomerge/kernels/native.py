@@ -28,9 +28,10 @@ from evomerge.kernels.merge_plan import (
     not_finite,
     run_starts,
 )
+from evomerge.kernels.native_addresses import DTYPES, SIGNS, Addresses, memory_of
 from evomerge.kernels.native_library import MOST, PIECE, TERM, library
 
-_DTYPES = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2}
+_SIGNED = 7  # among those of `_THIN`: a weighted sum with signs among its operands
 
 _THIN = {"magnitude": 1, "band": 2, "random": 3, "ranked": 4, "votes": 5, "variance": 6}
 
@@ -64,10 +65,15 @@ class NativeKernels:
             return False
         if self._known(plan, targets) is not None:
             return True
+        for group in plan.groups:
+            is_weighted = isinstance(group, WeightedSums)
+            if not is_weighted and any(map(plan.operands.has_signs, group.names)):
+                return False
         rows = plan.operands.tensors.values()
-        tensors = [*itertools.chain.from_iterable(rows), *targets.values()]
-        dtypes = {tensor.dtype for tensor in tensors} | {plan.dtype}
-        fits = max(map(len, rows), default=0) <= MOST and dtypes <= _DTYPES.keys()
+        operands = [*itertools.chain.from_iterable(rows), *targets.values()]
+        dtypes = {operand.dtype for operand in operands} | {plan.dtype}
+        fits = max(map(len, rows), default=0) <= MOST and dtypes <= DTYPES.keys()
+        tensors = map(memory_of, operands)
         if not fits or not all(t.is_contiguous() and t.device.type == "cpu" for t in tensors):
             return False
         native = library()  # asked for last: it may have to be compiled
@@ -141,8 +147,8 @@ class _Places:
     def __init__(self, plan: MergePlan, targets: Mapping[str, torch.Tensor]):
         self.targets, self.dtype = targets, plan.dtype
         self._operands = plan.operands.tensors  # what the addresses point at stays alive
-        self.operands = _Addresses([self._operands[name] for name in targets])
-        self.outs = _Addresses([(target,) for target in targets.values()])
+        self.operands = Addresses([self._operands[name] for name in targets])
+        self.outs = Addresses([(target,) for target in targets.values()])
         self.sizes = np.array([target.numel() for target in targets.values()])
 
     @functools.cached_property
@@ -178,6 +184,9 @@ class _Tables:
         size[ends - 1] = places.sizes
         size -= begin
         operands, self._dtypes = places.operands.of_runs(of, begin)
+        self._scales = places.operands.scales(of)
+        is_signs = np.isin(self._dtypes, list(SIGNS.values()))
+        self._thin_of_sums = np.where(is_signs.any(axis=1), _SIGNED, 0)
         outs, out_dtypes = places.outs.of_runs(of, begin)
         self._pieces = np.zeros(len(of), PIECE)
         self._terms = np.zeros(operands.shape, TERM)
@@ -186,7 +195,7 @@ class _Tables:
         tiles.cumsum(out=self._tiles[1:])
         self._digests = np.empty(self._tiles[-1], np.uint64)
         pieces, terms = self._pieces, self._terms
-        pieces["size"], pieces["dtype"] = size, _DTYPES[places.dtype]
+        pieces["size"], pieces["dtype"] = size, DTYPES[places.dtype]
         pieces["out"], pieces["out_dtype"] = outs[:, 0], out_dtypes[:, 0]
         pieces["first_tile"] = self._tiles[:-1]
         pieces["digests"] = self._digests.ctypes.data + 8 * self._tiles[:-1].astype(np.uint64)
@@ -240,8 +249,11 @@ class _Tables:
     def _weigh(self, rows: np.ndarray, coefficients: np.ndarray) -> None:
         """Set what a weighted sum needs: (operands,) coefficients, or (rows, operands)."""
         pieces, count = self._pieces, coefficients.shape[-1]
-        pieces["base"][rows], pieces["thin"][rows] = 0, 0
+        pieces["base"][rows], pieces["thin"][rows] = 0, self._thin_of_sums[rows]
         pieces["terms"][rows], pieces["count"][rows] = self._rows[rows], count
+        if self._scales is not None:
+            with np.errstate(over="ignore", invalid="ignore"):  # it is not finite, and is told
+                coefficients = coefficients.astype(np.float32) * self._scales[rows, :count]
         self._terms["weight"][rows, :count] = coefficients
 
     def _thin(self, rows: np.ndarray, group: MaskedSums) -> None:
@@ -333,27 +345,3 @@ class _Tables:
             None if sums is None else sums.ctypes.data,
             torch.get_num_threads(),
         )
-
-
-class _Addresses:
-    """Where tensors lie, of each name its operands; fewer than others' are followed by zeros."""
-
-    def __init__(self, tensors: Sequence[Sequence[torch.Tensor]]):
-        shape = len(tensors), max(map(len, tensors))
-        self._data, self._width = np.zeros(shape, np.uint64), np.zeros(shape, np.uint64)
-        self._dtypes = np.zeros(shape, np.int32)
-        for row, operands in enumerate(tensors):
-            count = len(operands)
-            self._data[row, :count] = [tensor.data_ptr() for tensor in operands]
-            self._width[row, :count] = [tensor.element_size() for tensor in operands]
-            self._dtypes[row, :count] = [_DTYPES[tensor.dtype] for tensor in operands]
-
-    def of_runs(self, of: np.ndarray, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return where runs of tensors begin, and their dtypes, each (runs, operands).
-
-        Args:
-            of: (runs,), the place of each run's name.
-            begin: (runs,), its first element.
-        """
-        start = self._width[of] * begin[:, None].astype(np.uint64)
-        return self._data[of] + start, self._dtypes[of]

@@ -35,7 +35,7 @@ FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -std=c++17 -shared 
 
 COMPILE_SECONDS = 300  # it takes about ten; more on a loaded machine
 
-MOST = 32  # operands of one tensor, its base not counted, as native.cpp has it
+MOST = 64  # operands of one tensor, its base not counted, as native.cpp has it
 
 # The records `Term` and `Piece` of native.cpp.
 TERM = np.dtype(

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from evomerge.kernels.signs import Signs
 
-def accumulator(tensors: Sequence[torch.Tensor]) -> torch.dtype:
+
+def accumulator(tensors: Sequence[torch.Tensor | Signs]) -> torch.dtype:
     """Return the dtype in which tensors are worked on: float32, or float64 if one of them is.
 
     >>> accumulator([torch.zeros(1, dtype=torch.bfloat16)])

@@ -1,5 +1,6 @@
 """A recipe of merge methods as a merge plan: its groups' values become the kernels' numbers."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -7,7 +8,14 @@ import torch
 
 from evomerge.canonical import canonical_json
 from evomerge.kernels.masked import Masked
-from evomerge.kernels.merge_plan import MaskedSums, MergePlan, Operands, Sums, WeightedSums
+from evomerge.kernels.merge_plan import (
+    MaskedSums,
+    MergePlan,
+    Operand,
+    Operands,
+    Sums,
+    WeightedSums,
+)
 from evomerge.merging.adapters import check_factored
 from evomerge.merging.factored_merge import Composed, FactoredMerger
 from evomerge.merging.methods import MergeMethod
@@ -119,7 +127,8 @@ class MethodMerge:
     def remade(self) -> bool:
         """Whether operands are made anew for each merge, and so should be few at a time."""
         adapted = any(part.adapted for part in self._parts.values())
-        return adapted or not self._merger.weights.keeps_all
+        reads = itertools.chain.from_iterable(part.reads for part in self._parts.values())
+        return adapted or not self._merger.weights.keeps(reads)
 
     def survey(self, names: Sequence[str], steps: Steps) -> None:
         """Make what merges of some tensors need that no genome changes: see `Statistics`.
@@ -182,7 +191,7 @@ class MethodMerge:
             held.setdefault(group_index(self._recipe, name), []).append(name)
         groups: list[Sums] = []
         reads: dict[str, tuple[str, ...]] = {}
-        joined: dict[str, tuple[torch.Tensor, ...]] = {}
+        joined: dict[str, tuple[Operand, ...]] = {}
         for index, of_group in held.items():
             group = self._recipe.groups[index]
             part = self._parts[group.method or self._recipe.method]
@@ -251,7 +260,7 @@ class _Part:
         index: int,
         group: Group,
         names: Sequence[str],
-        operands: dict[str, tuple[torch.Tensor, ...]],
+        operands: dict[str, tuple[Operand, ...]],
     ) -> WeightedSums:
         """Return weighted sums over adapters' factors, and add the operands that they are of."""
         rows, tensors = [], []

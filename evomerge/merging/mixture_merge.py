@@ -43,7 +43,8 @@ class MixtureMerge:
     @property
     def remade(self) -> bool:
         """Whether operands are made anew for each merge, and so should be few at a time."""
-        return self._weights.adapted(self._recipe.models) or not self._weights.keeps_all
+        models = self._recipe.models
+        return self._weights.adapted(models) or not self._weights.keeps(models)
 
     def plan(self, names: Sequence[str], again: bool = False) -> MergePlan:
         """Return the plan by which some tensors are merged; see `MethodMerge.plan`."""

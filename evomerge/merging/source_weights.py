@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from evomerge.dtypes import STORED_DTYPES
 from evomerge.errors import SourceChanged
-from evomerge.kernels.merge_plan import Operands
+from evomerge.kernels.merge_plan import Operand, Operands
+from evomerge.kernels.signs import Signs
 from evomerge.kernels.task_vector import gram_matrix
 from evomerge.sources.alignment import aligned
 from evomerge.sources.lora import LowRank
@@ -52,6 +54,7 @@ class SourceWeights:
         self._files: dict[Path, Any] = {}  # as safetensors opens them; it has no types
         self._on_device: dict[tuple[Path, str, tuple[int, ...]], torch.Tensor] = {}
         self._kept_bytes, self._passes = 0, False
+        self._merged: set[str] = set()  # names of sources that merges read
         self._sender = _Sender(device)
         self._operands: dict[tuple[tuple[str, tuple[str, ...]], ...], Operands] = {}
 
@@ -59,12 +62,16 @@ class SourceWeights:
         """Know more sources, by name."""
         self._sources |= sources
 
-    @property
-    def keeps_all(self) -> bool:
-        """Whether every tensor that is read stays on the device."""
+    def keeps(self, sources: Iterable[str]) -> bool:
+        """Tell whether every tensor of sources stays on the device once it was read.
+
+        Args:
+            sources: that are merged; those that were asked for before count too.
+        """
+        self._merged |= set(sources)
         if self._room is None:
             return True
-        return sum(source.bytes for source in self._sources.values()) <= self._room
+        return sum(self._sources[source].bytes for source in self._merged) <= self._room
 
     def tensor(self, source: str, name: str) -> torch.Tensor:
         """Return one tensor of a source on the device.
@@ -79,6 +86,14 @@ class SourceWeights:
         left, right = self._factors(factor, dtype)
         return torch.addmm(tensor.to(dtype), left, right, alpha=factor.scale)
 
+    def operand(self, source: str, name: str) -> Operand:
+        """Return one tensor of a source as kernels add it up: its signs, where it is held so."""
+        packed = self._sources[source].signs.get(name)
+        if packed is None:
+            return self.tensor(source, name)
+        dtype: torch.dtype = getattr(torch, STORED_DTYPES[packed.dtype])
+        return Signs(self._read(packed.codes), packed.bits, packed.scale, packed.shape, dtype)
+
     def operands(self, reads: Mapping[str, tuple[str, ...]], keep: bool) -> Operands:
         """Return tensors with what they are made of: the tensors of sources.
 
@@ -91,7 +106,7 @@ class SourceWeights:
         if operands is None:
             tensors = {}
             for name, sources in reads.items():
-                tensors[name] = tuple(self.tensor(source, name) for source in sources)
+                tensors[name] = tuple(self.operand(source, name) for source in sources)
             operands = Operands(tensors)
         if keep:
             self._operands[key] = operands  # at the end: the latest is the last to go
@@ -105,25 +120,32 @@ class SourceWeights:
 
     def joined(
         self, sources: Sequence[str], name: str, coefficients: np.ndarray
-    ) -> tuple[list[torch.Tensor], np.ndarray]:
-        """Return fewer tensors and coefficients of the same sum over k of c_k W_k.
+    ) -> tuple[list[Operand], np.ndarray]:
+        """Return fewer operands and coefficients of the same sum over k of c_k W_k.
 
         What sources share, a base below its adapters, comes once. The updates stay factors:
-        sum_k c_k s_k B_k A_k is one product of matrices, of the ranks' sum, in float32.
+        sum_k c_k s_k B_k A_k is one product of matrices, of the ranks' sum, in float32. Signs come
+        last.
 
         Args:
             sources: K names.
             name: of the tensor.
             coefficients: (K,).
         """
-        stored, updates = self.terms(sources, name, coefficients)
-        tensors = [self._read(tensor) for tensor, _ in stored]
+        is_packed = np.array([name in self._sources[source].signs for source in sources])
+        others = [s for s, packed in zip(sources, is_packed, strict=True) if not packed]
+        stored, updates = self.terms(others, name, coefficients[~is_packed])
+        tensors: list[Operand] = [self._read(tensor) for tensor, _ in stored]
         weights = [c for _, c in stored]
         if updates:
             dtype = torch.promote_types(tensors[0].dtype, torch.float32)
             left, right = self.joined_factors(updates, dtype)
             tensors.append(left @ right)
             weights.append(1.0)
+        for source, packed, c in zip(sources, is_packed, coefficients, strict=True):
+            if packed:
+                tensors.append(self.operand(source, name))
+                weights.append(float(c))
         return tensors, np.array(weights)
 
     def terms(

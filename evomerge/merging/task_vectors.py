@@ -2,13 +2,13 @@
 
 A method's `prepare` gives one direction D_i a model, and a recipe of it is W_0 + sum c_i D_i. The
 directions are kept as safetensors in `$XDG_CACHE_HOME/evomerge/prepared`, by the method, its
-options and the sources' hashes, in the base's dtype, and are mapped like any source.
+options and the sources' hashes, in the base's dtype or as packed signs, and are mapped like any
+source.
 """
 
 import contextlib
 import hashlib
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,23 +19,23 @@ import torch
 from evomerge.cache.eviction import make_room
 from evomerge.cache.holding import hold
 from evomerge.canonical import canonical_json
-from evomerge.dtypes import STORED_DTYPES
 from evomerge.environment import cache_folder
 from evomerge.errors import EvomergeError
 from evomerge.kernels.magnitude_histogram import kth_largest
+from evomerge.kernels.signs import Signs
 from evomerge.kernels.task_vector import task_vector
+from evomerge.merging.direction_files import DirectionFile, read_directions
 from evomerge.merging.methods import MergeMethod
 from evomerge.merging.observations import LinearInputs, Observations
 from evomerge.merging.replayed_inputs import Replay
 from evomerge.merging.validation import check_evidence_of
 from evomerge.node.once import one_at_a_time
 from evomerge.node.phases import Steps, phase
-from evomerge.sources.safetensors_file import header_bytes, read_header
 from evomerge.sources.source import Source
 
 log = logging.getLogger("evomerge")
 
-_VERSION = 1  # of the methods' arithmetic and of the files
+_VERSION = 2  # of the methods' arithmetic and of the files
 
 
 class TaskVectors:
@@ -160,11 +160,11 @@ def _read(folder: Path, base: Source, count: int, method: str) -> list[Source] |
     directions = []
     for i in range(count):
         try:
-            tensors = read_header(folder / f"{i}.safetensors")
-            ordered = {name: tensors[name] for name in base.tensors}
-        except (OSError, ValueError, KeyError, TypeError):
+            held = read_directions(folder / f"{i}.safetensors", base.tensors)
+        except (OSError, ValueError):
             return None
-        directions.append(Source(f"{method}/{folder.name}/{i}", folder, {}, ordered, {}))
+        name = f"{method}/{folder.name}/{i}"
+        directions.append(Source(name, folder, {}, held.tensors, {}, signs=held.signs))
     return directions
 
 
@@ -185,7 +185,7 @@ def _make_once(
         started, threads = time.monotonic(), torch.get_num_threads()
         phase(doing)
         beside = folder.with_suffix(".tmp")
-        make_room(vectors.count * sum(stored.bytes for stored in base.tensors.values()))
+        make_room(vectors.count * method.direction_bytes(base.tensors.values()))
         for left in (folder, beside):  # by one who was killed, or by a disk
             shutil.rmtree(left, ignore_errors=True)
         try:
@@ -204,22 +204,13 @@ def _make_once(
 def _write(
     files: Sequence[Path],
     base: Source,
-    made: Iterable[tuple[str, list[torch.Tensor]]],
+    made: Iterable[tuple[str, Sequence[torch.Tensor | Signs]]],
     steps: Steps,
 ) -> None:
-    header = header_bytes({name: (t.dtype, t.shape) for name, t in base.tensors.items()})
     with contextlib.ExitStack() as stack:
-        streams = [stack.enter_context(open(file, "wb")) for file in files]
-        for stream in streams:
-            stream.write(header)
-        pairs = zip(base.tensors.items(), made, strict=True)
-        for number, ((name, like), (given, directions)) in enumerate(pairs):
+        outs = [stack.enter_context(DirectionFile(file, base.tensors)) for file in files]
+        for number, (name, (given, directions)) in enumerate(zip(base.tensors, made, strict=True)):
             steps.done(number)
             assert name == given, f"{given} comes where {name} should"
-            dtype: torch.dtype = getattr(torch, STORED_DTYPES[like.dtype])
-            for stream, direction in zip(streams, directions, strict=True):
-                stored = direction.to(dtype).contiguous().cpu()
-                stream.write(stored.reshape(-1).view(torch.uint8).numpy().data)
-        for stream in streams:  # a rename may outlive a power cut that the data does not
-            stream.flush()
-            os.fsync(stream.fileno())
+            for out, direction in zip(outs, directions, strict=True):
+                out.add(name, direction)

@@ -247,11 +247,12 @@ def _bytes(shape: list[int], of_one: int) -> int | None:
     return count * of_one
 
 
-def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], length: int = 0) -> bytes:
     """Return what stands before the data of a safetensors file.
 
     Args:
         tensors: name -> (safetensors dtype, shape), in the order of their data.
+        length: it is filled up with spaces to so many bytes, a multiple of eight.
 
     >>> len(header_bytes({"head.weight": ("F32", (2, 3))})) % 8
     0
@@ -263,5 +264,6 @@ def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin at a multiple of eight bytes
+    # the data begin at a multiple of eight bytes
+    text = text.ljust(max(length - LENGTH, len(text) + -len(text) % 8))
     return struct.pack("<Q", len(text)) + text

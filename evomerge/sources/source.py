@@ -25,6 +25,7 @@ from evomerge.sources.locate import local_directory, locate, what_it_is_instead
 from evomerge.sources.lora import Adapter, open_adapter
 from evomerge.sources.model_class import is_known
 from evomerge.sources.safetensors_file import Tensor, read_header, read_json
+from evomerge.sources.signs import StoredSigns
 from evomerge.sources.tokenizer import vocabulary
 from evomerge.sources.trust import NOBODY, Trust
 from evomerge.sources.weight_files import PICKLES, Folder, WeightFiles, lacks_weights, shards
@@ -59,6 +60,7 @@ class Source:
         unaligned: the source as its files have it, where `tensors` follow another's vocabulary.
         to_fetch: files of its weights that are on the hub still, with their bytes.
         evidence: what is known of it beside its weights.
+        signs: tensors that are held as signs, by name; they are not among `tensors`.
 
     >>> tensor = Tensor("BF16", (4, 2), Path("model.safetensors"), "wte.weight", 80, 96)
     >>> source = Source("a", Path("a"), {}, {"wte.weight": tensor}, {})
@@ -79,6 +81,7 @@ class Source:
     unaligned: Self | None = field(default=None, repr=False)
     to_fetch: dict[Path, int] = field(default_factory=dict, repr=False)
     evidence: Evidence = NOTHING
+    signs: dict[str, StoredSigns] = field(default_factory=dict, repr=False)
 
     @property
     def place(self) -> str:
@@ -99,6 +102,7 @@ class Source:
         labelled = [(tensor.key or name, tensor) for name, tensor in own]
         if self.adapter is not None:
             labelled += self.adapter.tensors
+        labelled += [(signs.codes.key, signs.codes) for signs in self.signs.values()]
         return labelled
 
     @functools.cached_property

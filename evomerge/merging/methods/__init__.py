@@ -21,12 +21,13 @@ methods compute on small float64 arrays, `prepare` imports what it needs.
 
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from evomerge.dtypes import SIZE, packed_bytes
 from evomerge.errors import nearest
 from evomerge.kernels.masked import Masked
 from evomerge.merging.update import Update
@@ -35,8 +36,10 @@ from evomerge.registry import Registry
 if TYPE_CHECKING:
     import torch
 
+    from evomerge.kernels.signs import Signs
     from evomerge.merging.observations import LinearInputs
     from evomerge.merging.replayed_inputs import Replay
+    from evomerge.sources.safetensors_file import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
 Reads = Literal["", "inputs", "curvature", "texts"]
@@ -128,8 +131,9 @@ class TaskVectorsView(Protocol):
         """Begin to read layer by layer behind what is merged; only where it `reads` "texts"."""
 
 
-# (tensor's name, one direction a model), of every tensor in the order of `names`
-Directions = Iterator[tuple[str, "list[torch.Tensor]"]]
+# (tensor's name, one direction a model), of every tensor in the order of `names`; a direction that
+# is signs of one size is yielded as `Signs`, and kept as a bit or two an element
+Directions = Iterator[tuple[str, "Sequence[torch.Tensor | Signs]"]]
 
 
 Family = Literal["linear", "masked", "prepared", "factored"]
@@ -178,6 +182,7 @@ class MergeMethod:
         ordered: whether another order of the models is another merge.
         reads: what must be known of each model beside its weights, see `sources.evidence`:
             "inputs", "curvature", "texts", or "" for nothing.
+        signs: whether what `prepare` gives is `Signs`, of matrices at least.
 
     >>> ties = METHODS.get("ties")
     >>> [parameter.name for parameter in ties.parameters], ties.options
@@ -200,7 +205,8 @@ class MergeMethod:
     prepare: Callable[..., Directions] | None
     analyse: Callable[..., object] | None
     ordered: bool
-    reads: Reads = ""
+    reads: Reads
+    signs: bool
 
     @property
     def summary(self) -> str:
@@ -226,6 +232,19 @@ class MergeMethod:
     def prepares(self) -> dict[str, bool | float]:
         """The options of `prepare` or `analyse`, with their defaults."""
         return {name: self.options[name] for name in self.ranges}
+
+    def direction_bytes(self, tensors: "Iterable[Tensor]") -> int:
+        """Return the bytes that one model's prepared direction takes at most.
+
+        Args:
+            tensors: the base's.
+        """
+        total = 0
+        for tensor in tensors:
+            is_packed = self.signs and len(tensor.shape) == 2
+            dense = tensor.elements * SIZE[tensor.dtype]
+            total += packed_bytes(tensor.elements, bits=2) if is_packed else dense
+        return total
 
     @property
     def parameter(self) -> dict[str, Parameter]:
@@ -270,7 +289,12 @@ def masked_method(*, paper: str, draws: bool = False) -> Callable[[F], F]:
 
 
 def prepared_method(
-    *, paper: str, prepare: Callable[..., Directions], ordered: bool = False, reads: Reads = ""
+    *,
+    paper: str,
+    prepare: Callable[..., Directions],
+    ordered: bool = False,
+    reads: Reads = "",
+    signs: bool = False,
 ) -> Callable[[F], F]:
     """Register a method of the prepared family; the function returns (models,) coefficients.
 
@@ -278,14 +302,17 @@ def prepared_method(
         paper: where it is described.
         prepare: (vectors, **options) -> (tensor's name, one direction a model), of every tensor
             in `vectors.names`' order; `vectors` is a `TaskVectorsView`, directions are float
-            tensors of the tensor's shape.
+            tensors of the tensor's shape, or `Signs` of it, which are merged without a dense copy.
         ordered: whether the models' order changes what is prepared.
         reads: what `prepare` asks the view for beside task vectors.
+        signs: whether directions are `Signs`, of matrices at least: what they take is told by it.
 
     >>> METHODS.get("wudi").prepares
     {'ridge': 0.1}
     """
-    return _decorator("prepared", paper, True, prepare=prepare, ordered=ordered, reads=reads)
+    return _decorator(
+        "prepared", paper, True, prepare=prepare, ordered=ordered, reads=reads, signs=signs
+    )
 
 
 def factored_method(
@@ -320,6 +347,7 @@ def _decorator(
     analyse: Callable[..., object] | None = None,
     ordered: bool = False,
     reads: Reads = "",
+    signs: bool = False,
 ) -> Callable[[F], F]:
     once = prepare or analyse
 
@@ -358,6 +386,7 @@ def _decorator(
             analyse=analyse,
             ordered=ordered,
             reads=reads,
+            signs=signs,
         )
         METHODS.add(name, method)
         return function

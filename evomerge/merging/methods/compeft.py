@@ -37,6 +37,8 @@ def directions(
     >>> merge_arrays("compeft", np.zeros_like(model), [model], options={"kept": 0.5}).round(3)
     array([ 2.236, -2.236,  0.   ,  0.   ], dtype=float32)
     """
+    from evomerge.kernels.signs import Signs
+
     least, deviations = [], []
     for i in range(vectors.count):
 
@@ -52,16 +54,14 @@ def directions(
         mean = total / vectors.size
         deviations.append(max(square / vectors.size - mean * mean, 0.0) ** 0.5)
     for name in vectors.names:
-        yield (
-            name,
-            [
-                deviation * (tau.abs() >= bound) * tau.sign()
-                for tau, bound, deviation in zip(vectors.of(name), least, deviations, strict=True)
-            ],
-        )
+        signs = []
+        for i in range(vectors.count):  # one dense task vector at a time
+            tau = vectors.one(i, name)
+            signs.append(Signs.of(tau * (tau.abs() >= least[i]), deviations[i]))
+        yield name, signs
 
 
-@prepared_method(paper="https://arxiv.org/abs/2311.13171", prepare=directions)
+@prepared_method(paper="https://arxiv.org/abs/2311.13171", prepare=directions, signs=True)
 def compeft(*, weight: Weights = ONE, scale: Scale = 1.0) -> np.ndarray:
     """Add the signs of each task vector's largest elements, at the task vector's deviation.
 
