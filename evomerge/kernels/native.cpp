@@ -317,13 +317,17 @@ static INLINE F values_of(const Term& t) {
   return F{w, -w, w, -w, w, -w, w, -w};
 }
 
+// Add signs' elements from `at` on, which is a multiple of 32 where N is above 1.
 template <int S, int BITS, int N>
 static INLINE void add_signs(Pair (&total)[N], const char* codes, F values, int64_t at) {
+#pragma GCC unroll 4
   for (int n = 0; n < N; n++) {
-    const char* from = codes + (at + n * PAIR) * BITS / 8;
-    U word = splat(BITS == 2 ? read<uint32_t>(from) : (uint32_t)read<uint16_t>(from));
-    for (int h = 0; h < 2; h++)
-      total[n].of[h] += picked(values, word >> (lane<S>(h) * BITS));
+    const int64_t from = at + n * PAIR;
+    const U word = splat(read<uint32_t>(codes + from * BITS / 32 * 4));
+    // of one bit, a word is of 32 elements, of which these are the first or the last
+    const uint32_t before = BITS == 2 ? 0 : N > 1 ? n % 2 * PAIR : from % 32;
+    total[n].of[0] += picked(values, word >> (lane<S>(0) * BITS + splat(before)));
+    total[n].of[1] += picked(values, word >> (lane<S>(1) * BITS + splat(before)));
   }
 }
 
@@ -338,9 +342,11 @@ static INLINE void signed_sum(Pair (&total)[N], const Term* terms, const F* valu
     } else if (t.dtype == SIGNS1) {
       add_signs<S, 1>(total, t.data, values[k], at);
     } else {
+#pragma GCC unroll 4
       for (int n = 0; n < N; n++) {
         Pair x = load<S>(t.data, t.dtype, at + n * PAIR);
-        for (int h = 0; h < 2; h++) total[n].of[h] += x.of[h] * splat(t.weight);
+        total[n].of[0] += x.of[0] * splat(t.weight);
+        total[n].of[1] += x.of[1] * splat(t.weight);
       }
     }
   }
@@ -538,6 +544,7 @@ static void merge(const Piece& piece, int64_t start, int64_t stop, Sink& result)
     for (; THIN == SIGNED && at + QUAD * PAIR <= end; at += QUAD * PAIR) {
       Pair total[QUAD] = {};
       signed_sum<S>(total, terms, values, p.count, at);
+#pragma GCC unroll 4
       for (int n = 0; n < QUAD; n++) sink.take<S>(total[n], at + n * PAIR, at + n * PAIR - start);
     }
     for (; at + PAIR <= end; at += PAIR) sink.take<S>(block(p.base, at), at, at - start);
