@@ -117,8 +117,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--sizes", nargs="+", default=["25M", "135M"], choices=SHAPES)
     parser.add_argument("--experts", type=int, default=3)
-    # methods of LoRA adapters alone: see lora_methods.py
-    whole = sorted(n for n, method in METHODS.all().items() if method.family != "factored")
+    # those of LoRA adapters alone: see lora_methods.py
+    whole = sorted(n for n, method in METHODS.all().items() if method.of_weights)
     parser.add_argument("--methods", nargs="+", default=whole)
     parser.add_argument("--times", type=int, default=7)
     parser.add_argument("--device", default="cpu")

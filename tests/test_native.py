@@ -160,10 +160,10 @@ def test_one_tile_that_changes_is_the_one_whose_digest_does():
     assert np.array_equal(tile_digests(some[1:]), tile_digests(some[1:].clone()))
 
 
-WHOLE = [name for name, m in METHODS.all().items() if m.family != "factored"]  # models, merged
+WHOLE = [name for name, method in METHODS.all().items() if method.of_weights]
 
 
-@pytest.mark.parametrize("method", WHOLE)  # of adapters alone: tests/test_lora_pools.py
+@pytest.mark.parametrize("method", WHOLE)  # the others: tests/test_lora_pools.py, test_observed.py
 def test_a_live_model_gets_what_the_stream_gives(method, world, monkeypatch):
     """With threads and without a compiler; again with other numbers in the same tables.
 

@@ -24,7 +24,7 @@ from evomerge.testing import merge_arrays, recipe_of
 from evomerge.workers.protocol import Job
 from evomerge.workers.worker import Worker
 
-PREPARED = sorted(name for name, o in METHODS.all().items() if o.prepare)
+PREPARED = sorted(n for n, o in METHODS.all().items() if o.prepare and o.reads != "texts")
 SEEDS = st.integers(0, 30)
 
 

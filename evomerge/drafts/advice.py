@@ -64,6 +64,9 @@ def known_method(answer: str, models: Models) -> str:
     if method.models and method.models != models.count:
         wrong = f"{answer} merges {method.models} models, and there are {models.count}"
         raise BadInput(Fault("", wrong, "take another method"))
+    if method.reads:
+        wrong = f"{answer} reads texts of each model, which are not asked for here"
+        raise BadInput(Fault("", wrong, "take another, and write method and texts into the file"))
     return answer
 
 

@@ -263,7 +263,9 @@ class _Part:
         operands: dict[str, tuple[Operand, ...]],
     ) -> WeightedSums:
         """Return weighted sums over adapters' factors, and add the operands that they are of."""
-        rows, tensors = [], []
+        rows: list[np.ndarray] = []
+        tensors: list[list[Operand]] = []
+        some: list[Operand]
         for name in names:
             if self.method.family == "factored":
                 some, row = self._added(index, group, name)
@@ -279,11 +281,11 @@ class _Part:
         padded = [np.pad(row, (0, most - len(row))) for row in rows]
         return WeightedSums(tuple(names), np.array(padded))
 
-    def _added(self, index: int, group: Group, name: str) -> tuple[list[torch.Tensor], np.ndarray]:
+    def _added(self, index: int, group: Group, name: str) -> tuple[list[Operand], np.ndarray]:
         """Return the base's tensor and what is added to it, with their coefficients."""
         assert self._base is not None, "`method_of` has checked it"
         made = self.composed(index, group, name)
-        tensors = [self._weights.tensor(self._base, name)]
+        tensors: list[Operand] = [self._weights.tensor(self._base, name)]
         if made is not None:
             tensors.append(made.product())
         return tensors, np.ones(len(tensors))

@@ -209,6 +209,11 @@ class MergeMethod:
     signs: bool
 
     @property
+    def of_weights(self) -> bool:
+        """Whether it merges any models of one shape, with nothing known of them but the weights."""
+        return self.family != "factored" and not self.reads
+
+    @property
     def summary(self) -> str:
         """What it does, in a line."""
         return (inspect.getdoc(self.function) or "").split("\n")[0]
