@@ -164,6 +164,7 @@ class Campaign:
             self.space.levels,
             steps=self.space.steps() if kind.minds_steps else None,
             parts=self.parts.count if self.parts else 1,
+            ingredients=self.space.ingredients(),
         )
         return make_controller(problem, self.search.controller)
 

@@ -30,6 +30,7 @@ import numpy as np
 
 from evomerge.errors import Fault
 from evomerge.registry import Registry
+from evomerge.search.ingredients import Ingredients
 from evomerge.sections import Section
 
 # Of a part, where a controller compares across parts anyway: enough that the items' difficulties,
@@ -65,6 +66,7 @@ class Problem:
         steps: (d,) float64, how far a first step should go along each gene, on average 1; None:
             alike along all.
         parts: how many candidates' items make up all items; 1 where each is scored on all.
+        ingredients: where single models stand; None where a space has no weights of its models.
 
     >>> Problem(dimension=3, seed=1, start=np.full(3, 0.5)).objectives
     1
@@ -77,6 +79,7 @@ class Problem:
     levels: tuple[int, ...] = ()
     steps: np.ndarray | None = None
     parts: int = 1
+    ingredients: Ingredients | None = None
 
 
 class Proposal(NamedTuple):

@@ -21,6 +21,7 @@ from evomerge.recipes.parameters import single
 from evomerge.recipes.recipe import Recipe
 from evomerge.registry import Registry
 from evomerge.search.axes import GeneRange
+from evomerge.search.ingredients import Ingredients
 from evomerge.sections import Section
 
 # Of a gene: coarse enough that no hash depends on the last bit of a controller's arithmetic, and
@@ -167,6 +168,10 @@ class SearchSpace(ABC):
         (dimension,) float64, about 1 in the middle; None where nothing is known of that. It may
         read all weights.
         """
+        return None
+
+    def ingredients(self) -> Ingredients | None:
+        """Return where single models stand; None where genes are no weights of models."""
         return None
 
     def seeds(self) -> list[tuple[str, Recipe]]:

@@ -11,6 +11,7 @@ from evomerge.errors import Fault
 from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.axes import GeneRange
+from evomerge.search.ingredients import Ingredients
 from evomerge.search.spaces import PointSpace, SourceShapes, SpaceSection, space
 from evomerge.search.spaces.parameters import ParametersSection, ParametersSpace
 from evomerge.sections import option
@@ -138,6 +139,18 @@ class ChoiceSpace(PointSpace):
     def start(self) -> np.ndarray:
         first = np.full(len(self._places), 0.5 / len(self.spaces))
         return np.concatenate([first, *(s.start for s in self.spaces)])
+
+    def ingredients(self) -> Ingredients | None:
+        """See `SearchSpace.ingredients`: a model's genes are its weights in all spaces."""
+        inner = [space.ingredients() for space in self.spaces]
+        known = [each for each in inner if each is not None]
+        if len(known) < len(inner):
+            return None
+        chosen = self.start[: len(self._places)]
+        models = [np.tile(chosen, (len(self.shapes.models), 1)), *(each.alone for each in known)]
+        nothing = np.concatenate([chosen, *(each.nothing for each in known)])
+        adds_up = all(each.adds_up for each in known)
+        return Ingredients(nothing, np.concatenate(models, axis=1), adds_up)
 
     def decode(self, genome: np.ndarray) -> ParametersRecipe:
         """Return the recipe at `genome`, (dimension,) float64 in [0, 1]."""

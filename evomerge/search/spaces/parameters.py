@@ -10,6 +10,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.search.axes import AxisSection, Gene, GeneRange
 from evomerge.search.group_bounds import narrowed
 from evomerge.search.group_names import OUTER, Spot, governing, read_names, shared
+from evomerge.search.ingredients import Ingredients
 from evomerge.search.parameter_options import ParametersSection, group_edges
 from evomerge.search.spaces import PointSpace, SourceShapes, space
 from evomerge.tensor_names import PARTS, place
@@ -90,9 +91,8 @@ class ParametersSpace(PointSpace):
         How far to go along their sum is most of what a start can know; it is asked where weights
         have no start in the campaign file.
         """
-        entry, options = self.axes.get("weight"), {**self.method.options, **self.options}
-        scales = self.method.needs_base and not options.get("normalize", False)
-        if not scales or not isinstance(entry, AxisSection) or entry.start is not None:
+        entry = self.axes.get("weight")
+        if not self._adds_up or not isinstance(entry, AxisSection) or entry.start is not None:
             return []
         found: dict[bytes, tuple[str, Recipe]] = {}
         for weight in (1.0 / len(self.shapes.models), *_SUMS):
@@ -102,6 +102,27 @@ class ParametersSpace(PointSpace):
                     genome[n] = min(0.95, max(0.05, gene.unit(weight)))  # as `_start` has it
             found.setdefault(genome.tobytes(), (f"sum x{weight:.2g}", self.decode(genome)))
         return list(found.values())
+
+    def ingredients(self) -> Ingredients | None:
+        """See `SearchSpace.ingredients`; a model's genes are its weights in all groups."""
+        weights = [g for g in self.genes if g.axis == "weight" and g.model is not None]
+        if not weights:
+            return None
+        nothing = self.start
+        for n, gene in enumerate(self.genes):
+            if gene in weights:
+                nothing[n] = gene.unit(0.0)
+        alone = np.tile(nothing, (len(self.shapes.models), 1))
+        for n, gene in enumerate(self.genes):
+            if gene in weights and gene.model is not None:
+                alone[gene.model, n] = gene.unit(1.0)
+        return Ingredients(nothing, alone, self._adds_up)
+
+    @property
+    def _adds_up(self) -> bool:
+        """Whether weights are those of task vectors, and need not sum to 1."""
+        options = {**self.method.options, **self.options}
+        return self.method.needs_base and not options.get("normalize", False)
 
     @property
     def levels(self) -> tuple[int, ...]:
