@@ -4,11 +4,12 @@ from collections.abc import Iterable
 
 from evomerge.campaign.campaign import Campaign
 from evomerge.errors import Fault
+from evomerge.recipes.category_soup import TENTHS, most_soups
 from evomerge.scoring.parts import BatchesSection, items_fault
 
 
 def baseline_count(campaign: Campaign) -> int:
-    """Return how many baselines a search has, the soups that wait for scores among them.
+    """Return how many baselines a search has at most, soups that wait for scores among them.
 
     >>> from evomerge.testing.campaigns import example_campaign
     >>> baseline_count(example_campaign())
@@ -17,6 +18,9 @@ def baseline_count(campaign: Campaign) -> int:
     baselines = len(campaign.baselines()) + ("metrics" in campaign.soups)
     if "greedy" in campaign.soups:
         baselines += len(campaign.models) - 1
+    if "soce" in campaign.soups:
+        categories = sum(not objective.cost for objective in campaign.objectives)
+        baselines += most_soups(min(categories, len(campaign.models), TENTHS))
     return baselines
 
 

@@ -50,7 +50,14 @@ def start_after_soups(
     space, plan, labels = campaign.space, campaign.plan, campaign.labels
     means = {k: m for k, m in means.items() if k in labels.values()}
     scale = Scale(campaign.objectives, list(means.values()))
-    values = {m: scale.value(means[labels[m]]) for m in campaign.models if labels[m] in means}
+    scored = [m for m in campaign.models if labels[m] in means]
+    values = {m: scale.value(means[labels[m]]) for m in scored}
+    # a cost is no category at which a model could be the expert
+    costs = [objective.cost for objective in campaign.objectives]
+    categories = {}
+    for model in scored:
+        vector = zip(scale.vector(means[labels[model]]), costs, strict=True)
+        categories[model] = [score for score, is_cost in vector if not is_cost]
 
     def value_of(label: str, recipe: Recipe) -> float | None:
         found = means_of(label, recipe)
@@ -58,7 +65,7 @@ def start_after_soups(
 
     averaged = campaign.models if campaign.has_average else ()
     dtype = campaign.worker.dtype
-    cooked = soups.cook(campaign.soups, averaged, labels, values, dtype, value_of)
+    cooked = soups.cook(campaign.soups, averaged, labels, values, categories, dtype, value_of)
     if not (plan.start_from_soup and campaign.stage == 0 and cooked):
         return space.start
     best, _ = max(cooked, key=lambda soup: soup[1])

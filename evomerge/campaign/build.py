@@ -23,6 +23,7 @@ from evomerge.campaign.named_sources import (
     check_adapters,
     check_averages,
     check_parts,
+    check_soups,
     check_sources,
     evidence_faults,
     open_sources,
@@ -248,6 +249,7 @@ def open_campaign(
     fitness = open_fitnesses(plan.entries, plan.own_test, faults)
     splits, warnings = split_fitnesses(plan, fitness, faults)
     check_averages(plan, listed, search.space, opened, faults)
+    check_soups(plan, faults)
     under = f"stages.{stage}.space" if plan.stages else "space"
     if opened:
         check_parts(search.space, opened, under, faults)

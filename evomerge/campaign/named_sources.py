@@ -161,6 +161,21 @@ def check_averages(
             faults.add(f"fitness.{index}.constraint", wrong, mend)
 
 
+def check_soups(plan: CampaignPlan, faults: Faults) -> None:
+    """Refuse a soup of category experts where there are no categories; groups are objectives here.
+
+    >>> from evomerge.testing.campaigns import example_plan
+    >>> faults = Faults()
+    >>> check_soups(example_plan(soups=["soce"]), faults)
+    >>> [fault.key for fault in faults.found]
+    ['soups']
+    """
+    categories = [section for section in plan.fitness if not isinstance(section, CostSection)]
+    if "soce" in plan.soups and len(categories) < 2:
+        wrong = "soce chooses models by how they score on several objectives, and there is one"
+        faults.add("soups", wrong, "write one more under fitness, or leave soce out")
+
+
 def check_parts(
     space: SpaceSection, opened: Mapping[str, Source], under: str, faults: Faults
 ) -> None:

@@ -24,7 +24,7 @@ from evomerge.tracking import TRACKERS, TrackerSection
 
 # Letters, digits, '.', '-' and '_', a letter or digit first: names of folders and of columns.
 PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-Soup = Literal["model_stock", "metrics", "greedy"]
+Soup = Literal["model_stock", "metrics", "greedy", "soce"]
 _BASELINES = ("base", "baseline", "uniform", *SOUPS)  # what models and stages cannot be called
 
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from evomerge.recipes.category_soup import TENTHS, category_experts, climb
 from evomerge.recipes.parameters import Group, ParametersRecipe, uniform
 
-SOUPS = ("model_stock", "metrics", "greedy")
+SOUPS = ("model_stock", "metrics", "greedy", "soce")
 
 
 def model_stock(models: tuple[str, ...], base: str, dtype: str) -> ParametersRecipe:
@@ -39,7 +40,10 @@ def by_metrics(
     worth = np.array([max(values.get(model, 0.0), 0.0) for model in models])
     if not worth.any():
         return uniform(models, dtype)
-    weight = tuple(float(share) for share in worth / worth.sum())
+    return _average(models, tuple(float(share) for share in worth / worth.sum()), dtype)
+
+
+def _average(models: tuple[str, ...], weight: tuple[float, ...], dtype: str) -> ParametersRecipe:
     group = Group(None, None, {"weight": weight})
     return ParametersRecipe("linear", models, (group,), dtype=dtype)
 
@@ -82,6 +86,7 @@ def cook(
     models: tuple[str, ...],
     labels: Mapping[str, str],
     values: Mapping[str, float],
+    categories: Mapping[str, Sequence[float]],
     dtype: str,
     value_of: Callable[[str, ParametersRecipe], float | None],
 ) -> list[tuple[ParametersRecipe, float]]:
@@ -92,6 +97,7 @@ def cook(
         models: in the campaign's order.
         labels: of the models, by name.
         values: of the models, by name.
+        categories: of the same models, by name, their scores of each objective, more is better.
         dtype: of the soups.
         value_of: scores a soup under a label, or says what it scored.
 
@@ -101,7 +107,7 @@ def cook(
     >>> def value_of(label, soup):
     ...     print(label, soup.groups[0].values["weight"])
     ...     return 0.5
-    >>> soups = cook(["metrics"], ("a", "b"), {}, {"a": 3.0, "b": 1.0}, "float32", value_of)
+    >>> soups = cook(["metrics"], ("a", "b"), {}, {"a": 3.0, "b": 1.0}, {}, "float32", value_of)
     uniform (0.5, 0.5)
     metrics (0.75, 0.25)
     """
@@ -116,12 +122,21 @@ def cook(
     def score_members(members: tuple[str, ...], soup: ParametersRecipe) -> float | None:
         return score("greedy " + "+".join(labels[model] for model in members), soup)
 
+    def score_shares(experts: tuple[str, ...], tenths: tuple[int, ...]) -> float | None:
+        shares = tuple(tenth / TENTHS for tenth in tenths)
+        parts = [f"{labels[m]} {share}" for m, share in zip(experts, shares, strict=True)]
+        return score("soce " + "+".join(parts), _average(experts, shares, dtype))
+
     if len(models) > 1:
         score("uniform", uniform(models, dtype))
     if models and "metrics" in wanted:
         score("metrics", by_metrics(models, values, dtype))
     if "greedy" in wanted:
         greedy(models, values, dtype, score_members)
+    if models and "soce" in wanted:
+        experts = tuple(category_experts(categories, values))[:TENTHS]
+        if len(experts) > 1:  # a single one is scored already
+            climb(len(experts), lambda tenths: score_shares(experts, tenths))
     return scored
 
 
