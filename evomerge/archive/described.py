@@ -96,7 +96,7 @@ outcomes: what became of each candidate on search items.
   items_scored: of all objectives; of a failure, those it was to be scored on
   weights_checksum: of the weights that were scored, of the adapter's factors by the engine
     `vllm-lora`; empty for a path
-  worker: host, process and device
+  worker: host, process and device; RUN#NUMBER of what another run had scored, and was taken over
   copy_of: an earlier candidate with the same recipe, whose outcome this is
   estimate: of the value, where a part of the items was scored
 scores: one row for each candidate, objective and split.

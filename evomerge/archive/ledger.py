@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,6 +118,20 @@ class Ledger:
         )
         row = self._db.first(sql, {"recipe": recipe_id, "part": part, "stage": self.stage})
         return row["id"] if row else None
+
+    def in_full(self, recipe_id: str) -> int | None:
+        """Return the first candidate of a recipe that was scored on all search items, or None."""
+        sql = (
+            "SELECT c.id FROM candidates c JOIN outcomes o ON o.candidate_id = c.id"
+            " WHERE c.recipe_id = ? AND o.status = 'ok' AND c.part IS NULL ORDER BY c.id LIMIT 1"
+        )
+        row = self._db.first(sql, (recipe_id,))
+        return row["id"] if row else None
+
+    @property
+    def machines(self) -> list[dict[str, Any]]:
+        """What the campaign was started on, of each start: versions, host, device and others."""
+        return [json.loads(r["machine"]) for r in self._db.rows("SELECT machine FROM starts")]
 
     def scored_in_full_before(self, part: int) -> list[int]:
         """Return who was scored in full when the first candidate of a part was asked for."""

@@ -1,5 +1,6 @@
 """What is scored before a controller is asked: sources, soups, and candidates of other runs."""
 
+import logging
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -15,6 +16,8 @@ from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.objectives import Scale
 from evomerge.search.spaces import PointSpace, quantize
+
+log = logging.getLogger("evomerge")
 
 # Of the items, on which seeds are scored; far from those of the search, whose numbers begin at 0.
 SEED_PART = 2**31
@@ -98,6 +101,9 @@ class Baselines:
         for label, recipe in self._campaign.baselines():
             self._add(label, recipe)
         self._score_waiting("baseline")
+        if taken := self._evaluation.taken:
+            text = "%d baseline(s) were scored by the runs that it begins with, and are taken over"
+            log.info(text, taken, extra={"for_user": True})
 
     def score_soups(self) -> np.ndarray:
         """Score the soups that depend on the sources' scores; return where the search begins."""
@@ -127,10 +133,19 @@ class Baselines:
         archive = self._archive
         if self._campaign.warm_starts and not archive.proposed():
             rows = []
-            for label, recipe, genome in self._campaign.warm_starts:
+            for label, recipe, genome, _ in self._campaign.warm_starts:
                 rows.append((label, genome, recipe.id(self._campaign.worker.hashes), recipe))
             archive.add_warm_starts(rows)
         self._score_waiting("warm_start")
+        theirs = {start.label: start.checksum for start in self._campaign.warm_starts}
+        for candidate in archive.warm_starts():
+            outcome, known = archive.outcome(candidate.id), theirs.get(str(candidate.label))
+            if known and outcome and outcome["weights_checksum"] not in ("", known):
+                log.warning(
+                    "%s is not quite itself here: the space expresses it by other weights; where"
+                    " that matters, widen its axes to hold 0, as a model more has to weigh nothing",
+                    candidate.label,
+                )
 
     def means(self, stage: int | None = None) -> dict[str, dict[str, float]]:
         """Return label -> mean search scores of the baselines that were scored, of all stages."""

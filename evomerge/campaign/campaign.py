@@ -39,6 +39,7 @@ class WarmStart(NamedTuple):
         label: RUN#NUMBER.
         recipe: in this space.
         genome: None in a space of individuals.
+        checksum: of its weights as that run scored them; "" if it has none.
 
     >>> WarmStart("runs/first#7", uniform(("a", "b"), "float32"), np.array([0.5])).label
     'runs/first#7'
@@ -47,6 +48,7 @@ class WarmStart(NamedTuple):
     label: str
     recipe: Recipe
     genome: np.ndarray | None
+    checksum: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from evomerge.archive.archive import Archive
 from evomerge.archive.records import Candidate, PartScores
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.confirmation import Confirmation, Positions
+from evomerge.campaign.earlier_runs import EarlierRuns
 from evomerge.campaign.feedback import FeedbackScale
 from evomerge.campaign.observer import Observer
 from evomerge.errors import EvomergeError
@@ -39,6 +40,7 @@ class Evaluation:
         controller: hears of outcomes, once it is there.
         confirmation: hears of the outcomes of races, where candidates are scored in parts.
         items: search items of this stage that were scored, or are to be.
+        taken: candidates that were not scored, as another run had done it.
 
     >>> from evomerge.testing.campaigns import example_evaluation
     >>> evaluation = example_evaluation()
@@ -71,6 +73,7 @@ class Evaluation:
         self.parts = campaign.parts
         self._splits, self._fitness = campaign.splits, campaign.fitness
         self._scored = campaign.scored
+        self._runs, self.taken = EarlierRuns(campaign), 0
         self.items = archive.items_scored(campaign.stage)
         self._observer = observer
         # by number, with the search items that it is scored on, if not all
@@ -109,13 +112,20 @@ class Evaluation:
             self.wait()
 
     def submit(self, candidate: Candidate) -> None:
-        """Score a candidate on search items, unless the same recipe was scored or is in flight."""
+        """Score a candidate on search items, unless the same recipe was scored or is in flight.
+
+        What a run that the campaign begins with scored in full, on the same items, is its too.
+        """
         model = (candidate.recipe_id, candidate.part)
         earlier = self.archive.scored_before(*model)
         if earlier is not None:
             self._record_copy(candidate, earlier)
         elif model in self._twins:
             self._twins[model].append(candidate)
+        elif candidate.part is None and (taken := self._runs.outcome_of(candidate.recipe_id)):
+            log.info("candidate %d: as %s scored it", candidate.id, taken.worker)
+            self.taken += 1
+            self._keep(candidate, taken, 0)
         else:
             self._twins[model] = []
             which = None
@@ -214,6 +224,14 @@ class Evaluation:
                 raise RuntimeError("a race was run before there was one")
             self.confirmation.hear(candidate.id, outcome, which, self._count(which))
             return
+        self._keep(candidate, outcome, self._count(which), which)
+        for twin in self._twins.pop((candidate.recipe_id, candidate.part), []):
+            self._record_copy(twin, candidate.id)
+
+    def _keep(
+        self, candidate: Candidate, outcome: Outcome, items: int, which: Positions | None = None
+    ) -> None:
+        """Write down an outcome on search items, and let the controller hear of it."""
         part, scores = None, outcome.summaries
         if which is not None and scores:
             part = self._part(candidate, outcome, which)
@@ -221,13 +239,10 @@ class Evaluation:
         value, violation = None, 0.0
         if self.feedback and scores:
             value, violation = self.feedback.worth(scores, outcome.scores, which)
-        items = self._count(which)
         self.archive.record(  # disk first,
             candidate.id, outcome, value, violation, items=items, part=part
         )
         self._tell(candidate, scores or None, outcome.scores)  # then memory
-        for twin in self._twins.pop((candidate.recipe_id, candidate.part), []):
-            self._record_copy(twin, candidate.id)
 
     def _part(self, candidate: Candidate, outcome: Outcome, which: Positions) -> PartScores:
         """Return what a candidate's part says of its means over all search items."""

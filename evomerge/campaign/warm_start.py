@@ -24,6 +24,7 @@ class Named(NamedTuple):
         label: RUN#NUMBER.
         recipe: over the models of its own run.
         hashes: name -> content hash of these models.
+        checksum: of its weights as its run scored them; "" if it has none.
 
     >>> from evomerge.recipes.parameters import single
     >>> Named("init.0", "runs/first#7", single("a", "float32"), {"a": "0f"}).key
@@ -34,13 +35,15 @@ class Named(NamedTuple):
     label: str
     recipe: Recipe
     hashes: Mapping[str, str]
+    checksum: str = ""
 
 
 def warm_starts(campaign: Campaign) -> tuple[WarmStart, ...]:
     """Return the candidates of other runs that a campaign begins with, in its space's terms.
 
     The space expresses each as nearly as it can. A candidate may have only this campaign's
-    models, whatever they are called there.
+    models, whatever they are called there. Those that it does not have weigh nothing, as far as
+    the space lets them: so a pool that has grown begins with what was found for the smaller one.
 
     Raises:
         BadInput: a run or a candidate is not there, or merges other models.
@@ -62,7 +65,7 @@ def warm_starts(campaign: Campaign) -> tuple[WarmStart, ...]:
             else:
                 assert isinstance(space, BreedingSpace)
                 recipe = space.individual(_renamed(candidate, campaign))
-            start = WarmStart(candidate.label, recipe, genome)
+            start = WarmStart(candidate.label, recipe, genome, candidate.checksum)
             found.setdefault(recipe.id(campaign.worker.hashes), start)
     faults.check()
     return tuple(found.values())
@@ -106,11 +109,14 @@ def _candidates(entry: str, key: str) -> list[Named]:
         if which == "front":
             chosen = [archive.candidate(number) for number in archive.front()]
         hashes = {source.name: source.sha256 for source in archive.sources}
-        rows = [
-            Named(key, f"{run}#{candidate.id}", candidate.recipe, hashes)
-            for candidate in chosen
-            if candidate.origin != "baseline"
-        ]
+        rows = []
+        for candidate in chosen:
+            if candidate.origin == "baseline":
+                continue
+            outcome = archive.outcome(candidate.id)
+            checksum = outcome["weights_checksum"] if outcome else ""
+            label = f"{run}#{candidate.id}"
+            rows.append(Named(key, label, candidate.recipe, hashes, checksum))
     if not rows:
         mend = "let that campaign run on, or name another candidate"
         raise BadInput(Fault("", f"'{entry}' holds baselines only", mend))
@@ -134,7 +140,8 @@ def _over_own_models(named: Named, campaign: Campaign) -> Recipe:
     assert isinstance(recipe, ParametersRecipe)
     if recipe.base and base:
         _refuse_unless(named.hashes[recipe.base] == hashes[base], named, recipe.base)
-    # models that it does not merge weigh nothing
+    # models that it does not merge weigh nothing; what else they have is the mean of the others',
+    # so that where it is tied it stays what it is
     at = {named.hashes[name]: index for index, name in enumerate(recipe.models)}
     order = [at.get(hashes[model]) for model in models]
     groups = []
@@ -142,7 +149,8 @@ def _over_own_models(named: Named, campaign: Campaign) -> Recipe:
         values = dict(group.values)
         for name, value in values.items():
             if isinstance(value, tuple):
-                values[name] = tuple(0.0 if i is None else value[i] for i in order)
+                missing = 0.0 if name == "weight" else sum(value) / len(value)
+                values[name] = tuple(missing if i is None else value[i] for i in order)
         groups.append(replace(group, values=values))
     return replace(recipe, models=models, base=base, groups=tuple(groups))
 
