@@ -7,6 +7,7 @@ KINDS = {
     "observed": "what models' layers read of texts, for methods that merge by them",
     "factories": "weights that a function drew by a seed",
     "recipes": "merges within a merge, or a push, under way",
+    "experts": "what experts say to prompts",
     "native": "compiled kernels",
     "digests": "hashes of sources",
 }

@@ -40,7 +40,7 @@ _DAYS = 30.0  # without AGE
 _DAY = 86400.0  # seconds
 
 # The rest is small, and dear to make again: hashing a source reads all of it.
-_LARGE = ("candidates", "prepared", "observed", "factories", "recipes")
+_LARGE = ("candidates", "prepared", "observed", "experts", "factories", "recipes")
 
 
 class Limits(NamedTuple):

@@ -37,6 +37,7 @@ from evomerge.config.validate import checked_plan
 from evomerge.environment import cores
 from evomerge.errors import BadInput, Faults, placed
 from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.recipes.recipe import Recipe
 from evomerge.scoring.fitness import (
     Fitness,
 )
@@ -45,6 +46,7 @@ from evomerge.search.guards import Guard
 from evomerge.search.objectives import Objective
 from evomerge.search.spaces import (
     PointSpace,
+    SearchSpace,
     SourceShapes,
     SpaceSection,
     make_space,
@@ -324,6 +326,7 @@ def _campaign(
         gpus=max(1, int(plan.workers.gpus_each)),
         candidates_each=plan.workers.at_once,
         quantize=plan.workers.quantize or "",
+        experts=_experts(plan, listed, space),
     )
     objectives = []
     for section in plan.fitness:
@@ -358,6 +361,16 @@ def _campaign(
     if campaign.soups:
         prepared += [recipe for label, recipe in campaign.baselines() if label in campaign.soups]
     return replace(campaign, worker=replace(worker, prepared=tuple(prepared)))
+
+
+def _experts(plan: CampaignPlan, listed: SourcesSection, space: SearchSpace) -> dict[str, Recipe]:
+    """Return the recipes of the sources that show objectives what is good."""
+    names = {label: name for name, label in listed.labels.items()} | listed.models
+    experts = {}
+    for _, section in plan.entries:
+        if section.expert is not None:
+            experts[section.name] = space.single(names[section.expert])
+    return experts
 
 
 def _threads(workers: WorkersSection) -> int | None:

@@ -16,7 +16,7 @@ from evomerge.scoring.fitness import AskedSection, CostSection
 from evomerge.search.objectives import parse_bound
 from evomerge.search.spaces import SPACES, BreedingSpace, SpaceSection
 from evomerge.search.spaces.routing import RoutingSection
-from evomerge.sources.compatibility import mismatches, stream_mismatches
+from evomerge.sources.compatibility import mismatches, settings_of, stream_mismatches
 from evomerge.sources.evidence import moved_place
 from evomerge.sources.model_class import speaks
 from evomerge.sources.source import Source, is_candidate, moved_faults, open_source
@@ -239,6 +239,7 @@ def scoring_faults(campaign: Campaign) -> Iterable[Fault]:
     if wrong := generation_fault(frame.path):
         where = f"generation_config.json of '{frame.name}' cannot be read ({wrong})"
         yield Fault(f"sources.{_key_of(campaign, frame)}", where, "mend or remove the file")
+    depth = frame.layers
     for key, section in entries:
         if not isinstance(section, AskedSection):
             continue
@@ -246,6 +247,13 @@ def scoring_faults(campaign: Campaign) -> Iterable[Fault]:
             wrong = f"{section.asks} needs a model that gives text, and '{frame.name}' is a"
             wrong += f" {frame.class_name}"
             yield Fault(f"{key}.{section.key}", wrong, "write function: FILE.py, or another model")
+        elif section.needs_decoder and settings_of(frame).get("is_encoder_decoder"):
+            wrong = "what is read token by token needs a decoder, and"
+            wrong += f" '{frame.name}' is a {frame.class_name}"
+            yield Fault(f"{key}.{section.key}", wrong, "write another fitness")
+        elif too_deep := [n for n in section.compared_layers if not -depth - 1 <= n <= depth]:
+            wrong = f"there is no layer {too_deep[0]}: '{frame.name}' has {depth}"
+            yield Fault(f"{key}.layers", wrong, f"write 0 to {depth}, or -1 for the last")
         elif unreadable:
             wrong = f"{section.asks} needs a tokenizer, and '{frame.name}' has none"
             mend = "save the tokenizer into its directory"

@@ -220,6 +220,15 @@ def objective_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
         if sources and against is not None and against not in labels:
             wrong = f"there is no baseline '{against}'"
             yield Fault(f"{place}.against", wrong, nearest(against, labels))
+        sources_there = [n for n in labels if n != "uniform"]
+        if sources and entry.expert is not None and entry.expert not in sources_there:
+            wrong = f"there is no source '{entry.expert}'"
+            yield Fault(f"{place}.{entry.key}", wrong, nearest(entry.expert, sources_there))
+        if entry.compared_layers and any(
+            s and s.kind == "routing" for s in _spaces(fields).values()
+        ):
+            wrong = "layers of a routed candidate have no counterparts in the expert"
+            yield Fault(f"{place}.measure", wrong, "write measure: logits")
         if entry.constraint is None:
             continue
         key = f"{place}.constraint"

@@ -11,7 +11,8 @@ from evomerge.scoring.kinds import FITNESSES
 from evomerge.sections import one_of, refuse
 
 _EVERY = {key: kind.section for key, kind in FITNESSES.all().items()}
-_KINDS = {"task": _EVERY.pop("task"), **_EVERY}  # whose options most others share
+_FIRST = ("task", "cost", "function", "judge")  # whose options others share
+_KINDS = {key: _EVERY.pop(key) for key in _FIRST} | _EVERY
 
 
 def _which(value: Any) -> str:

@@ -5,7 +5,7 @@ An entry of a campaign's `fitness` is of one kind, told by its key: a `task` of 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -77,6 +77,16 @@ class FitnessSection(Section):
         return None
 
     @property
+    def expert(self) -> str | None:
+        """The label of a source that shows it what is good; None if it needs none."""
+        return None
+
+    @property
+    def compared_layers(self) -> Sequence[int]:
+        """The layers of the candidate that it compares with its expert's: 0 is the embeddings."""
+        return ()
+
+    @property
     def needs_model(self) -> bool:
         """Whether it is given transformers' model, which not every engine has."""
         return True
@@ -107,6 +117,11 @@ class AskedSection(FitnessSection):
     @property
     def wants_chat_template(self) -> bool:
         """Whether the tokenizer has to have a chat template."""
+        return False
+
+    @property
+    def needs_decoder(self) -> bool:
+        """Whether the model has to predict each token of a text from those before it."""
         return False
 
 
@@ -282,6 +297,18 @@ class Fitness(ABC):
     @abstractmethod
     def score(self, ordinals: Sequence[int]) -> np.ndarray:
         """Return the (len(ordinals),) float32 scores of the model as it is now."""
+
+    def learn(self, content: str, become: Callable[[], object]) -> None:
+        """Get to know what its expert says, before the first candidate.
+
+        Args:
+            content: what the expert is, in full: equal for equal answers.
+            become: lets the live model be the expert; not called where that is known already.
+
+        Raises:
+            BadInput: the expert says nothing that can be compared with.
+        """
+        raise TypeError(f"{type(self).__name__} has no expert")
 
     def questions(self, ordinals: Sequence[int]) -> tuple[Any, list[Any]] | None:
         """Return what answers lm-eval's requests, and those of some items; None if it has none.

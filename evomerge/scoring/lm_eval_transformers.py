@@ -83,6 +83,26 @@ class TransformersLM:
         # an encoder-decoder's first token is given, not generated
         return said.length(known, self._lm.tok_decode, given=0 if self._is_causal else 1)
 
+    def encoded(self, prompt: str, answer: int = 0) -> list[int]:
+        """Return a prompt's last tokens, as many as leave room for an answer of some tokens.
+
+        Args:
+            prompt: as it is asked; of one without tokens, what lm-eval puts before a text.
+            answer: its longest.
+
+        Raises:
+            ValueError: there is no room for a prompt.
+        """
+        room = self._lm.max_length - answer
+        if room <= 0:
+            wrong = f"an answer of {answer} tokens leaves no room for a prompt"
+            raise ValueError(f"{wrong}: the model takes {self._lm.max_length}")
+        return self._lm.tok_encode(prompt, left_truncate_len=room) or [self._lm.prefix_token_id]
+
+    def spoken(self, said: Answer) -> list[int]:
+        """Return the tokens that were generated for an answer, with the one that ended it."""
+        return list(said.tokens[: self.length(said) + 1])
+
     def _batches_of(self, requests: Sequence[Any]) -> list[Batch]:
         """Return the batches that HFLM would make of requests."""
         key = tuple(map(id, requests))

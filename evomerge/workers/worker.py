@@ -39,6 +39,7 @@ from evomerge.sources.alignment import all_aligned
 from evomerge.sources.digest import digest, files_of, touched
 from evomerge.sources.source import Source, open_source
 from evomerge.workers.engine_check import check_engine
+from evomerge.workers.experts import learn_from_experts
 from evomerge.workers.protocol import Job, WorkerPlan
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Worker:
             self._fitness[objective] = fitness
         for fitness in self._fitness.values():
             fitness.follow(self._fitness)
+        learn_from_experts(plan, device, self._fitness, self._materialize)
         options = self._engine_options
         check_engine(self._engine, options, frame, plan, self._merger, self._fitness)
         mute_loggers()  # for good, as to do so for every score takes milliseconds

@@ -44,7 +44,7 @@ def fitness(section: type[FitnessSection]) -> Callable[[_O], _O]:
         section: the class of its options.
 
     >>> sorted(FITNESSES.all())[:2]
-    ['cost', 'function']
+    ['agreement', 'cost']
     """
 
     def register(opener: _O) -> _O:
