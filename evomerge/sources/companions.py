@@ -20,7 +20,8 @@ _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 
 # What is written anew, or says how the frame itself was made.
 _ITS_OWN = {
-    "config.json", "recipe.json", "adapter_config.json", "trainer_state.json", "training_args.json",
+    "config.json", "recipe.json", "made_by.json", "adapter_config.json", "trainer_state.json",
+    "training_args.json",
     "all_results.json", "train_results.json", "eval_results.json", "quantize_config.json",
     "requirements.txt",
 }  # fmt: skip
