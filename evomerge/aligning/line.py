@@ -83,7 +83,7 @@ def walk(pair: Pair, end: Callable[[str], torch.Tensor], judge: Judge, points: i
         points: how many, both ends among them.
 
     >>> import tempfile
-    >>> from evomerge.aligning.aligned_model import open_pair
+    >>> from evomerge.aligning.aligned_model import MODEL, open_pair
     >>> from evomerge.testing import tiny_llama
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     names = [str(tiny_llama(f"{folder}/{seed}", seed)) for seed in (0, 1)]

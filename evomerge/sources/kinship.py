@@ -9,8 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from evomerge.errors import BadInput
+from evomerge.sources.invariants import Part, attention, mlp
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source
+from evomerge.sources.units import NAMES, layers_of
 from evomerge.tensor_names import place
 
 _MATRICES = 8  # that are looked at, over the whole depth
@@ -20,11 +23,18 @@ _ROWS = 256  # of each; some megabytes of a large model
 # fine-tunes above .99, and above .9 after long further training.
 KIN = 0.5
 
+# By how much a head of a fine-tune never grows in all layers; PaRaMS (Wei et al. 2025,
+# arXiv:2503.07661) scales heads by more, and neurons' order with it.
+_SCALED = 1.5
+
 _NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def strangers(sources: Sequence[Source]) -> list[str]:
-    """Return a line for each source that is no relative of the first one.
+    """Return a line for each source that cannot be averaged with the first one, and why.
+
+    Either they were trained apart, or one is written differently: its units in another order, or
+    its heads in other coordinates, which protects it from being merged.
 
     Those whose weights are not on this machine's disk, or in formats of less than 16 bits, are
     not looked at; of a LoRA adapter, the model that it is added to is.
@@ -45,14 +55,85 @@ def strangers(sources: Sequence[Source]) -> list[str]:
     first, *others = sources
     found = []
     for other in others:
-        cosine = likeness(first, other)
-        if cosine is not None and cosine < KIN:
-            found.append(
+        line = _rewritten(first, other)
+        alike = likeness(first, other)
+        if line is None and alike is not None and alike < KIN:
+            line = (
                 f"'{other.name}' and '{first.name}' seem to be trained apart: the cosine of their"
-                f" weights is {cosine:.2f}, and of fine-tunes of one model above .9; what lies"
-                " between such models is mostly useless"
+                f" weights is {alike:.2f}, and of fine-tunes of one model above .9; what lies"
+                " between such models is mostly useless; `evomerge align` may bring their units"
+                " into one order"
             )
+        if line is not None:
+            found.append(line)
     return found
+
+
+def _rewritten(first: Source, other: Source) -> str | None:
+    """Return what to know of a model that is a relative, written differently; None if it is not.
+
+    Where its attention's or its MLPs' matrices are not the first model's, and their products are.
+    """
+    if str(first.config.get("model_type")) not in NAMES:
+        return None
+    try:
+        layers, likewise = layers_of(first), layers_of(other)
+    except BadInput:  # whose heads and MLPs are not alike in all layers
+        return None
+    if layers != likewise or _shapes(first) != _shapes(other):
+        return None
+    chosen = sorted({0, len(layers) // 2, len(layers) - 1})
+    heads: list[Part] = []
+    neurons: list[Part] = []
+    for layer in (layers[number] for number in chosen):
+        for parts, compare in ((heads, attention), (neurons, mlp)):
+            part = compare(first, other, layer)
+            if part is None:
+                return None
+            parts.append(part)
+    same = min(part.products for part in heads) >= KIN
+    moved = _weights_of(heads) < KIN and np.median([part.matched for part in heads]) < KIN
+    scaled = _weights_of(heads) >= KIN and min(part.scale for part in heads) > _SCALED
+    if same and (moved or scaled):
+        return (
+            f"'{other.name}' seems to be protected against merging: its attention computes what"
+            f" that of '{first.name}' does (cosine of W_Q^T W_K and W_O W_V {_products(heads)})"
+            f" with other matrices (cosine {_weights(heads)}, sizes up to"
+            f" {max(part.scale for part in heads):.1f} times), as after secret invertible"
+            " transforms of its heads; it works alone, and no average with it will: ask its makers"
+            " for a copy that may be merged, or leave it out"
+        )
+    for parts, what in ((neurons, "MLPs"), (heads, "heads")):
+        if _is_rewritten(parts):
+            return (
+                f"'{other.name}' seems to have the {what} of '{first.name}' in another order: the"
+                f" cosine of their products is {_products(parts)}, and of their matrices"
+                f" {_weights(parts)}; `evomerge align {first.name} {other.name} OUT` writes it in"
+                " the same order"
+            )
+    return None
+
+
+def _shapes(source: Source) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's tensors within its layers."""
+    inside = (name for name in source.tensors if place(name).layer is not None)
+    return {name: source.tensors[name].shape for name in inside}
+
+
+def _is_rewritten(parts: Sequence[Part]) -> bool:
+    return _weights_of(parts) < KIN <= min(part.products for part in parts)
+
+
+def _weights_of(parts: Sequence[Part]) -> float:
+    return float(np.median([part.weights for part in parts]))
+
+
+def _weights(parts: Sequence[Part]) -> str:
+    return f"{_weights_of(parts):.2f}"
+
+
+def _products(parts: Sequence[Part]) -> str:
+    return f"{min(part.products for part in parts):.2f}"
 
 
 def likeness(one: Source, other: Source) -> float | None:
