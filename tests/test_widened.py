@@ -1,0 +1,102 @@
+"""Wider merges: what is kept apart works as both models' neurons do, side by side."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from test_aligning import FAMILIES, logits, save_shuffled
+from transformers import AutoModelForCausalLM
+
+from evomerge.aligning.widened import split, widen
+from evomerge.cli.main import main
+from evomerge.sources.source import open_source
+from evomerge.testing import tiny_llama
+from evomerge.testing.decoders import tiny_decoder
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_widened_with_itself_computes_the_same(name, apart, tmp_path):
+    """Its own neurons in another order: half of each, twice, is what it was."""
+    folder = tiny_decoder(tmp_path / "a", name, 0)
+    save_shuffled(folder, tmp_path / "b", stream=False, seed=1)
+    widened = widen(str(folder), str(tmp_path / "b"), tmp_path / "out", apart=apart)
+    assert widened.width == widened.before + round(apart * widened.before)
+    opened = open_source(str(tmp_path / "out"))
+    assert widened.parameters == sum(t.elements for t in opened.tensors.values())
+    found, wanted = logits(tmp_path / "out"), logits(folder)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.2])
+def test_all_apart_is_the_average_of_both_mlps(weight, tmp_path):
+    """An MLP's output, on any input, against the two models' own MLPs in transformers."""
+    folders = [tiny_llama(tmp_path / str(s), s, dtype="float32") for s in (0, 1)]
+    widen(*map(str, folders), tmp_path / "out", apart=1.0, weight=weight)
+    one, other, both = (
+        AutoModelForCausalLM.from_pretrained(f) for f in (*folders, tmp_path / "out")
+    )
+    states = torch.randn(5, 16)
+    for layer in range(2):
+        parts = [m.model.layers[layer].mlp(states) for m in (one, other, both)]
+        assert torch.allclose(parts[2], (1 - weight) * parts[0] + weight * parts[1], atol=1e-5)
+
+
+def test_none_apart_is_the_average_of_the_aligned_models(tmp_path):
+    folders = [tiny_llama(tmp_path / str(s), s, dtype="float32") for s in (0, 1)]
+    words = ["align", *map(str, folders), str(tmp_path / "aligned")]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    widen(*map(str, folders), tmp_path / "out", apart=0.0)
+    one, other, both = (
+        load_file(f / "model.safetensors")
+        for f in (folders[0], tmp_path / "aligned", tmp_path / "out")
+    )
+    for name, tensor in both.items():
+        assert torch.allclose(tensor, (one[name] + other[name]) / 2, atol=1e-6)
+
+
+def test_the_rest_is_merged_neuron_by_neuron(tmp_path):
+    """Each neuron of the wider model is one of three kinds, told by its weights alone."""
+    folders = [tiny_llama(tmp_path / str(s), s, dtype="float32") for s in (0, 1)]
+    widen(*map(str, folders), tmp_path / "out", apart=0.25)
+    name = "model.layers.1.mlp.{}.weight"
+    one, other, both = (load_file(f / "model.safetensors") for f in (*folders, tmp_path / "out"))
+
+    def neurons(model, share):
+        up, down = (model[name.format(part)] for part in ("up_proj", "down_proj"))
+        return torch.cat([up, down.T * share], 1).double()
+
+    wide = neurons(both, 1.0)
+    own = [torch.cdist(wide, neurons(m, 0.5)).min(1).values < 1e-5 for m in (one, other)]
+    assert [int(found.sum()) for found in own] == [8, 8] and len(wide) == 40
+    merged = wide[~(own[0] | own[1])]
+    pairs = (neurons(one, 1.0)[:, None] + neurons(other, 1.0)[None]) / 2
+    nearest = torch.cdist(merged, pairs.flatten(0, 1)).min(1)
+    assert len(merged) == 24 and float(nearest.values.max()) < 1e-5
+    assert len({int(i) // 32 for i in nearest.indices}) == 24  # each of another neuron
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.floats(0, 1))
+def test_the_least_alike_are_kept_apart(values, apart):
+    kept = split(np.array(values), apart)
+    assert sorted([*kept.merged, *kept.apart]) == list(range(len(values)))
+    assert len(kept.apart) == round(apart * len(values))
+    if len(kept.apart) and len(kept.merged):
+        assert max(values[i] for i in kept.apart) <= min(values[i] for i in kept.merged)
+
+
+def test_the_command_and_its_faults(tmp_path):
+    a, b = (str(tiny_llama(tmp_path / str(s), s)) for s in (0, 1))
+    done = CliRunner().invoke(main, ["widen", a, b, str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 0 and json.loads(done.output)["width"] == 38
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["intermediate_size"] == 38 and config["dtype"] == "bfloat16"
+    done = CliRunner().invoke(main, ["widen", a, b, str(tmp_path / "out")])
+    assert done.exit_code == 2 and "is there already" in done.output
+    done = CliRunner().invoke(main, ["widen", a, b, str(tmp_path / "two"), "--apart", "0"])
+    assert "neurons of an MLP: 32 -> 32" in done.output
