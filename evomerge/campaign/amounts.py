@@ -11,6 +11,8 @@ from evomerge.scoring.parts import BatchesSection, items_fault
 def baseline_count(campaign: Campaign) -> int:
     """Return how many baselines a search has at most, soups that wait for scores among them.
 
+    What is learned counts too.
+
     >>> from evomerge.testing.campaigns import example_campaign
     >>> baseline_count(example_campaign())
     4
@@ -21,7 +23,7 @@ def baseline_count(campaign: Campaign) -> int:
     if "soce" in campaign.soups:
         categories = sum(not objective.cost for objective in campaign.objectives)
         baselines += most_soups(min(categories, len(campaign.models), TENTHS))
-    return baselines
+    return baselines + len(campaign.learned)
 
 
 def amounts(campaign: Campaign) -> tuple[int, int]:

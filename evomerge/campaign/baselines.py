@@ -1,16 +1,18 @@
-"""What is scored before a controller is asked: sources, soups, and candidates of other runs."""
+"""What is scored before a controller is asked: sources, soups, candidates of other runs."""
 
 import logging
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from evomerge.archive.archive import Archive
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.records import Candidate
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.evaluation import Evaluation
 from evomerge.campaign.feedback import FeedbackScale
 from evomerge.errors import EvomergeError
+from evomerge.learning.parting import coarsened
 from evomerge.recipes import soups
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
@@ -21,6 +23,8 @@ log = logging.getLogger("evomerge")
 
 # Of the items, on which seeds are scored; far from those of the search, whose numbers begin at 0.
 SEED_PART = 2**31
+
+OFF_BOUNDS = 0.05  # of a gene's range: a start on a bound folds half of CMA-ES' steps back
 
 
 def baseline_means(archive: ArchiveReader, stage: int | None = None) -> dict[str, dict[str, float]]:
@@ -34,32 +38,34 @@ def baseline_means(archive: ArchiveReader, stage: int | None = None) -> dict[str
     return {label: means for label, means in scored.items() if means}
 
 
-def start_after_soups(
+def start_after_baselines(
     campaign: Campaign,
     means: Mapping[str, Mapping[str, float]],
     means_of: Callable[[str, Recipe], Mapping[str, float] | None],
+    learned: Mapping[str, Recipe],
 ) -> np.ndarray:
     """Cook the soups; return where the search begins, (dimension,).
 
     Args:
         campaign: whose soups they are.
-        means: label -> mean search scores of the sources.
+        means: label -> mean search scores of the baselines that are scored by then.
         means_of: label and recipe of a soup -> its mean search scores; None if it has none.
+        learned: label -> recipe of what was learned.
 
     >>> from evomerge.testing.campaigns import example_campaign
-    >>> start_after_soups(example_campaign(), {}, lambda label, recipe: None).shape
+    >>> start_after_baselines(example_campaign(), {}, lambda label, recipe: None, {}).shape
     (6,)
     """
-    space, plan, labels = campaign.space, campaign.plan, campaign.labels
-    means = {k: m for k, m in means.items() if k in labels.values()}
-    scale = Scale(campaign.objectives, list(means.values()))
-    scored = [m for m in campaign.models if labels[m] in means]
-    values = {m: scale.value(means[labels[m]]) for m in scored}
+    plan, labels = campaign.plan, campaign.labels
+    sources = {k: m for k, m in means.items() if k in labels.values()}
+    scale = Scale(campaign.objectives, list(sources.values()))
+    scored = [m for m in campaign.models if labels[m] in sources]
+    values = {m: scale.value(sources[labels[m]]) for m in scored}
     # a cost is no category at which a model could be the expert
     costs = [objective.cost for objective in campaign.objectives]
     categories = {}
     for model in scored:
-        vector = zip(scale.vector(means[labels[model]]), costs, strict=True)
+        vector = zip(scale.vector(sources[labels[model]]), costs, strict=True)
         categories[model] = [score for score, is_cost in vector if not is_cost]
 
     def value_of(label: str, recipe: Recipe) -> float | None:
@@ -69,12 +75,55 @@ def start_after_soups(
     averaged = campaign.models if campaign.has_average else ()
     dtype = campaign.worker.dtype
     cooked = soups.cook(campaign.soups, averaged, labels, values, categories, dtype, value_of)
-    if not (plan.start_from_soup and campaign.stage == 0 and cooked):
-        return space.start
-    best, _ = max(cooked, key=lambda soup: soup[1])
-    first = space.first
+    starts = []
+    if plan.start_from_soup and campaign.stage == 0:
+        for soup, value in cooked:
+            starts.append((value, _genome(campaign, soup, is_learned=False)))
+    if plan.start_from_learned and campaign.stage == 0:
+        for label, recipe in learned.items():
+            if label in means:
+                genome = _genome(campaign, recipe, is_learned=True)
+                starts.append((scale.value(means[label]), genome))
+    return max(starts, key=lambda start: start[0])[1] if starts else campaign.space.start
+
+
+def _genome(campaign: Campaign, merge: Recipe, *, is_learned: bool) -> np.ndarray:
+    """Return the genome whose weights are those of a soup, or means of those that were learned."""
+    space, first = campaign.space, campaign.space.first
     assert isinstance(space, PointSpace) and isinstance(first, ParametersRecipe)
-    return quantize(space.encode(soups.seasoned(first, best)))
+    assert isinstance(merge, ParametersRecipe)
+    if not is_learned:
+        return quantize(space.encode(soups.seasoned(first, merge)))
+    genome = space.encode(coarsened(first, merge, space.shapes.tensors))
+    return quantize(np.clip(genome, OFF_BOUNDS, 1.0 - OFF_BOUNDS))
+
+
+def learned_recipes(campaign: Campaign, archive: ArchiveReader) -> dict[str, Recipe]:
+    """Return label -> recipe of what a search has learned, as it is archived.
+
+    >>> from evomerge.testing.campaigns import example_archive_of, example_campaign
+    >>> campaign = example_campaign()
+    >>> learned_recipes(campaign, example_archive_of(campaign))
+    {}
+    """
+    labels = {section.label for section in campaign.learned}
+    return {str(c.label): c.recipe for c in archive.baselines() if c.label in labels}
+
+
+def add_baselines(campaign: Campaign, archive: Archive) -> None:
+    """Write down every source, and the soups that depend on no score, unless they are there.
+
+    >>> from evomerge.testing.campaigns import example_archive_of, example_campaign
+    >>> campaign = example_campaign(hashed=True)
+    >>> archive = example_archive_of(campaign)
+    >>> add_baselines(campaign, archive)
+    >>> len(archive.baselines())
+    4
+    """
+    known = {candidate.label for candidate in archive.baselines()}
+    for label, recipe in campaign.baselines():
+        if label not in known:
+            archive.add_baseline(recipe.id(campaign.worker.hashes), recipe, label)
 
 
 class Baselines:
@@ -92,14 +141,13 @@ class Baselines:
         self._archive = evaluation.archive
 
     def score(self) -> None:
-        """Score every source and the soups that depend on no score."""
+        """Score every source, the soups that depend on no score, and what was learned."""
         archive = self._archive
         counts = archive.counts()
         none_scored = bool(counts["failed"]) and not counts["ok"]
         if archive.baselines() and none_scored and not archive.proposed():
             archive.forget_baselines()  # the last start could score none; perhaps this one can
-        for label, recipe in self._campaign.baselines():
-            self._add(label, recipe)
+        add_baselines(self._campaign, archive)
         self._score_waiting("baseline")
         if taken := self._evaluation.taken:
             text = "%d baseline(s) were scored by the runs that it begins with, and are taken over"
@@ -113,7 +161,8 @@ class Baselines:
             self._score_waiting("baseline")
             return self.means().get(label)
 
-        start = start_after_soups(self._campaign, self.means(), means_of)
+        learned = learned_recipes(self._campaign, self._archive)
+        start = start_after_baselines(self._campaign, self.means(), means_of, learned)
         return self._campaign.space.start if self._evaluation.stop else start
 
     def score_seeds(self) -> None:

@@ -13,6 +13,7 @@ from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.device_room import gpu_faults
 from evomerge.campaign.engine_check import missing_engine
 from evomerge.campaign.expanded import expanded_plan
+from evomerge.campaign.learning_texts import learned_faults
 from evomerge.campaign.named_fitnesses import (
     chat_faults,
     open_fitnesses,
@@ -155,6 +156,8 @@ def checked_campaigns(
     if is_fresh:
         with faults.gather():
             candidates_of(plan.init, kind)
+        for campaign in campaigns:
+            faults.extend(learned_faults(campaign))
     faults.check()
     return campaigns
 

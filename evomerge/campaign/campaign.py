@@ -13,6 +13,7 @@ import numpy as np
 from evomerge.config.parts import SourcesSection
 from evomerge.config.schema import CampaignPlan, Search
 from evomerge.environment import provenance
+from evomerge.learning.learners import LearnerSection
 from evomerge.recipes import soups
 from evomerge.recipes.parameters import uniform
 from evomerge.recipes.recipe import Recipe
@@ -114,6 +115,11 @@ class Campaign:
         return tuple(self.plan.soups) if self.stage == 0 else ()
 
     @property
+    def learned(self) -> tuple[LearnerSection, ...]:
+        """What is learned before this search; that of a campaign is before its first."""
+        return tuple(self.plan.learned) if self.stage == 0 else ()
+
+    @property
     def parts(self) -> Parts | None:
         """The parts of the items on which candidates are scored; None: each is scored in full."""
         costs = [objective.name for objective in self.objectives if objective.cost]
@@ -134,7 +140,8 @@ class Campaign:
         """
         if isinstance(self.space, BreedingSpace):
             return True
-        is_said = self.stage == 0 and (self.plan.init or self.plan.start_from_soup)
+        plan = self.plan
+        is_said = self.stage == 0 and (plan.init or plan.start_from_soup or plan.start_from_learned)
         return self.parts is not None and not is_said
 
     @property

@@ -6,7 +6,11 @@ from pathlib import Path
 
 from evomerge.archive.records import Event
 from evomerge.archive.summary import open_run
-from evomerge.campaign.baselines import baseline_means, start_after_soups
+from evomerge.campaign.baselines import (
+    baseline_means,
+    learned_recipes,
+    start_after_baselines,
+)
 from evomerge.campaign.build import open_campaign
 from evomerge.campaign.feedback import FeedbackScale
 from evomerge.campaign.replay import replay
@@ -47,6 +51,7 @@ def controller_history(
         campaign = open_campaign(plan, stage, moved, found)
         archive.stage = stage
         scored = baseline_means(archive)
-        start = start_after_soups(campaign, scored, lambda label, recipe: scored.get(label))
+        learned = learned_recipes(campaign, archive)
+        start = start_after_baselines(campaign, scored, lambda label, _: scored.get(label), learned)
         feedback = FeedbackScale(campaign, archive, baseline_means(archive, stage=0))
         yield from replay(campaign, archive, feedback, start=start)

@@ -13,6 +13,7 @@ from evomerge.campaign.device_room import (
     prepared_bytes,
     read_bytes,
 )
+from evomerge.campaign.learning_texts import learned_text
 from evomerge.campaign.reading import Reading, reading
 from evomerge.config.parts import WorkersSection
 from evomerge.dtypes import CODES, DTYPES, SIZE
@@ -108,6 +109,7 @@ def estimate(campaign: Campaign) -> Estimate:
             "controller": campaign.search.controller.kind,
             "items": ", ".join(sides),
             **({"guards": ", ".join(guarded)} if guarded else {}),
+            **({"learned": learned_text(campaign)} if campaign.learned else {}),
             "scoring": scoring_text(campaign),
             "candidates": limits_text(campaign),
             "memory": f"{workers.count} worker(s) x {byte_size(model)} of weights, and"

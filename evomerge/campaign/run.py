@@ -16,6 +16,7 @@ from evomerge.campaign.build import checked_campaigns, open_campaign, pinned_pla
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.engine_choice import with_engine
 from evomerge.campaign.judging import with_judges
+from evomerge.campaign.learned import learn_starts
 from evomerge.campaign.observer import Observer, Silent
 from evomerge.campaign.resume import begin, earlier_starts, is_spent
 from evomerge.campaign.run_log import logging_to
@@ -230,6 +231,7 @@ def _drive(campaign: Campaign, archive: Archive, start: _Start) -> bool:
             )
             log.info("start on %s", json.dumps(campaign.machine()))
             campaign = with_engine(campaign, archive, observer, start.cluster)
+            learn_starts(campaign, archive, observer, stop)  # before workers take the memory
             pool = make_pool(campaign.worker, workers, start.cluster)
             pool = with_judges(pool, campaign, archive)
             rebuild = start.rebuild_controller

@@ -16,6 +16,7 @@ from evomerge.config.parts import (
     WorkersSection,
 )
 from evomerge.config.schema import CampaignPlan
+from evomerge.learning.learners import LEARNERS
 from evomerge.merging.methods import METHODS, Axis, MergeMethod
 from evomerge.registry import Registry
 from evomerge.scoring.items import LastSection, TestSplitSection
@@ -61,7 +62,7 @@ class Entry(TypedDict):
 
 
 def listing(what: str | None = None) -> dict[str, list[Entry]]:
-    """Return the entries of methods, spaces, controllers, fitness and trackers, or of one.
+    """Return the entries of all that can be named, methods and the rest, or of one kind.
 
     >>> [entry["name"] for entry in listing("fitness")["fitness"]][:2]
     ['cost', 'function']
@@ -71,6 +72,7 @@ def listing(what: str | None = None) -> dict[str, list[Entry]]:
         "spaces": _spaces,
         "controllers": _controllers,
         "fitness": _fitness,
+        "learners": _learners,
         "trackers": _trackers,
     }
     return {name: make() for name, make in every.items() if what in (None, name)}
@@ -131,6 +133,10 @@ def _fitness() -> list[Entry]:
     return [_registered(FITNESSES, name, kind.section, kind.section) for name, kind in every]
 
 
+def _learners() -> list[Entry]:
+    return [_registered(LEARNERS, name, k.learn, k.section) for name, k in LEARNERS.all().items()]
+
+
 def _trackers() -> list[Entry]:
     return [_registered(TRACKERS, name, cls, cls.section) for name, cls in TRACKERS.all().items()]
 
@@ -143,7 +149,9 @@ def _fields(section: type[Section]) -> list[Field]:
     return fields
 
 
-def _registered(registry: Registry[Any], name: str, thing: type, section: type[Section]) -> Entry:
+def _registered(
+    registry: Registry[Any], name: str, thing: Callable[..., Any], section: type[Section]
+) -> Entry:
     summary = (inspect.getdoc(thing) or "").split("\n")[0]
     package = _package(registry, name)
     return Entry(
@@ -186,6 +194,8 @@ def reference() -> str:
     for name, controller in CONTROLLERS.all().items():
         title = f"controller: {{kind: {name}}}"
         parts.append((title, _summary_of(controller), controller.section))
+    for name, kind in LEARNERS.all().items():
+        parts.append((f"learned: {{kind: {name}}}", _summary_of(kind.learn), kind.section))
     for name, tracker in TRACKERS.all().items():
         parts.append((f"track: {{kind: {name}}}", _summary_of(tracker), tracker.section))
     blocks = []
@@ -223,7 +233,7 @@ def controllers_table() -> str:
     return "\n\n".join(blocks)
 
 
-def _summary_of(thing: type) -> str:
+def _summary_of(thing: Callable[..., Any]) -> str:
     return (inspect.getdoc(thing) or "").split("\n")[0]
 
 

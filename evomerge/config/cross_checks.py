@@ -1,10 +1,18 @@
 """What the parts of a campaign file ask of one another."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from evomerge.config.parts import SourcesSection, StageSection, WorkersSection
+from evomerge.config.parts import (
+    KEPT_LABELS,
+    PLAIN_NAME,
+    SourcesSection,
+    StageSection,
+    WorkersSection,
+)
 from evomerge.errors import Fault, Faults, nearest
+from evomerge.learning.learners import LearnerSection
 from evomerge.scoring.fitness import FitnessSection
 from evomerge.search.controllers import CONTROLLERS, ControllerSection
 from evomerge.search.controllers.cmaes import CmaEsSection
@@ -158,9 +166,11 @@ def _one_search_faults(
         breeds = issubclass(space_class, BreedingSpace)
         if breeds:
             yield from _breeding_faults(fields, sources, space.kind)
-        elif fields.get("start_from_soup") and not space_class.weighs:
-            wrong = f"a soup is no point of a space of kind {space.kind}"
-            yield Fault("start_from_soup", wrong, "leave it out")
+        elif not space_class.weighs:
+            for key, what in (("start_from_soup", "soup"), ("start_from_learned", "learned merge")):
+                if fields.get(key):
+                    wrong = f"a {what} is no point of a space of kind {space.kind}"
+                    yield Fault(key, wrong, "leave it out")
         if controller is not None and CONTROLLERS.get(controller.kind).breeds != breeds:
             fitting = [n for n, c in CONTROLLERS.all().items() if c.breeds == breeds]
             what = "individuals to be crossed" if breeds else "points of a box"
@@ -179,11 +189,42 @@ def _breeding_faults(
             wrong = "is listed before, and an individual is a mean of different models"
             yield Fault(f"sources.models.{label}", wrong, "leave one of the two out")
             break
-    refused = ["start_from_soup"] if kind == "mixture" else ["init", "start_from_soup"]
-    for key in refused:
+    refused = ["start_from_soup", "start_from_learned"]
+    for key in refused if kind == "mixture" else ["init", *refused]:
         if fields.get(key):
             wrong = f"a space of individuals, as {kind} is, begins with its models"
             yield Fault(key, wrong, "leave it out")
+
+
+def learner_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:
+    """Return learned baselines that have no base, or the name of another baseline.
+
+    Args:
+        fields: those of a plan that are right by themselves.
+
+    >>> [str(fault) for fault in learner_faults({"learned": [], "start_from_learned": True})]
+    ['start_from_learned: nothing is learned; write e.g. learned: [{kind: adamerging}]']
+    """
+    learned: Sequence[LearnerSection | None] = fields.get("learned", ())
+    if fields.get("start_from_learned") and not learned:
+        mend = "write e.g. learned: [{kind: adamerging}]"
+        yield Fault("start_from_learned", "nothing is learned", mend)
+    sources: SourcesSection | None = fields.get("sources")
+    if learned and sources and not sources.base:
+        yield Fault("learned", "task vectors need a base", "write sources.base")
+    taken = {*KEPT_LABELS, *(sources.models if sources else ())}
+    taken |= {stage.name for stage in fields.get("stages") or () if stage}
+    for index, section in enumerate(learned):
+        if section is None:
+            continue
+        key = f"learned.{index}.{'name' if section.name else 'kind'}"
+        if not re.fullmatch(PLAIN_NAME, section.label):
+            mend = "use letters, digits, '.', '-' and '_'"
+            yield Fault(key, f"'{section.label}' is no plain name", mend)
+        elif section.label in taken:
+            wrong = f"'{section.label}' is the name of another baseline"
+            yield Fault(key, wrong, "write a name of its own: name: ...")
+        taken.add(section.label)
 
 
 def objective_faults(fields: Mapping[str, Any]) -> Iterable[Fault]:

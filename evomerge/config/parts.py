@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import BeforeValidator, Field
 
 from evomerge.errors import Fault
+from evomerge.learning.learners import LEARNERS, LearnerSection
 from evomerge.recipes.soups import SOUPS
 from evomerge.registry import Registry
 from evomerge.scoring.parts import BatchesSection, FullSection, by_name
@@ -25,7 +26,7 @@ from evomerge.tracking import TRACKERS, TrackerSection
 # Letters, digits, '.', '-' and '_', a letter or digit first: names of folders and of columns.
 PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Soup = Literal["model_stock", "metrics", "greedy", "soce"]
-_BASELINES = ("base", "baseline", "uniform", *SOUPS)  # what models and stages cannot be called
+KEPT_LABELS = ("base", "baseline", "uniform", *SOUPS)  # what models and stages cannot be called
 
 
 def _scoring_kind(value: Any) -> str:
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     AnyController = ControllerSection
     AnyScoring = BatchesSection | FullSection
     AnyTracker = TrackerSection
+    AnyLearner = LearnerSection
 else:
     AnySpace = any_registered(SPACES)
     AnyController = any_registered(CONTROLLERS)
@@ -56,6 +58,7 @@ else:
         one_of({"batches": BatchesSection, "full": FullSection}, _scoring_kind),
         BeforeValidator(by_name),
     ]
+    AnyLearner = Annotated[any_registered(LEARNERS), BeforeValidator(by_name)]
     _TRACKERS = {name: cls.section for name, cls in TRACKERS.all().items()}
     AnyTracker = Annotated[
         Union[tuple(_TRACKERS.values())],  # noqa: UP007
@@ -142,7 +145,7 @@ class SourcesSection(Section):
 
     @classmethod
     def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
-        for label in set(_BASELINES) & set(fields.get("models", ())):
+        for label in set(KEPT_LABELS) & set(fields.get("models", ())):
             wrong = f"the label '{label}' is kept for a baseline"
             yield Fault(f"models.{label}", wrong, "rename the model")
 
@@ -342,5 +345,5 @@ class StageSection(Section):
     @classmethod
     def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
         name = fields.get("name")
-        if name in _BASELINES:
+        if name in KEPT_LABELS:
             yield Fault("name", f"the name '{name}' is kept for a baseline", "rename the stage")

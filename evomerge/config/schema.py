@@ -8,6 +8,7 @@ from pydantic import Field
 
 from evomerge.config.cross_checks import (
     engine_faults,
+    learner_faults,
     objective_faults,
     search_faults,
     stage_faults,
@@ -15,6 +16,7 @@ from evomerge.config.cross_checks import (
 from evomerge.config.parts import (
     PLAIN_NAME,
     AnyController,
+    AnyLearner,
     AnyScoring,
     AnySpace,
     AnyTracker,
@@ -117,6 +119,12 @@ class CampaignPlan(Section):
         "averages of the sources to score before the search", factory=list, example=list(SOUPS)
     )
     start_from_soup: Flag = option("begin the search at the best soup", False)
+    learned: list[AnyLearner] = option(
+        "merges whose coefficients are learned by gradients, to score before the search",
+        factory=list,
+        example=[{"kind": "adamerging"}],
+    )
+    start_from_learned: Flag = option("begin the search at the best of them", False)
     heldout: _HeldOut = option(
         "items that the search never sees: a share, {last: share} in order, or {split: test}",
         0.5,
@@ -203,6 +211,7 @@ class CampaignPlan(Section):
         faults.extend(search_faults(fields))
         faults.extend(engine_faults(fields))
         faults.extend(objective_faults(fields))
+        faults.extend(learner_faults(fields))
         for index, entry in enumerate(fields.get("init", ())):
             run, _, which = (entry or "RUN#best").rpartition("#")
             if not (run and re.fullmatch(r"front|best|\d{1,18}", which)):

@@ -4,7 +4,7 @@ import click
 
 from evomerge.cli.conventions import JSON, errors_are_lines, print_json
 
-LISTED = ("methods", "spaces", "controllers", "fitness", "trackers")
+LISTED = ("methods", "spaces", "controllers", "fitness", "learners", "trackers")
 
 
 @click.command(name="list")
@@ -12,7 +12,7 @@ LISTED = ("methods", "spaces", "controllers", "fitness", "trackers")
 @JSON
 @errors_are_lines
 def listing(kind: str | None, as_json: bool) -> None:
-    """List merge methods, spaces, controllers, kinds of fitness and trackers, with their options.
+    """List merge methods, spaces, controllers, fitness, learners and trackers, with options.
 
     \b
       evomerge list controllers

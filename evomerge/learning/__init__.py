@@ -1,0 +1,1 @@
+"""Coefficients of task arithmetic learned by gradients: baselines, and starts of a search."""
