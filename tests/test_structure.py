@@ -36,6 +36,8 @@ ROOM_OF_LIBRARY = {
     "ray": "evomerge.workers",
     "vllm": "evomerge.engines",
     "torchao": "evomerge.merging",
+    "diffusers": "evomerge.sources",
+    "sentence_transformers": "evomerge.sources",
     "lm_eval": "evomerge.scoring",
     "evaluate": "evomerge.scoring",
     "sqlite3": "evomerge.archive",

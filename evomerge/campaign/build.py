@@ -249,7 +249,8 @@ def open_campaign(
     stages = {before.name for before in plan.stages}
     opened = open_sources(listed, moved or {}, faults, stages, weights=weights)
     check_sources(opened, listed, search.space, faults)
-    if any(map(parse_factory, listed.labels)):
+    is_image_model = any(source.is_image_model for source in opened.values())
+    if is_image_model or any(map(parse_factory, listed.labels)):
         refuse_language_model_fitness([s for _, s in plan.entries], faults)
     fitness = open_fitnesses(plan.entries, plan.own_test, faults)
     splits, warnings = split_fitnesses(plan, fitness, faults)
@@ -330,6 +331,7 @@ def _campaign(
         candidates_each=plan.workers.at_once,
         quantize=plan.workers.quantize or "",
         experts=_experts(plan, listed, space),
+        labels=listed.labels,
     )
     objectives = []
     for section in plan.fitness:

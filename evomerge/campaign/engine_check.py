@@ -8,6 +8,8 @@ from evomerge.campaign.campaign import QUANTIZER, Campaign
 from evomerge.engines import ENGINES
 from evomerge.errors import Fault
 from evomerge.merging.joined_adapter import adapter_faults
+from evomerge.sources.sentence_models import INSTALL
+from evomerge.sources.sentence_models import is_installed as sentence_models_are_installed
 
 
 def missing_engine(campaign: Campaign) -> Iterable[Fault]:
@@ -18,12 +20,18 @@ def missing_engine(campaign: Campaign) -> Iterable[Fault]:
     []
     """
     yield from _quantize_faults(campaign)
+    yield from _form_faults(campaign)
     if campaign.worker.engine in ("transformers", "auto"):
         return
     engine = ENGINES.get(campaign.worker.engine)
     mend = "write workers.engine: transformers"
-    if campaign.sources[campaign.worker.frame].factory is not None:
+    source = campaign.sources[campaign.worker.frame]
+    if source.factory is not None:
         yield Fault("workers.engine", f"{engine.name} runs no module of a factory", mend)
+    elif source.form != "transformers" or source.parts:
+        wrong = f"{engine.name} runs whole models of transformers alone"
+        yield Fault("workers.engine", wrong, mend)
+        return
     is_elsewhere = campaign.plan.workers.pool == "ray" and "RAY_ADDRESS" in os.environ
     if engine.needs and not is_elsewhere and find_spec(engine.needs) is None:
         wrong = f"{engine.name} is not installed"
@@ -36,6 +44,22 @@ def missing_engine(campaign: Campaign) -> Iterable[Fault]:
         reasons += [fault.wrong for fault in adapter_faults(campaign.worker.first, sources)]
     for reason in reasons:
         yield Fault("workers.engine", f"{engine.name} cannot: {reason}", "write vllm")
+
+
+def _form_faults(campaign: Campaign) -> Iterable[Fault]:
+    """Return what is asked for that models of other layouts than transformers' own do not have."""
+    frame = campaign.sources[campaign.worker.frame]
+    if frame.form == "transformers" and not frame.parts:
+        return
+    what = f"models of {', '.join(frame.parts)} alone" if frame.parts else "models of this layout"
+    if campaign.worker.quantize:
+        yield Fault("workers.quantize", f"{what} are scored as they are merged", "leave it out")
+    if campaign.worker.gpus > 1:
+        yield Fault("workers.gpus_each", f"{what} lie on one GPU", "write 1")
+    is_elsewhere = campaign.plan.workers.pool == "ray" and "RAY_ADDRESS" in os.environ
+    if frame.form == "sentence" and not is_elsewhere and not sentence_models_are_installed():
+        wrong = "sentence-transformers, which runs it, is not installed"
+        yield Fault("sources", f"'{frame.name}' is a sentence embedder: {wrong}", INSTALL)
 
 
 def _quantize_faults(campaign: Campaign) -> Iterable[Fault]:

@@ -97,7 +97,8 @@ def possible(campaign: Campaign) -> list[str]:
     is_elsewhere = plan.workers.pool == "ray" and "RAY_ADDRESS" in os.environ
     kinds = {search.space.kind for search in plan.searches}
     has_tasks = any(isinstance(section, AskedSection) for _, section in plan.entries)
-    is_module = campaign.sources[campaign.worker.frame].factory is not None
+    frame = campaign.sources[campaign.worker.frame]
+    is_module = frame.factory is not None or frame.form != "transformers" or frame.parts
     if kinds & {"routing", "explicit"} or is_module or not has_tasks:
         return [PLAIN]
     there = [name for name in OTHERS if is_elsewhere or find_spec(ENGINES.get(name).needs)]

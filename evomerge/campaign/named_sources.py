@@ -10,6 +10,7 @@ from evomerge.export.candidates import open_candidate
 from evomerge.merging.adapters import factored_faults
 from evomerge.merging.methods import METHODS
 from evomerge.merging.validation import by_method, check_evidence_of
+from evomerge.recipes.block_names import holds, is_block
 from evomerge.recipes.parameters import ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.scoring.fitness import AskedSection, CostSection
@@ -17,8 +18,8 @@ from evomerge.search.objectives import parse_bound
 from evomerge.search.spaces import SPACES, BreedingSpace, SpaceSection
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.sources.compatibility import mismatches, settings_of, stream_mismatches
-from evomerge.sources.evidence import moved_place
 from evomerge.sources.model_class import speaks
+from evomerge.sources.named_parts import like
 from evomerge.sources.source import Source, is_candidate, moved_faults, open_source
 from evomerge.sources.tokenizer import generation_fault, has_tokenizer, loading_fault
 from evomerge.sources.trust import Trust
@@ -50,8 +51,8 @@ def open_sources(
     opened: dict[str, Source] = {}
     for name, label in listed.labels.items():
         # a function that this very file names is the user's own
+        place = like(moved[label], name) if label in moved else name
         trust = Trust(listed.trust_remote_code, functions=True)
-        place = moved_place(moved.get(label, name), name)
         with faults.gather("sources.base" if label == "base" else f"sources.models.{label}"):
             if is_candidate(place):
                 of_run = trust if label in stages else trust.of_others
@@ -82,13 +83,15 @@ def check_sources(
     """
     if space is None:
         return
-    is_by_layer = not issubclass(SPACES.get(space.kind), BreedingSpace)
+    is_breeding = issubclass(SPACES.get(space.kind), BreedingSpace)
+    is_by_layer = not is_breeding and space.needs_layers
     for name, source in opened.items():
         if is_by_layer and not source.layers:
             label = listed.labels[name]
             key = "sources.base" if label == "base" else f"sources.models.{label}"
             wrong = f"'{name}' has no layers that can be told from its tensor names"
-            mend = "take a decoder with numbered layers, or a space of another kind"
+            mend = "leave out layer_groups and smooth, and name parts in module_groups, or take a"
+            mend += " model with numbered layers or a space of another kind"
             faults.add(key, wrong, mend)
     if opened:
         fit = stream_mismatches if isinstance(space, RoutingSection) else mismatches
@@ -194,8 +197,9 @@ def check_parts(
         faults.extend(space.depth_faults(layers), under)
     names = {name for source in opened.values() for name in source.tensors}
     for key, part in space.substrings():
-        if not any(part in name for name in names):
-            wrong = f"no tensor's name holds '{part}'"
+        if not any(holds(part, name) for name in names):
+            wrong = f"no tensor is in '{part}'" if is_block(part) else ""
+            wrong = wrong or f"no tensor's name holds '{part}'"
             faults.add(f"{under}.{key}", wrong, "mend or leave it out")
 
 
@@ -229,7 +233,8 @@ def scoring_faults(campaign: Campaign) -> Iterable[Fault]:
     """
     frame = campaign.sources[campaign.worker.frame]
     entries = campaign.plan.entries
-    if frame.factory is not None or all(isinstance(s, CostSection) for _, s in entries):
+    is_module = frame.factory is not None or frame.is_image_model
+    if is_module or all(isinstance(s, CostSection) for _, s in entries):
         return
     unreadable = loading_fault(frame.path, campaign.worker.trust.remote_code)
     if unreadable and has_tokenizer(frame.path):

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from evomerge.campaign.campaign import Campaign
 from evomerge.errors import Faults, placed
 from evomerge.export.candidates import materialize
+from evomerge.export.merged_places import merged_like
 from evomerge.search.spaces import make_space
 from evomerge.sources.alignment import aligned
 from evomerge.sources.digest import digest
@@ -71,6 +73,8 @@ def hash_sources(campaign: Campaign, moved: Mapping[str, str] | None = None) -> 
 def _materialized(source: Source, trust: Trust, moved: Mapping[str, str] | None) -> Source:
     """Return an earlier candidate as the model directory that it is merged into."""
     place = str(materialize(source.name, moved, trust))
+    if source.parts or source.form == "file":
+        place = merged_like(Path(place), source.place)
     if source.factory:
         place = source.factory._replace(weights=f"{place}/model.safetensors").place
     return open_source(place, trust)

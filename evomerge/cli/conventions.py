@@ -45,6 +45,11 @@ AS_ADAPTER = click.option(
     is_flag=True,
     help="Write a LoRA adapter of the models' base, where the merge is one, instead of weights.",
 )
+HEAD = click.option(
+    "--head",
+    metavar="LABEL",
+    help="The model whose head it gets, where sources.heads is keep.",
+)
 GGUF = click.option(
     "--gguf",
     "types",

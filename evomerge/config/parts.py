@@ -7,9 +7,9 @@ register: a new one is known here as soon as its file is there.
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from evomerge.errors import Fault
 from evomerge.learning.learners import LEARNERS, LearnerSection
@@ -21,6 +21,7 @@ from evomerge.search.controllers.cmaes import CmaEsSection
 from evomerge.search.spaces import SPACES, SpaceSection
 from evomerge.sections import Flag, Number, Section, Text, Whole, one_of, option, refuse
 from evomerge.sources.evidence import Evidence
+from evomerge.sources.named_parts import TRUNK, with_parts
 from evomerge.tracking import TRACKERS, TrackerSection
 
 # Letters, digits, '.', '-' and '_', a letter or digit first: names of folders and of columns.
@@ -129,11 +130,36 @@ class SourcesSection(Section):
         least=1,
         example={"ja": "MODEL", "maths": "MODEL"},
     )
+    heads: Literal["merge", "keep"] = option(
+        "keep: of transformers models, merge the trunk alone; each model's own head is in"
+        " `model.heads` of a Python fitness, and an export has the first model's or that of --head",
+        "merge",
+    )
+    parts: list[Text] = option(
+        "of pipelines of diffusers, the folders that are merged (by default the denoiser's), of"
+        " single files, what names of tensors begin with; the rest is the first model's",
+        factory=list,
+        example=["unet", "text_encoder"],
+    )
     trust_remote_code: Flag = option(
         "run code that comes with the models, where transformers does not know their type, and"
         " Python functions that made the models of earlier runs",
         False,
     )
+
+    @model_validator(mode="after")
+    def _name_parts(self) -> Self:
+        """Let each model's name say which of its parts are merged; see `named_parts`."""
+        wanted = (TRUNK,) if self.heads == "keep" else tuple(self.parts)
+        named = {label: self._named(name, wanted) for label, name in self.models.items()}
+        self.__dict__["models"] = named  # it is frozen from here on
+        if self.base is not None:
+            self.__dict__["base"] = self._named(self.base, wanted)
+        return self
+
+    @staticmethod
+    def _named(name: str, wanted: tuple[str, ...]) -> str:
+        return name if "#" in name else with_parts(name, wanted)  # a candidate has its run's
 
     @property
     def labels(self) -> dict[str, str]:
@@ -145,6 +171,12 @@ class SourcesSection(Section):
 
     @classmethod
     def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
+        if fields.get("heads") == "keep" and fields.get("parts"):
+            wrong = "the trunk is merged, and no parts are named beside it"
+            yield Fault("parts", wrong, "leave out one of heads and parts")
+        for part in fields.get("parts", ()):
+            if part is not None and not re.fullmatch(r"[A-Za-z0-9_.-]+", part):
+                yield Fault("parts", f"'{part}' is no part", "write e.g. [unet, text_encoder]")
         for label in set(KEPT_LABELS) & set(fields.get("models", ())):
             wrong = f"the label '{label}' is kept for a baseline"
             yield Fault(f"models.{label}", wrong, "rename the model")

@@ -36,6 +36,7 @@ class EngineOptions(NamedTuple):
             adapters.
         candidates: how many it is to hold at once, where it can.
         quantize: "int8" or "int4", in which linear layers compute; "": as they are merged.
+        heads: label -> source, of those whose trunk alone is merged.
 
     >>> EngineOptions("bfloat16").device
     'cpu'
@@ -51,6 +52,7 @@ class EngineOptions(NamedTuple):
     sources: Sequence[Source] = ()
     candidates: int = 1
     quantize: str = ""
+    heads: Mapping[str, Source] = MappingProxyType({})
 
 
 class Engine(ABC):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from evomerge.engines import ENGINES, Engine, EngineOptions
+from evomerge.merging.live_heads import Heads
 from evomerge.merging.live_model import Live, open_live_model
 from evomerge.merging.quantized_live import QuantizedLive
 from evomerge.scoring.fitness import AskedSection
@@ -41,6 +42,8 @@ class TransformersEngine(Engine):
         live: Live = open_live_model(
             source, options.dtype, options.device, options.trust_remote_code, options.gpus
         )
+        if options.heads:  # a mapping, which torch does not take for a part of the model
+            live.model.heads = Heads(live.model, options.heads)  # type: ignore[assignment]
         if options.quantize:
             live = QuantizedLive(live, options.quantize)
         return cls(live)

@@ -23,6 +23,7 @@ from evomerge.dtypes import CODES, SIZE
 from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, EvomergeError, Fault, Faults, placed
 from evomerge.export.hub_ids import folders
+from evomerge.export.merged_places import folder_of, merged_like, source_labelled
 from evomerge.export.model_card import model_card, served_adapters
 from evomerge.export.model_directory import merge_to, source_key
 from evomerge.export.scored_by import scored_by
@@ -32,7 +33,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.recipes.routing import RoutingRecipe
 from evomerge.sources.alignment import aligned
 from evomerge.sources.digest import digest
-from evomerge.sources.evidence import moved_place
+from evomerge.sources.named_parts import like, split_parts
 from evomerge.sources.own_cards import inherited
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source, is_candidate, moved_faults, open_source
@@ -173,16 +174,17 @@ def _is_cached(folder: Path, trust: Trust) -> bool:
 def _place(archive: ArchiveReader, name: str, moved: Mapping[str, str], trust: Trust) -> str:
     """Return the directory where a source of a run lies now."""
     if own := of_this_run(archive, name):
-        return str(materialize(own, moved, trust))
+        path = next(source.path for source in archive.sources if source.name == name)
+        return merged_like(materialize(own, moved, trust), path)
     for source in archive.sources:
         if source.name != name:
             continue
         if source.label in moved:
-            return moved_place(moved[source.label], name)
+            return like(moved[source.label], name)
         if os.path.isdir(name):
             continue
-        if is_candidate(name) and not _is_cached(Path(source.path), trust):
-            return str(materialize(name, trust=trust.of_others))
+        if is_candidate(name) and not _is_cached(folder_of(source.path), trust):
+            return merged_like(materialize(name, trust=trust.of_others), source.path)
         return source.path  # its hash is compared
     return name
 
@@ -224,6 +226,7 @@ def export_candidate(
     verify: bool = True,
     trust: Trust = NOBODY,
     as_adapter: bool = False,
+    head: str | None = None,
 ) -> Exported:
     """Export a candidate of a run as a model directory.
 
@@ -236,6 +239,7 @@ def export_candidate(
         trust: what code of the sources may run. The run may be somebody else's, so its own plan
             is not asked.
         as_adapter: write a LoRA adapter of the models' base in the place of weights.
+        head: label of the model whose head it gets, where the trunk alone is merged.
 
     Raises:
         BadInput: there is no such candidate, it is asked for as an adapter and is none, or a source
@@ -247,7 +251,7 @@ def export_candidate(
     evomerge.errors.BadInput: is no run's directory; name a folder under runs/ in which ...
     """
     with contextlib.closing(open_run(directory)) as archive:
-        return _exported(archive, out, which, moved or {}, verify, trust, as_adapter)
+        return _exported(archive, out, which, moved or {}, verify, trust, as_adapter, head)
 
 
 def _exported(
@@ -258,11 +262,15 @@ def _exported(
     verify: bool,
     trust: Trust,
     as_adapter: bool,
+    head: str | None,
 ) -> Exported:
     """See `export_candidate`."""
     candidate = archive.candidate(pick(archive, which))
     recipe = stands_alone(archive, candidate)
+    of_head = None if head is None else source_labelled(archive, head)
     places = _unchanged(archive, recipe, moved, trust)
+    if of_head is not None and of_head not in places:
+        places[of_head] = _place(archive, of_head, moved, trust)
     with as_written():
         outcome = archive.outcome(candidate.id)
         scored = outcome["weights_checksum"] if outcome is not None else ""
@@ -285,6 +293,7 @@ def _exported(
         written=_as_merged(recipe, archive, places, first, trust),
         as_adapter=as_adapter,
         adapter_checksum=scored if verify and is_served else None,
+        head=of_head,
     )
     compared = "as scored" if verify else "not compared"
     if not scored:
@@ -323,7 +332,7 @@ def _first(
     if name in places:
         return places[name]
     place = _place(archive, name, moved, trust)
-    return place if os.path.isdir(place.partition("+")[0]) else None
+    return place if os.path.exists(split_parts(place)[0].partition("+")[0]) else None
 
 
 def _unchanged(

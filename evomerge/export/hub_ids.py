@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from evomerge.sources.evidence import split_evidence
+from evomerge.sources.named_parts import split_parts
 
 _CACHED = re.compile(r"(?:^|/)models--([^/]+)/snapshots/[^/]+/*$")
 
@@ -112,7 +112,7 @@ def folders(place: str) -> list[Path]:
 
 def _parts(name: str) -> list[str]:
     """Return a model and its adapter; a directory whose own name has a plus is a model."""
-    name = split_evidence(name)[0]
+    name, _ = split_parts(name)
     model, plus, adapter = name.rpartition("+")
     return [model, adapter] if plus and not os.path.isdir(name) else [name]
 

@@ -3,18 +3,17 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
-from evomerge.dtypes import CODES
 from evomerge.errors import BadInput, EvomergeError, Fault, Faults, placed
 from evomerge.export.hub_ids import base_model, folders
+from evomerge.export.layouts import write_rest, write_weights
 from evomerge.export.model_card import short_card
-from evomerge.export.shards import SHARD_BYTES, Entries, write_shards
+from evomerge.export.shards import SHARD_BYTES
 from evomerge.kernels.checksum import Checksum
 from evomerge.mergekit.passthrough import to_passthrough
 from evomerge.mergekit.writer import to_mergekit
@@ -22,7 +21,6 @@ from evomerge.merging.adapters import factored_faults
 from evomerge.merging.joined_adapter import join_adapters
 from evomerge.merging.merger import Merger
 from evomerge.merging.routed_checkpoint import routed_config
-from evomerge.merging.source_weights import read_stored
 from evomerge.merging.validation import check_methods, path_faults, position_faults
 from evomerge.recipes.parameters import ParametersRecipe, single
 from evomerge.recipes.recipe import Recipe
@@ -31,6 +29,7 @@ from evomerge.sources.alignment import aligned
 from evomerge.sources.companions import companions
 from evomerge.sources.compatibility import mismatches, stream_mismatches
 from evomerge.sources.digest import digest
+from evomerge.sources.named_parts import TRUNK
 from evomerge.sources.own_cards import inherited
 from evomerge.sources.source import Source, is_candidate, open_source
 from evomerge.sources.trust import NOBODY, Trust
@@ -53,8 +52,9 @@ def merge_to(
     written: Mapping[str, Any] | None = None,
     as_adapter: bool = False,
     adapter_checksum: str | None = None,
+    head: str | None = None,
 ) -> str:
-    """Materialize a recipe into a directory that plain transformers loads.
+    """Materialize a recipe into a directory that plain transformers, or diffusers, loads.
 
     Args:
         recipe: any recipe.
@@ -71,6 +71,8 @@ def merge_to(
         as_adapter: write a LoRA adapter of the base, which PEFT loads, in the place of weights.
         adapter_checksum: what the checksum of the adapter's factors must be, where it was scored
             as one.
+        head: a source whose head it gets, with class and tokenizer, where the trunk alone is
+            merged; that of the recipe's first source by default.
 
     Returns:
         The weights' checksum; of an adapter, of the weights that it merges to.
@@ -97,11 +99,11 @@ def merge_to(
         raise BadInput(Fault("", wrong, "name a path without one", file=str(out)))
     check_methods(recipe)
     opened = _open_all(recipe, places or {}, trust, first)
+    frame = opened[recipe.sources[0]] if head is None else _with_head(opened, head, places, trust)
     merger = Merger(opened, _hashes(recipe, opened), device, room=0)
     adapter = join_adapters(merger, recipe) if as_adapter or adapter_checksum else None
     if adapter is not None and adapter_checksum:
         _compare("adapter's factors", adapter.checksum(), adapter_checksum)
-    frame = opened[recipe.sources[0]]
     try:
         with written_beside(out) as folder:
             folder.mkdir()
@@ -110,11 +112,15 @@ def merge_to(
                 adapter.save(folder, *base_model(name, (places or {}).get(name)))
                 merged = _merged_again(merger, frame, recipe.dtype, folder, trust)
             else:
-                merged = _write_weights(merger, recipe, folder, shard_bytes)
-                write_config(_config(recipe, opened), recipe.dtype, folder)
+                merged = write_weights(merger, recipe, frame, folder, shard_bytes)
+                if frame.form not in ("pipeline", "file"):  # which have no settings of their own
+                    dtype = None if frame.form == "diffusers" else recipe.dtype
+                    write_config(_config(recipe, opened, frame), dtype, folder)
+                write_rest(frame, folder)
             if checksum:
                 _compare("merged weights", merged, checksum)
-            copy_companions(frame, folder)
+            if frame.form != "file":
+                copy_companions(frame, folder)
             data = recipe.to_json() if written is None else written
             (folder / "recipe.json").write_text(json.dumps(data, indent=1) + "\n")
             if not any(is_candidate(name) for name in recipe.sources):
@@ -194,42 +200,33 @@ def _hashes(recipe: Recipe, opened: Mapping[str, Source]) -> dict[str, str]:
     return hashes
 
 
-def _config(recipe: Recipe, opened: Mapping[str, Source]) -> Mapping[str, Any]:
-    if isinstance(recipe, RoutingRecipe):
-        return routed_config(recipe, opened)
-    return opened[recipe.sources[0]].config
+def _config(recipe: Recipe, opened: Mapping[str, Source], frame: Source) -> Mapping[str, Any]:
+    return routed_config(recipe, opened) if isinstance(recipe, RoutingRecipe) else frame.config
+
+
+def _with_head(
+    opened: Mapping[str, Source], head: str, places: Mapping[str, str] | None, trust: Trust
+) -> Source:
+    """Return the source whose head a merge of trunks gets."""
+    first = next(iter(opened.values()))
+    if first.parts != (TRUNK,):
+        wrong = "is for models whose trunks alone are merged"
+        mend = "write sources.heads: keep before the search, or leave it out"
+        raise BadInput(Fault("--head", wrong, mend, file=""))
+    source = opened.get(head)
+    return source or aligned(first, open_source((places or {}).get(head, head), trust))
 
 
 def _mergekit_configuration(recipe: Recipe, opened: Mapping[str, Source]) -> str | None:
     """Return a mergekit configuration of a recipe, if it can express it."""
     if isinstance(recipe, RoutingRecipe):
         return to_passthrough(recipe, opened)
+    frame = opened[recipe.sources[0]]
+    if frame.form != "transformers" or frame.parts:  # which mergekit does not know
+        return None
     if isinstance(recipe, ParametersRecipe):
         return to_mergekit(recipe, opened[recipe.sources[0]])
     return None
-
-
-def _write_weights(merger: Merger, recipe: Recipe, folder: Path, limit: int) -> str:
-    """Write each tensor as it comes, so that one is in memory at a time; return the checksum."""
-    entries: Entries = {}
-    dtypes = merger.dtypes(recipe)
-    for name, shape in merger.shapes(recipe).items():
-        entries[name] = (CODES[dtypes[name]], shape)
-    # integers that the model keeps are nobody's average: the frame's own
-    carried = merger.sources[recipe.sources[0]].carried
-    for name, stored in carried.items():
-        entries[name] = (stored.dtype, stored.shape)
-    checksum = Checksum()
-
-    def stream() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in merger.stream(recipe):
-            checksum.update(name, tensor)
-            yield name, tensor
-        for name, stored in carried.items():
-            yield name, read_stored(stored)
-
-    write_shards(entries, stream(), folder, limit)
-    return checksum.hexdigest()
 
 
 def _compare(what: str, found: str, scored: str) -> None:
@@ -250,8 +247,8 @@ def _merged_again(merger: Merger, frame: Source, dtype: str, folder: Path, trust
     return checksum.hexdigest()
 
 
-def write_config(config: Mapping[str, Any], dtype: str, folder: Path) -> None:
-    """Write a model's config.json, with the dtype of its weights.
+def write_config(config: Mapping[str, Any], dtype: str | None, folder: Path) -> None:
+    """Write a model's config.json, with the dtype of its weights, where the library keeps it there.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -260,7 +257,9 @@ def write_config(config: Mapping[str, Any], dtype: str, folder: Path) -> None:
     {'model_type': 'llama', 'dtype': 'bfloat16'}
     """
     kept = {k: v for k, v in config.items() if k not in ("torch_dtype", "_name_or_path")}
-    (folder / "config.json").write_text(json.dumps({**kept, "dtype": dtype}, indent=2) + "\n")
+    if dtype is not None:
+        kept["dtype"] = dtype
+    (folder / "config.json").write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def copy_companions(frame: Source, folder: Path) -> None:

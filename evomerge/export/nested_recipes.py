@@ -16,11 +16,13 @@ from evomerge.cache.holding import hold
 from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, EvomergeError, Fault, placed
 from evomerge.export.candidates import materialize, places_of
+from evomerge.export.merged_places import merged_like
 from evomerge.export.model_directory import merge_to, source_key
 from evomerge.export.moe_directory import moe_to
 from evomerge.export.moe_form import is_moe
 from evomerge.mergekit.reader import from_mergekit, read_file
 from evomerge.recipes.parse import parse_recipe
+from evomerge.sources.named_parts import split_parts
 from evomerge.sources.source import is_candidate
 from evomerge.sources.trust import NOBODY, Trust
 
@@ -90,6 +92,9 @@ def _merge(data: Any, out: Path, name: str, trust: Trust, as_adapter: bool = Fal
             with placed("first" if model == first else source_key(recipe, model)):
                 _merge(inner[model], Path(place), model, trust)
         places |= places_of(recipe, places, trust)
+        alike = next((name for name in recipe.sources if split_parts(name)[1]), None)
+        if alike is not None:  # what a recipe merges is a part of all its models
+            places = {model: merged_like(Path(place), alike) for model, place in places.items()}
         if first is not None and is_candidate(first) and first not in places:
             with placed("first"):
                 places[first] = str(materialize(first, trust=trust.of_others))

@@ -21,6 +21,7 @@ def write_shards(
     tensors: Iterable[tuple[str, torch.Tensor]],
     folder: Path,
     limit: int = SHARD_BYTES,
+    stem: str = "model",
 ) -> None:
     """Write a model's tensors into a directory, with an index where there are several files.
 
@@ -29,6 +30,7 @@ def write_shards(
         tensors: name and tensor of each, in that order and of that dtype and shape.
         folder: a directory.
         limit: bytes of a file, but for one with a single larger tensor.
+        stem: what the files' names begin with.
 
     Raises:
         OSError: the disk does not take them.
@@ -44,9 +46,9 @@ def write_shards(
     stream, total = iter(tensors), 0
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
-        file = "model.safetensors"
+        file = f"{stem}.safetensors"
         if len(shards) > 1:
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(shard, file)
         with open(folder / file, "wb") as out:
             out.write(header_bytes(shard))
@@ -56,7 +58,7 @@ def write_shards(
                 out.write(flat.numpy().data)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
 def _sharded(entries: Mapping[str, tuple[str, tuple[int, ...]]], limit: int) -> list[Entries]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from evomerge.errors import BadInput, CandidateFailure, Fault
 from evomerge.kernels.backends import Kernels
 from evomerge.kernels.checksum import tile_digests
 from evomerge.kernels.merge_plan import MergePlan, Operands, WeightedSums
+from evomerge.merging.live import Live as Live
+from evomerge.merging.live_images import LiveDiffusers, LiveFile, LivePipeline
+from evomerge.merging.live_sentence import LiveSentence, without_modules
 from evomerge.merging.source_weights import read_stored
 from evomerge.merging.spread import spread
 from evomerge.sources.factory import build
@@ -29,35 +32,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Live(Protocol):
-    """A model that is filled again and again.
-
-    Attributes:
-        model: in eval mode; its weights are undefined until `load`.
-        tokenizer: the source's, or None if it has none.
-        direct: the live tensors that hold a checkpoint's tensor as it is, by the latter's name;
-            the others are filled by `load`.
-    """
-
-    direct: dict[str, torch.Tensor]
-
-    @property
-    def model(self) -> torch.nn.Module: ...
-
-    @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase | None": ...
-
-    def load(self, stream: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Overwrite the weights with a stream of (checkpoint name, tensor) in any order."""
-
-
 def open_live_model(
     source: Source,
     dtype: str,
     device: str = "cpu",
     trust_remote_code: bool = False,
     gpus: int = 1,
-) -> "LiveModel | LiveModule":
+) -> Live:
     """Return a live model with the architecture of `source`.
 
     Args:
@@ -73,6 +54,21 @@ def open_live_model(
     """
     if source.factory is not None:
         return LiveModule(source, dtype, device)
+    match source.form:
+        case "diffusers":
+            return LiveDiffusers(source, dtype, device)
+        case "pipeline":
+            return LivePipeline(
+                source,
+                dtype,
+                device,
+                lambda part: open_live_model(part, dtype, device, trust_remote_code),
+            )
+        case "file":
+            return LiveFile(source, dtype, device)
+        case "sentence":
+            inner = LiveModel(without_modules(source), dtype, device, trust_remote_code)
+            return LiveSentence(inner, source, dtype, device)
     return LiveModel(source, dtype, device, trust_remote_code, gpus)
 
 
@@ -170,7 +166,8 @@ class LiveModel:
             **dict(self.model.named_buffers(remove_duplicate=False)),
         }
         carried = conversions(self.model, source.carried)
-        self._conversions = self._known(conversions(self.model, source.tensors), source)
+        every = conversions(self.model, source.tensors)
+        self._conversions = self._known(every, carried, source)
         known = [*carried.values(), *self._conversions.values()]
         initialize_rest(self.model, [self._targets[c.target] for c in known])
         for name, conversion in carried.items():
@@ -208,7 +205,9 @@ class LiveModel:
                 for live, value in converted(self.model, waiting.pop(target)).items():
                     self._targets[live].copy_(value)
 
-    def _known(self, every: dict[str, Conversion], source: Source) -> dict[str, Conversion]:
+    def _known(
+        self, every: dict[str, Conversion], carried: dict[str, Conversion], source: Source
+    ) -> dict[str, Conversion]:
         """Return the conversions to tensors that the model has.
 
         Raises:
@@ -218,7 +217,8 @@ class LiveModel:
         known = {name: c for name, c in every.items() if c.target in self._targets}
         strange = [name for name in every if name not in known]
         # Tied parameters have two names and one memory; what is split fills more than its target.
-        filled = {self._targets[c.target].data_ptr() for c in known.values()}
+        filling = [*known.values(), *carried.values()]
+        filled = {self._targets[c.target].data_ptr() for c in filling}
         missing = [name for name, p in self.model.named_parameters() if p.data_ptr() not in filled]
         optional = optional_patterns(self.model)
         missing = [n for n in missing if not any(re.search(pattern, n) for pattern in optional)]

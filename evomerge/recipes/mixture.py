@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from evomerge.recipes.block_names import holds
 from evomerge.recipes.recipe import VERSION, Recipe
 
 _MOST_UNPACKED = 1 << 30  # bytes: some million segments of a hundred models
@@ -104,7 +105,9 @@ class MixtureRecipe(Recipe):
             name: of the tensor.
             first, last: where it begins and ends in the parameter index.
         """
-        chromosome = next(c for c in self.chromosomes if c.modules is None or c.modules in name)
+        chromosome = next(
+            c for c in self.chromosomes if c.modules is None or holds(c.modules, name)
+        )
         last_segment = len(chromosome.coefficients) - 1
         low = min(int(chromosome.edges.searchsorted(first, side="right")) - 1, last_segment)
         high = max(low + 1, int(chromosome.edges.searchsorted(last, side="left")))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from evomerge.canonical import json_hash, positive_zeros
+from evomerge.recipes.block_names import holds
 from evomerge.recipes.recipe import VERSION, Recipe
 from evomerge.tensor_names import Place
 
@@ -15,7 +16,7 @@ class Group:
 
     Attributes:
         layers: (first, last + 1), "embed", "norm", "head", or None for every tensor.
-        modules: a substring of tensor names, or None for every name.
+        modules: a substring of tensor names or a block (see `block_names`); None for every name.
         values: parameter of the method -> a float, or a tuple with one float a model.
         method: that of the group, where it is not the recipe's.
 
@@ -33,7 +34,7 @@ class Group:
 
     def holds(self, name: str, where: Place) -> bool:
         """Tell whether the tensor `name`, which stands at `where`, is one of the group's."""
-        if self.modules is not None and self.modules not in name:
+        if self.modules is not None and not holds(self.modules, name):
             return False
         if self.layers is None:
             return True

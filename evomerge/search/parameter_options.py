@@ -56,7 +56,8 @@ class ParametersSection(SpaceSection):
         ge=1,
     )
     module_groups: list[Text] = option(
-        "substrings of tensor names with values of their own; the other tensors are one more group",
+        "substrings of tensor names with values of their own, or blocks of image models (IN04, MID,"
+        " OUT00-OUT02, DOUBLE07, SINGLE12, BLOCK03); the other tensors are one more group",
         factory=list,
         example=["self_attn", "mlp"],
     )
@@ -163,6 +164,10 @@ class ParametersSection(SpaceSection):
                 spots += [Spot(OUTER, None, label) for label in models]
             bounds = {names[n]: own[axis] for n, own in self.groups.items() if axis in own}
             yield from overlap_faults(axis, entry, bounds, spots)
+
+    @property
+    def needs_layers(self) -> bool:
+        return self.layer_groups > 1 or self.smooth
 
     def substrings(self) -> Iterable[tuple[str, str]]:
         return [("module_groups", part) for part in self.module_groups]

@@ -1,5 +1,6 @@
 """Whether opened sources can be merged with one another, by their headers and configs."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -7,11 +8,20 @@ from evomerge.errors import Fault
 from evomerge.sources.alignment import aligned, tokenizer_faults
 from evomerge.sources.architectures import INDICES, PER_LAYER, effective, family_of
 from evomerge.sources.model_class import is_known
+from evomerge.sources.named_parts import TRUNK
 from evomerge.sources.source import CONFIG_NOISE, Source
 from evomerge.tensor_names import canonical_order, place, within_layer
 
 # What matters to training alone, or to code that is not run.
-_CONFIG_SILENT = {"architectures", "auto_map", "use_cache", "vocab_size", "attention_dropout"}
+_CONFIG_SILENT = {
+    "architectures", "auto_map", "use_cache", "vocab_size", "attention_dropout", "carried_files",
+}  # fmt: skip
+# What only heads read.
+_OF_HEADS = {
+    "id2label", "label2id", "problem_type", "classifier_dropout", "classifier_proj_size",
+    "tie_word_embeddings", "num_labels", "is_decoder", "pooler_act", "pooler_output_size",
+    "finetuning_task", "task_specific_params",
+}  # fmt: skip
 # What else no layer reads when a model runs: training's own, labels, and which outputs are kept.
 _LAYERS_SILENT = {
     "initializer_range", "router_aux_loss_coef", "router_jitter_noise", "output_router_logits",
@@ -42,18 +52,19 @@ def mismatches(sources: Sequence[Source]) -> list[Fault]:
     >>> print(mismatches([a, b])[0])
     '...b' and '...a' differ in num_hidden_layers: 3 and 2; merge models of one architecture
     """
-    mend = "merge models of one architecture"
     faults = []
     first = sources[0]
     measures = settings_of(first)
     for other in sources[1:]:
         pair = f"'{other.name}' and '{first.name}'"
         settings = settings_of(other)
+        mend = _mend(first, other)
         for key in _CONFIG_KEYS:
             value, measure = settings.get(key), measures.get(key)
             if value != measure:
                 faults.append(Fault("", f"{pair} differ in {key}: {value} and {measure}", mend))
-        if first.class_name != other.class_name:
+        keep_heads = first.parts == other.parts == (TRUNK,)
+        if first.class_name != other.class_name and not keep_heads:
             wrong = f"{pair} are of different classes: {other.class_name} and {first.class_name}"
             faults.append(Fault("", wrong, mend))
         of_tokens = tokenizer_faults(first, other)
@@ -68,6 +79,20 @@ def mismatches(sources: Sequence[Source]) -> list[Fault]:
             faults.append(Fault("", wrong, mend))
         faults += of_tokens
     return faults
+
+
+def _mend(first: Source, other: Source) -> str:
+    """Return what to do where two models' tensors differ, which may be those of heads alone."""
+    differing = [n for n in first.tensors | other.tensors if _shape(first, n) != _shape(other, n)]
+    is_whole = first.form == other.form == "transformers" and not (first.parts or other.parts)
+    same_type = first.config.get("model_type") == other.config.get("model_type")
+    if is_whole and same_type and differing and all(map(_HEAD.search, differing)):
+        return "write sources.heads: keep, which merges the trunk and keeps each model's head"
+    return "merge models of one architecture"
+
+
+# How transformers calls what its classes put on an encoder.
+_HEAD = re.compile(r"(^|\.)(pre_classifier|classifier|score|qa_outputs|cls|head|lm_head|pooler)\b")
 
 
 def settings_of(source: Source) -> Mapping[str, Any]:
@@ -190,6 +215,8 @@ def differing_settings(sources: Sequence[Source]) -> list[str]:
     """
     lines = []
     silent = CONFIG_NOISE | _CONFIG_SILENT
+    if all(source.parts == (TRUNK,) for source in sources):
+        silent = silent | _OF_HEADS
     for other in sources[1:]:
         first = sources[0]
         pair = f"'{other.name}' and '{first.name}'"

@@ -51,6 +51,8 @@ def files_of(source: Source) -> list[Path]:
     """
     files = sorted({tensor.file for _, tensor in source.stored})
     files += [source.path / "config.json", source.path / "tokenizer.json"]
+    files += [source.path / part / "config.json" for part in source.components]
+    files += [source.path / place for place in source.config.get("carried_files", ())]
     if source.adapter is not None:
         files.append(source.adapter.path / "adapter_config.json")
     if source.factory is not None:
@@ -98,6 +100,7 @@ def digest(source: Source) -> Digest:
     factory = source.factory
     made_by = [] if factory is None else [factory.place, factory.definition]
     made_by += source.evidence.files  # one file may be of either kind
+    made_by += source.parts
     cached = cache_folder("digests") / f"{json_hash([*stamp, *made_by])}.json"
     if known := _known(cached, stamp):
         return known
@@ -127,6 +130,8 @@ def _digest(source: Source) -> Digest:
     config = {key: value for key, value in source.config.items() if key not in CONFIG_NOISE}
     sha = hashlib.sha256(canonical_json(_finite(config)).encode())
     sha.update(canonical_json(source.vocabulary).encode())
+    if source.parts:  # other parts of one model are another source
+        sha.update(canonical_json(list(source.parts)).encode())
     if source.evidence.suffix:
         sha.update(source.evidence.hash.encode())
     not_finite = []

@@ -160,12 +160,17 @@ def likeness(one: Source, other: Source) -> float | None:
 
 
 def _chosen(source: Source) -> list[str]:
-    """Return the names of matrices in the layers, spread over all that there are."""
+    """Return the names of matrices in the layers, spread over all that there are.
+
+    Image models have matrices, and no numbered layers.
+    """
     matrices = [
         name
         for name, tensor in source.tensors.items()
-        if len(tensor.shape) == 2 and min(tensor.shape) > 1 and place(name).layer is not None
+        if len(tensor.shape) == 2 and min(tensor.shape) > 1
     ]
+    in_layers = [name for name in matrices if place(name).layer is not None]
+    matrices = in_layers or (matrices if source.is_image_model else [])
     count = min(_MATRICES, len(matrices))
     return [matrices[i * len(matrices) // count] for i in range(count)]
 

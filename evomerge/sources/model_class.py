@@ -84,7 +84,7 @@ def class_of(config: Mapping[str, Any], path: Path, remote_code: bool) -> ClassO
     """
     import transformers
 
-    _refuse_absurd(config)
+    refuse_absurd(config)
     if not is_known(config):
         if not remote_code:
             version, kind = transformers.__version__, config.get("model_type")
@@ -131,11 +131,20 @@ def _remote_class(config: Mapping[str, Any], path: Path) -> ClassOf:
     raise ValueError("config.json has code of its own, but no model in it")
 
 
-def _refuse_absurd(config: Any, key: str = "") -> None:
-    """Raise ValueError where a config asks for so many modules that making them would not end."""
+def refuse_absurd(config: Any, key: str = "") -> None:
+    """Raise ValueError where a config asks for so many modules that making them would not end.
+
+    Args:
+        config: or a part of it.
+        key: of that part.
+
+    >>> refuse_absurd({"num_layers": 10**9})
+    Traceback (most recent call last):
+    ValueError: config.json says num_layers = 1000000000
+    """
     if isinstance(config, Mapping):
         for name, value in config.items():
-            _refuse_absurd(value, str(name))
+            refuse_absurd(value, str(name))
     elif isinstance(config, int) and config > _MOST_PARTS and _counts_parts(key):
         raise ValueError(f"config.json says {key} = {config}")
 

@@ -5,138 +5,38 @@ model of the class what it takes of them; `digest` is the one pass over its weig
 an adapter is written `model+adapter`, as mergekit does.
 """
 
-import functools
 import glob
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
 
-from evomerge.dtypes import CODES, SIZE, STORED_DTYPES
+from evomerge.dtypes import STORED_DTYPES
 from evomerge.errors import BadInput, Fault, Faults, nearest, one_line
 from evomerge.sources.checkpoint import Checkpoint, read_checkpoint
 from evomerge.sources.companions import link_faults
-from evomerge.sources.evidence import NOTHING, Evidence, check_evidence, split_evidence
+from evomerge.sources.config_file import TRUST_MEND, read_config
+from evomerge.sources.evidence import check_evidence, split_evidence
 from evomerge.sources.factory import Factory, build, parse_factory, state_of, weights_file
 from evomerge.sources.hub import Repository, fetch
-from evomerge.sources.locate import local_directory, locate, what_it_is_instead
+from evomerge.sources.image_models import is_component, open_component, open_file, open_pipeline
+from evomerge.sources.locate import local_directory, locate
 from evomerge.sources.lora import Adapter, open_adapter
-from evomerge.sources.model_class import is_known
-from evomerge.sources.safetensors_file import Tensor, read_header, read_json
-from evomerge.sources.signs import StoredSigns
+from evomerge.sources.named_parts import TRUNK, split_parts
+from evomerge.sources.opened import CONFIG_NOISE as CONFIG_NOISE
+from evomerge.sources.opened import Source as Source
+from evomerge.sources.pipelines import is_pipeline
+from evomerge.sources.safetensors_file import Tensor, read_header
+from evomerge.sources.sentence_modules import is_sentence_model, module_tensors
+from evomerge.sources.single_file import is_single_file
+from evomerge.sources.stored_tensors import read_tensors
 from evomerge.sources.tokenizer import vocabulary
+from evomerge.sources.trunk import Trunk, trunk_of
 from evomerge.sources.trust import NOBODY, Trust
-from evomerge.sources.weight_files import PICKLES, Folder, WeightFiles, lacks_weights, shards
-from evomerge.tensor_names import canonical_order, count_layers
+from evomerge.sources.weight_files import Folder, WeightFiles, lacks_weights
+from evomerge.tensor_names import canonical_order
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-# What a config says of its own history, not of the model.
-CONFIG_NOISE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "factory"}
-
-# Of code that a config names, what is needed where transformers knows the model itself.
-_NOT_OF_MODELS = {"AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor"}
-
-_TRUST = "set sources.trust_remote_code: true, or give --trust-code, if you trust it"
-
-
-@dataclass(frozen=True)
-class Source:
-    """An opened model directory, and perhaps an adapter of it.
-
-    Attributes:
-        name: what the user wrote.
-        path: the directory.
-        config: what config.json says.
-        tensors: the model's, in canonical order, by the names that transformers would save.
-        vocabulary: token -> id; empty if the directory has none.
-        adapter: that is added to the model.
-        factory: what makes the module, where it is no Hugging Face model.
-        class_name: of the model in transformers.
-        carried: tensors of integers that the model keeps, which are taken as they are.
-        notes: what a user should know of it, one line each.
-        unaligned: the source as its files have it, where `tensors` follow another's vocabulary.
-        to_fetch: files of its weights that are on the hub still, with their bytes.
-        evidence: what is known of it beside its weights.
-        signs: tensors that are held as signs, by name; they are not among `tensors`.
-
-    >>> tensor = Tensor("BF16", (4, 2), Path("model.safetensors"), "wte.weight", 80, 96)
-    >>> source = Source("a", Path("a"), {}, {"wte.weight": tensor}, {})
-    >>> source.dtype, source.layers, source.bytes
-    ('bfloat16', 0, 16)
-    """
-
-    name: str
-    path: Path
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    vocabulary: dict[str, int] = field(repr=False)
-    adapter: Adapter | None = None
-    factory: Factory | None = None
-    class_name: str = ""
-    carried: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    notes: tuple[str, ...] = ()
-    unaligned: Self | None = field(default=None, repr=False)
-    to_fetch: dict[Path, int] = field(default_factory=dict, repr=False)
-    evidence: Evidence = NOTHING
-    signs: dict[str, StoredSigns] = field(default_factory=dict, repr=False)
-
-    @property
-    def place(self) -> str:
-        """The local directory or directories, written as `open_source` takes them."""
-        if self.factory is not None:
-            return self.factory.place
-        model = str(self.path.resolve())
-        if self.adapter is not None:
-            model += f"+{self.adapter.path.resolve()}"
-        return model + self.evidence.resolved.suffix
-
-    @property
-    def stored(self) -> list[tuple[str, Tensor]]:
-        """Every stored tensor with a label, its name there; the adapter's after the model's."""
-        if self.unaligned is not None:
-            return self.unaligned.stored
-        own = [*self.tensors.items(), *self.carried.items()]
-        labelled = [(tensor.key or name, tensor) for name, tensor in own]
-        if self.adapter is not None:
-            labelled += self.adapter.tensors
-        labelled += [(signs.codes.key, signs.codes) for signs in self.signs.values()]
-        return labelled
-
-    @functools.cached_property
-    def dtype(self) -> str:
-        """The dtype that most of its weights have, as recipes write it."""
-        sizes: dict[str, int] = {}
-        for tensor in self.tensors.values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
-        return STORED_DTYPES[max(sizes, key=lambda code: sizes[code])]
-
-    def dtype_of(self, name: str, dtype: str) -> str:
-        """Return the dtype of a merge's tensor.
-
-        Those of the model's own dtype get the merge's. Those that are kept wider on purpose, as
-        routers' biases are in float32 among bfloat16, stay as they are.
-
-        Args:
-            name: of the tensor.
-            dtype: of the merge, as recipes write it.
-        """
-        stored = self.tensors[name].dtype
-        if stored == "" or SIZE[stored] <= SIZE[CODES[self.dtype]]:
-            return dtype
-        return STORED_DTYPES[stored] if SIZE[stored] > SIZE[CODES[dtype]] else dtype
-
-    @property
-    def layers(self) -> int:
-        """How many layers it has."""
-        return count_layers(self.tensors)
-
-    @property
-    def bytes(self) -> int:
-        """How many bytes its weights take on disk."""
-        return sum(tensor.bytes for _, tensor in self.stored)
 
 
 def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> Source:
@@ -146,8 +46,9 @@ def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> So
     nothing is wrong with those.
 
     Args:
-        name: a directory, a hub id[@revision], either with `+adapter` and with `?texts=FILE` or
-            other evidence (see `sources.evidence`), or a factory (see `sources.factory`).
+        name: a directory, a hub id[@revision], either with `+adapter`, a pipeline's folder or one
+            file, or a factory (see `sources.factory`); perhaps with parts (see `named_parts`), and
+            with `?texts=FILE` or what else is known of it (see `evidence`).
         trust: what code of others may run. A factory asks for it, and a model whose config names
             code of its own, unless transformers knows such models itself.
         weights: fetch those of a hub id that are not in its cache. Without them `to_fetch` of what
@@ -170,12 +71,12 @@ def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> So
         return replace(source, name=name, evidence=evidence)
     if factory := parse_factory(name):
         if not trust.functions:
-            raise BadInput(Fault("", f"'{name}' would run a Python function", _TRUST))
+            raise BadInput(Fault("", f"'{name}' would run a Python function", TRUST_MEND))
         return _open_factory(name, factory)
     source = _by_headers(name, trust)
     if not weights or not source.to_fetch:
         return source
-    repository = split_adapter(name)[0].partition("@")[0]  # at the commit that was looked at
+    repository = split_adapter(split_parts(name)[0])[0].partition("@")[0]  # at the commit seen
     weights_of_it = [glob.escape(file.name) for file in source.to_fetch]
     fetch(f"{repository}@{source.path.name}", weights_of_it)
     return replace(_by_headers(source.place, trust), name=name)
@@ -183,22 +84,44 @@ def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> So
 
 def _by_headers(name: str, trust: Trust) -> Source:
     """See `open_source`."""
-    model, adapter_name = split_adapter(name)
+    named, parts = split_parts(name)
+    if is_single_file(named):
+        return open_file(name, Path(named).expanduser(), parts)
+    model, adapter_name = split_adapter(named)
     path = locate(model)
+    is_another = is_pipeline(path) or is_component(path)
+    if is_another and (adapter_name or local_directory(model) is None):
+        wrong = f"'{name}' is a model of diffusers, which is merged as a local folder"
+        mend = "fetch it with `hf download ID --local-dir FOLDER`; leave out an adapter"
+        raise BadInput(Fault("", wrong, mend))
+    if is_pipeline(path):
+        return open_pipeline(name, path, parts, lambda place: _by_headers(place, trust))
+    if is_another:
+        return open_component(name, path, parts)
+    return _open_transformers(name, path, parts, trust)
+
+
+def _open_transformers(name: str, path: Path, parts: tuple[str, ...], trust: Trust) -> Source:
+    """Open a transformers model, alone or in sentence-transformers' layout."""
+    model, adapter_name = split_adapter(split_parts(name)[0])
     faults = Faults()
-    config = _read_config(path, trust, faults)
+    config = read_config(path, trust, faults)
     files: WeightFiles = Folder(path)
     stored: dict[str, Tensor] = {}
+    modules: dict[str, dict[str, Tensor]] = {}
     with faults.gather():
         if local_directory(model) is None and lacks_weights(path):
             files = Repository(model, path)
-        stored = _read_tensors(path, files, faults)
+        stored = read_tensors(path, files, faults)
     known: dict[str, int] = {}
     try:
         known = vocabulary(path)
     except ValueError as error:
         faults.add("", f"{path}: {error}", "save the tokenizer again")
     faults.extend(link_faults(path, "auto_map" in config))
+    if is_sentence_model(path):
+        with faults.gather():
+            modules = module_tensors(path)
     faults.check()
     checkpoint = Checkpoint({}, {}, {})
     with faults.gather():
@@ -210,19 +133,44 @@ def _by_headers(name: str, trust: Trust) -> Source:
             adapter = open_adapter(adapter_path, checkpoint, model)
             notes += adapter.notes
     faults.check()
-    ordered = {n: checkpoint.tensors[n] for n in canonical_order(checkpoint.tensors)}
+    tensors, carried, prefix = checkpoint.tensors, checkpoint.carried, ""
+    if parts:
+        tensors, head, prefix = _trunk(name, parts, checkpoint, adapter)
+        carried = carried | head
+    for folder, of_module in modules.items():
+        own = {f"{folder}.{key}": tensor for key, tensor in of_module.items()}
+        tensors, carried = (tensors, carried | own) if parts else (tensors | own, carried)
     return Source(
         name,
         path,
         checkpoint.config,
-        ordered,
+        {n: tensors[n] for n in canonical_order(tensors)},
         known,
         adapter,
         class_name=checkpoint.class_name,
-        carried=checkpoint.carried,
+        carried=carried,
         notes=notes,
         to_fetch=files.missing(stored) if isinstance(files, Repository) else {},
+        form="sentence" if is_sentence_model(path) else "transformers",
+        parts=parts,
+        prefix=prefix,
     )
+
+
+def _trunk(
+    name: str, parts: tuple[str, ...], checkpoint: Checkpoint, adapter: Adapter | None
+) -> Trunk:
+    """Part a transformers model whose name asks for its trunk."""
+    if parts != (TRUNK,):
+        wrong = f"'{name}' has no parts but {TRUNK}"
+        raise BadInput(Fault("", wrong, "write sources.heads: keep, or leave out the parts"))
+    if adapter is not None:
+        wrong = f"'{name}' is an adapter, whose head is not told from its trunk"
+        raise BadInput(Fault("", wrong, "merge the adapter into its model (merge_and_unload)"))
+    try:
+        return trunk_of(checkpoint)
+    except ValueError as error:
+        raise BadInput(Fault("", f"'{name}' {error}", "leave out sources.heads")) from None
 
 
 def split_adapter(name: str) -> tuple[str, str]:
@@ -235,69 +183,6 @@ def split_adapter(name: str) -> tuple[str, str]:
     if plus and not os.path.isdir(os.path.expanduser(name)):
         return model, adapter
     return name, ""
-
-
-def _read_config(path: Path, trust: Trust, faults: Faults) -> dict[str, Any]:
-    config = read_json(path / "config.json")
-    if not isinstance(config, dict):
-        wrong = f"{path}: config.json is missing or not JSON"
-        instead = what_it_is_instead(path)
-        faults.extend([instead or Fault("", wrong, "write a Hugging Face model directory")])
-        return {}
-    config = _without_kernels(config)
-    if config.get("transformers_weights"):
-        wrong = f"{path}: config.json names another file of weights (transformers_weights)"
-        faults.add("", wrong, "save the model again, or leave the key out")
-    code = config.get("auto_map")
-    if code and not isinstance(code, Mapping):
-        faults.add("", f"{path}: auto_map in config.json is no mapping", "leave it out")
-        return {}
-    if code and is_known(config):
-        # transformers takes its own class, and so does whoever loads what is made of this
-        kept = {k: v for k, v in code.items() if k in _NOT_OF_MODELS}
-        config = {k: v for k, v in config.items() if k != "auto_map"}
-        return {**config, "auto_map": kept} if kept else config
-    if code and not trust.remote_code:
-        faults.add("", f"{path}: config.json asks to run code of its own", _TRUST)
-    return config
-
-
-def _without_kernels(config: Any) -> Any:
-    """Return a config without the names of kernels on the hub, whose code transformers would run.
-
-    What attention is computed by is no property of a model.
-    """
-    if not isinstance(config, dict):
-        return config
-    kept = {}
-    for key, value in config.items():
-        is_kernel = key.endswith("_implementation") and isinstance(value, str) and "/" in value
-        if not is_kernel:
-            kept[key] = _without_kernels(value)
-    return kept
-
-
-def _read_tensors(path: Path, files: WeightFiles, faults: Faults) -> dict[str, Tensor]:
-    """Return the tensors of all shards by name, none if there is a fault."""
-    tensors: dict[str, Tensor] = {}
-    try:
-        for held in files.headers([shard.name for shard in shards(path, files)]):
-            tensors.update(held)
-    except ValueError as error:
-        faults.add("", f"{path}: {error}", "download or save the model again")
-    except FileNotFoundError:
-        if what_it_is_instead(path) is not None:  # which is told where config.json is missing
-            return {}
-        pickled = sorted(n for n in files.names if any(fnmatch(n, kind) for kind in PICKLES))
-        wrong = f"holds pickled weights only ({pickled[0]})" if pickled else "holds no weights"
-        mend = "save it with save_pretrained, which writes safetensors"
-        faults.add("", f"{path}: {wrong}", mend)
-    except OSError as error:
-        faults.add("", f"{path}: cannot be read ({error.strerror})", "check its permissions")
-    else:
-        if not tensors:
-            faults.add("", f"{path}: holds no tensors", "save the model again")
-    return tensors
 
 
 def _open_factory(name: str, factory: Factory) -> Source:

@@ -8,7 +8,7 @@ from evomerge.sources.safetensors_file import Tensor, read_header, read_json
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SUFFIX, _INDEX = ".safetensors", ".safetensors.index.json"
 
 
 class WeightFiles(Protocol):
@@ -50,22 +50,25 @@ class Folder:
         return [read_header(self._path / name) for name in names]
 
 
-def lacks_weights(path: Path) -> bool:
+def lacks_weights(path: Path, stem: str = "model") -> bool:
     """Tell whether a directory has not all the files that hold its model's weights.
+
+    Args:
+        path, stem: see `shards`.
 
     >>> lacks_weights(Path("nowhere"))
     True
     """
     names = Folder(path).names
     try:
-        return not set(_chosen(path, names)) <= set(names)
+        return not set(_chosen(path, names, stem)) <= set(names)
     except FileNotFoundError:
         return True
     except ValueError:  # of an index that makes no sense, whatever lies beside it
         return False
 
 
-def shards(path: Path, files: WeightFiles) -> list[Path]:
+def shards(path: Path, files: WeightFiles, stem: str = "model") -> list[Path]:
     """Return the files that hold a model directory's weights, as transformers chooses them.
 
     It takes model.safetensors if it is there, whatever an index beside it says, and of an index
@@ -74,6 +77,7 @@ def shards(path: Path, files: WeightFiles) -> list[Path]:
     Args:
         path: the directory, where an index of shards lies.
         files: that lie beside it, or will.
+        stem: what the files' names begin with.
 
     Raises:
         ValueError: the index of shards makes no sense, a shard is missing, or the two do not agree.
@@ -85,24 +89,25 @@ def shards(path: Path, files: WeightFiles) -> list[Path]:
     FileNotFoundError: nowhere
     """
     there = set(files.names)
-    names = _chosen(path, there)
-    if _SINGLE in there:
-        return [path / _SINGLE]
+    names = _chosen(path, there, stem)
+    if stem + _SUFFIX in there:
+        return [path / (stem + _SUFFIX)]
     missing = [name for name in names if name not in there]
     if missing:
         raise ValueError(f"{len(missing)} of {len(names)} shards are missing: {missing[0]}")
-    _check_index(path / _INDEX, names, files)
+    _check_index(path / (stem + _INDEX), names, files)
     return [path / name for name in names]
 
 
-def _chosen(path: Path, there: Container[str]) -> list[str]:
+def _chosen(path: Path, there: Container[str], stem: str) -> list[str]:
     """Return the names of the files that should hold the weights; see `shards`."""
-    if _SINGLE in there:
-        return [_SINGLE]
-    if (path / _INDEX).exists():
-        return sorted(set(_places(path / _INDEX).values()))
-    if (path / _SINGLE).exists():
-        raise ValueError(f"{_SINGLE} is no plain file")
+    single, index = stem + _SUFFIX, path / (stem + _INDEX)
+    if single in there:
+        return [single]
+    if index.exists():
+        return sorted(set(_places(index).values()))
+    if (path / single).exists():
+        raise ValueError(f"{single} is no plain file")
     raise FileNotFoundError(path)
 
 

@@ -43,6 +43,7 @@ class WorkerPlan:
         candidates_each: how many the worker scores at once, where its engine can.
         quantize: "int8" or "int4", in which linear layers compute when they are scored; "": not.
         experts: objective -> the recipe of a source that shows what is good, where one needs it.
+        labels: name -> label of sources, by which fitnesses know their heads.
 
     >>> from evomerge.recipes.parameters import single
     >>> plan = WorkerPlan({"a": "models/a"}, {"a": "0f"}, "a", "float32", "float32", {}, False, {},
@@ -72,6 +73,7 @@ class WorkerPlan:
     candidates_each: int = 1
     quantize: str = ""
     experts: Mapping[str, Recipe] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Job(NamedTuple):

@@ -37,6 +37,7 @@ from evomerge.scoring.open_fitness import open_fitness
 from evomerge.scoring.outcome import Outcome
 from evomerge.sources.alignment import all_aligned
 from evomerge.sources.digest import digest, files_of, touched
+from evomerge.sources.named_parts import TRUNK
 from evomerge.sources.source import Source, open_source
 from evomerge.workers.engine_check import check_engine
 from evomerge.workers.experts import learn_from_experts
@@ -184,6 +185,7 @@ class Worker:
             tuple(self._sources.values()),
             plan.candidates_each,
             plan.quantize,
+            {plan.labels.get(n, n): s for n, s in self._sources.items() if s.parts == (TRUNK,)},
         )
 
     @property

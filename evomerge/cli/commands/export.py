@@ -8,6 +8,7 @@ from evomerge.cli.conventions import (
     AS_ADAPTER,
     FILE,
     GGUF,
+    HEAD,
     PICK,
     SOURCE,
     TRUST_CODE,
@@ -27,6 +28,7 @@ from evomerge.text import byte_size, printable
 @SOURCE
 @click.option("--unverified", is_flag=True, help="Do not compare with the scored weights.")
 @AS_ADAPTER
+@HEAD
 @GGUF
 @TRUST_CODE
 @errors_are_lines
@@ -37,6 +39,7 @@ def export(
     moved: tuple[str, ...],
     unverified: bool,
     as_adapter: bool,
+    head: str | None,
     types: tuple[str, ...],
     trust_code: bool,
 ) -> None:
@@ -57,7 +60,7 @@ def export(
     programs = find_programs(types, as_adapter)
     with placed(file=str(directory)):
         done = export_candidate(
-            directory, out, pick, by_label(moved), not unverified, trust, as_adapter
+            directory, out, pick, by_label(moved), not unverified, trust, as_adapter, head
         )
     what = f"{weights_of(as_adapter)} {done.checksum}, {done.compared}"
     click.echo(f"candidate {done.candidate} -> {out} ({what})")

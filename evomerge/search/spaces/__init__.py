@@ -48,8 +48,13 @@ class SpaceSection(Section):
         """
         return ()
 
+    @property
+    def needs_layers(self) -> bool:
+        """Whether these options ask for models whose layers are numbered."""
+        return True
+
     def substrings(self) -> Iterable[tuple[str, str]]:
-        """Return the parts of tensor names that the options hold, each with its key."""
+        """Return the groups of tensors that the options name, each with its key."""
         return ()
 
     def depth_faults(self, layers: int) -> Iterable[Fault]:

@@ -45,6 +45,10 @@ class ChoiceSection(SpaceSection):
             for fault in inner.faults(labels, has_base):
                 yield fault.under(f"spaces.{index}")
 
+    @property
+    def needs_layers(self) -> bool:
+        return self.each == "group" or any(inner.needs_layers for inner in self.spaces)
+
     def substrings(self) -> Iterable[tuple[str, str]]:
         for index, inner in enumerate(self.spaces):
             yield from ((f"spaces.{index}.{key}", part) for key, part in inner.substrings())

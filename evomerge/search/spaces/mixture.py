@@ -15,6 +15,7 @@ import numpy as np
 from evomerge.dtypes import Dtype
 from evomerge.errors import Fault
 from evomerge.merging.as_mixture import as_mixture
+from evomerge.recipes.block_names import holds
 from evomerge.recipes.mixture import Chromosome, MixtureRecipe, interpolated
 from evomerge.recipes.parameter_index import ParameterIndex
 from evomerge.recipes.parameters import Group, ParametersRecipe
@@ -214,7 +215,7 @@ class MixtureSpace(BreedingSpace):
             taken: set[str] = set()
             self._prefix = []
             for modules in self.modules:
-                mine = {n for n in self.index.names if modules is None or modules in n} - taken
+                mine = {n for n in self.index.names if modules is None or holds(modules, n)} - taken
                 taken |= mine
                 there = np.array([n in mine for n in self.index.names])
                 sums = np.cumsum(grams * there[:, None, None], axis=0).reshape(len(there), -1)

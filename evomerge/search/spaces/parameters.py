@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from evomerge.merging.methods import METHODS, MergeMethod
+from evomerge.recipes.block_names import holds
 from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.recipes.recipe import Recipe
 from evomerge.search.axes import AxisSection, Gene, GeneRange
@@ -51,12 +52,14 @@ class ParametersSpace(PointSpace):
         self.method: MergeMethod = METHODS.get(options.method)
         self.options = dict(options.options)
         self.smooth = options.smooth
-        self.knots = min(options.layer_groups, shapes.layers)
+        # without numbered layers, as image models are, all is one place, parted by modules alone
+        self._depth = max(shapes.layers, 1)
+        self.knots = min(options.layer_groups, self._depth)
         self.modules: tuple[str | None, ...] = (*options.module_groups, None)
         self.dtype = options.dtype or shapes.dtype
         self.axes = options.axes
         self._cells: list[_Cell] = [(k, m) for k in range(self.knots) for m in self.modules]
-        self.outside = options.outside
+        self.outside = options.outside if shapes.layers else "first"
         if self.outside == "own":
             self._cells.append((OUTER, None))
         self._groups = options.groups
@@ -154,10 +157,12 @@ class ParametersSpace(PointSpace):
 
         cells = {cell: {axis: at(axis, cell) for axis in self.axes} for cell in self._cells}
         groups = []
-        for layers, position in self._spans():
+        if not self.shapes.layers:
+            groups = [Group(None, module, cells[0, module]) for module in self.modules]
+        for layers, position in self._spans() if self.shapes.layers else ():
             for module in self.modules:
                 groups.append(Group(layers, module, self._between(cells, position, module)))
-        for part in PARTS:
+        for part in PARTS if self.shapes.layers else ():
             modules = (None,) if self.outside == "own" else self.modules
             groups += [Group(part, m, cells[self._outer_knot(part), m]) for m in modules]
         base = self.shapes.base if self.method.takes_base else None
@@ -180,7 +185,7 @@ class ParametersSpace(PointSpace):
         """
         if not isinstance(recipe, ParametersRecipe):
             raise TypeError(f"a recipe of kind {recipe.kind} is no point of this space")
-        layers = self.shapes.layers
+        layers = self._depth
         shares = np.zeros((layers, self.knots))  # of each knot in each layer's value
         for (first, last), position in self._spans():
             low = min(int(position), self.knots - 1)
@@ -227,7 +232,7 @@ class ParametersSpace(PointSpace):
 
     def _spans(self) -> list[tuple[tuple[int, int], float]]:
         """Return each run of layers that shares values, with its position among the knots."""
-        layers = self.shapes.layers
+        layers = self._depth
         if self.smooth:
             step = (self.knots - 1) / max(layers - 1, 1)
             return [((n, n + 1), n * step) for n in range(layers)]
@@ -287,7 +292,9 @@ class ParametersSpace(PointSpace):
     def _cell_of(self, name: str) -> _Cell:
         """Return the cell that a tensor's values come from, the nearer one between two knots."""
         part, layer = place(name)
-        module = next((m for m in self.modules if m is not None and m in name), None)
+        module = next((m for m in self.modules if m is not None and holds(m, name)), None)
+        if not self.shapes.layers:
+            return 0, module
         if layer is None:
             return self._outer_knot(part), None if self.outside == "own" else module
         for (first, last), position in self._spans():
@@ -327,7 +334,9 @@ class ParametersSpace(PointSpace):
 
     def _name(self, gene: Gene) -> str:
         model = "" if gene.model is None else f" {self.shapes.labels[gene.model]}"
-        if gene.layer is None:
+        if not self.shapes.layers:
+            where = ""
+        elif gene.layer is None:
             where = " all layers"
         elif gene.layer == OUTER:
             where = " outside the layers"
