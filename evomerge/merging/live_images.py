@@ -57,7 +57,7 @@ class LiveDiffusers(_LiveState):
             dtype: of the parameters, as recipes write it.
             device: e.g. "cpu" or "cuda".
         """
-        model = model_without_weights(source.config)
+        model = model_without_weights(source.config, dtype)
         _give_memory(model, getattr(torch, dtype), device)
         for tensor in kept_in_float32(model):
             tensor.data = tensor.data.float()
@@ -65,7 +65,7 @@ class LiveDiffusers(_LiveState):
 
 
 def _give_memory(model: torch.nn.Module, dtype: torch.dtype, device: str) -> None:
-    """Give a model's parameters memory, and convert the buffers that it computed."""
+    """Give a model's parameters memory, and convert those buffers that a checkpoint fills."""
     made: dict[int, torch.nn.Parameter] = {}  # by the one on the meta device: some are shared
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -77,7 +77,8 @@ def _give_memory(model: torch.nn.Module, dtype: torch.dtype, device: str) -> Non
             module._parameters[name] = made[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                kind = dtype if buffer.is_floating_point() else buffer.dtype
+                is_filled = name not in module._non_persistent_buffers_set
+                kind = dtype if is_filled and buffer.is_floating_point() else buffer.dtype
                 module._buffers[name] = buffer.to(device, kind)
 
 

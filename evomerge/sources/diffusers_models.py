@@ -60,11 +60,12 @@ def class_named(name: Any, base: str) -> Any:
     return found
 
 
-def model_without_weights(config: Mapping[str, Any]) -> "torch.nn.Module":
+def model_without_weights(config: Mapping[str, Any], dtype: str = "float32") -> "torch.nn.Module":
     """Return a new model, whose parameters are on the meta device; its buffers are computed.
 
     Args:
         config: what its config.json says.
+        dtype: in which buffers are computed that do not choose one, as `from_pretrained` does.
 
     Raises:
         BadInput: there is no such class, or it does not take the config.
@@ -73,16 +74,21 @@ def model_without_weights(config: Mapping[str, Any]) -> "torch.nn.Module":
     Traceback (most recent call last):
     evomerge.errors.BadInput: diffusers ...
     """
+    import torch
     from accelerate import init_empty_weights
 
     made_by = class_named(config.get("_class_name"), "ModelMixin")
+    usual = torch.get_default_dtype()
     try:
         refuse_absurd(config)
+        torch.set_default_dtype(getattr(torch, dtype))
         with init_empty_weights(include_buffers=False):
             model: torch.nn.Module = made_by.from_config(dict(config))
     except Exception as error:  # of a config that is no such model's: any kind
         wrong = f"config.json makes no {made_by.__name__} ({one_line(error)})"
         raise BadInput(Fault("", wrong, "save the model again with save_pretrained")) from None
+    finally:
+        torch.set_default_dtype(usual)
     return model
 
 

@@ -50,7 +50,8 @@ def files_of(source: Source) -> list[Path]:
     [...model.safetensors'), ...config.json'), ...tokenizer.json')]
     """
     files = sorted({tensor.file for _, tensor in source.stored})
-    files += [source.path / "config.json", source.path / "tokenizer.json"]
+    if source.form != "file":
+        files += [source.path / "config.json", source.path / "tokenizer.json"]
     files += [source.path / part / "config.json" for part in source.components]
     files += [source.path / place for place in source.config.get("carried_files", ())]
     if source.adapter is not None:
