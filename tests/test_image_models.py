@@ -1,14 +1,24 @@
 """Image models: diffusers' UNets and DiTs, whole pipelines, and files that are whole models."""
 
+import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
-from tiny_images import SHAPES, denoised, tiny_denoiser, tiny_pipeline, tiny_single_file
+from tiny_images import (
+    DEEP,
+    SHAPES,
+    XL,
+    denoised,
+    tiny_denoiser,
+    tiny_pipeline,
+    tiny_single_file,
+)
 
 from evomerge.campaign.run import run_campaign
 from evomerge.cli.main import main
@@ -24,6 +34,7 @@ from evomerge.sources.digest import digest
 from evomerge.sources.source import open_source
 
 diffusers = pytest.importorskip("diffusers")
+ROOT = Path(__file__).parents[1]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -468,3 +479,90 @@ def test_what_image_models_do_not_have_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "a" / "adapter_model.safetensors")
     with pytest.raises(BadInput, match="leave out an adapter"):
         open_source(f"{tmp_path / 'a'}+{tmp_path / 'a'}")
+
+
+def as_flux(folder, seed):
+    """A folder as that of Flux's pipeline, with all that is looked at before a model is loaded."""
+    tiny_denoiser("FluxTransformer2DModel", seed, **DEEP).save_pretrained(folder / "transformer")
+    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "FluxPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("name", ["sdxl-blocks", "flux-blocks"])
+def test_the_examples_are_right(name, tmp_path, monkeypatch):
+    """With stand-ins of as many blocks in the places of the models."""
+    file = ROOT / "search_spaces" / f"{name}.yaml"
+    data = yaml.safe_load(file.read_text())
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "fitness", "fitness", ignore=shutil.ignore_patterns("__pycache__"))
+    folders = [data["sources"]["base"], *data["sources"]["models"].values()]
+    for seed, folder in enumerate(map(Path, folders)):
+        if name == "sdxl-blocks":
+            tiny_pipeline(folder, seed, **XL)
+        else:
+            as_flux(folder, seed)
+    done = CliRunner().invoke(main, ["check", str(file), "--set", "workers.gpus_each=0"])
+    assert done.exit_code == 0, done.output
+    data["space"]["module_groups"] = [*data["space"]["module_groups"], "OUT09", "SINGLE38"]
+    Path("wrong.yaml").write_text(yaml.safe_dump(data))
+    done = CliRunner().invoke(main, ["check", "wrong.yaml", "--set", "workers.gpus_each=0"])
+    assert done.exit_code == 2
+    assert "no tensor is in 'OUT09'" in done.output and "no tensor is in 'SINGLE38'" in done.output
+
+
+def test_the_scorer_of_pictures_ranks_pipelines_and_bare_unets(pipelines, tmp_path, silent):
+    """A campaign over whole pipelines, whose scores are those of the exported one."""
+    scorer = tmp_path / "pictures.py"
+    text = (ROOT / "fitness" / "pictures.py").read_text()
+    scorer.write_text(text.replace("SIZE = 64", "SIZE = 16").replace("STEPS = 4", "STEPS = 2"))
+    models = {name: pipelines / name for name in "ab"}
+    budget = {"evaluations": 2}
+    file = campaign(tmp_path, models, scorer, budget=budget)
+    run = tmp_path / "run"
+    assert run_campaign(file, directory=run, observer=silent)
+    assert export_candidate(run, tmp_path / "out", "best").compared == "as scored"
+    loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", use_safetensors=True)
+    loaded.set_progress_bar_config(disable=True)
+    spec = importlib.util.spec_from_file_location("pictures_to_score", scorer)
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    shown = CliRunner().invoke(main, ["show", str(run), "best", "--json"])
+    scores = json.loads(shown.output)["scores"]["bright"]
+    both = (scores["search"]["mean"] + scores["heldout"]["mean"]) / 2
+    items = pictures.items()
+    with torch.no_grad():
+        again = pictures.score(loaded, None, items)
+        assert sum(again) / len(items) == pytest.approx(both, abs=1e-3)
+        assert all(0.0 <= score <= 1.0 for score in again) and len(set(again)) > 20
+        bare = pictures.score(loaded.unet, None, items[:9])
+        assert bare == pictures.score(loaded.unet, None, items[:9])
+        assert len(set(bare)) == 9
+
+
+def test_a_network_of_ones_own_lives_on_a_files_tensors(tmp_path):
+    """As docs/other-architectures.md has it: given the tensors once, it is every candidate."""
+    for seed in (1, 2):
+        save_file(
+            tiny_denoiser("UNet2DConditionModel", seed).state_dict(),
+            tmp_path / f"{seed}.safetensors",
+        )
+    names = [str(tmp_path / f"{seed}.safetensors") for seed in (1, 2)]
+    sources = {name: open_source(name) for name in names}
+    live = open_live_model(sources[names[0]], "float32")
+    merger = Merger(sources, dict.fromkeys(names, ""))
+    config = dict(tiny_denoiser("UNet2DConditionModel", 0).config)
+    with torch.device("meta"):
+        network = diffusers.UNet2DConditionModel.from_config(config).eval()
+    network.load_state_dict(live.model.state_dict(), assign=True)
+    for weights in ((1.0, 0.0), (0.5, 0.5)):
+        recipe = weighted(names, weights)
+        merger.fill(recipe, live.direct)
+        merge_to(recipe, tmp_path / f"out{weights[0]}")
+        again = tiny_denoiser("UNet2DConditionModel", 0)
+        again.load_state_dict(load_file(tmp_path / f"out{weights[0]}" / "model.safetensors"))
+        assert torch.equal(denoised(network), denoised(again))

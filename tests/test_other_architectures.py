@@ -255,11 +255,56 @@ VISION = {
     "image_size": 8,
     "patch_size": 4,
 }
+TEXT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 32,
+    "max_position_embeddings": 40,
+    "relative_attention": True,
+    "position_buckets": 4,
+    "pos_att_type": ["p2c", "c2p"],
+}
+DISTIL = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "vocab_size": 32}
+TEXTS = {
+    "roberta": ("Roberta", TEXT),
+    "deberta": ("DebertaV2", TEXT),
+    "distilbert": ("DistilBert", DISTIL),
+    "electra": ("Electra", TEXT | {"embedding_size": 16}),
+}
 VISIONS = {
     "vit": (transformers.ViTConfig, transformers.ViTForImageClassification),
     "clip": (transformers.CLIPVisionConfig, transformers.CLIPVisionModelWithProjection),
     "dinov2": (transformers.Dinov2Config, transformers.Dinov2ForImageClassification),
 }
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_trunks_of_other_encoders_are_merged(kind, tmp_path):
+    """Of three and six labels: the heads on the live trunk are the models that are exported."""
+    family, shape = TEXTS[kind]
+    made_by = getattr(transformers, f"{family}ForSequenceClassification")
+    for seed, labels in enumerate((3, 6)):
+        torch.manual_seed(seed)
+        config = getattr(transformers, f"{family}Config").from_dict(shape | {"num_labels": labels})
+        made_by(config).save_pretrained(tmp_path / str(labels))
+    names = [f"{tmp_path / labels}:trunk" for labels in ("3", "6")]
+    group = Group(None, None, {"weight": (0.25, 0.75)})
+    recipe = ParametersRecipe("linear", tuple(names), (group,), dtype="float32")
+    sources = {name: open_source(name) for name in names}
+    assert mismatches(list(sources.values())) == []
+    assert not any("classifier" in name or "pooler" in name for name in sources[names[0]].tensors)
+    live = LiveModel(sources[names[1]], "float32")
+    live.load(Merger(sources, dict.fromkeys(names, "")).stream(recipe))
+    heads = Heads(live.model, sources)
+    ids = torch.tensor([[4, 5, 6, 7], [9, 8, 7, 6]])
+    for name, labels in zip(names, (3, 6), strict=True):
+        merge_to(recipe, tmp_path / f"out{labels}", head=name)
+        with torch.no_grad():
+            wanted = made_by.from_pretrained(tmp_path / f"out{labels}").eval()(ids).logits
+            assert wanted.shape == (2, labels)
+            assert torch.equal(heads[name](ids).logits, wanted)
 
 
 @pytest.mark.parametrize("kind", VISIONS)

@@ -62,12 +62,21 @@ SHAPES = {
 }
 
 
-def tiny_denoiser(class_name, seed, dtype=torch.float32):
+# Of as many blocks as Stable Diffusion XL and Flux have.
+XL = {
+    "block_out_channels": (4, 4, 4),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}
+DEEP = {"num_layers": 19, "num_single_layers": 38}
+
+
+def tiny_denoiser(class_name, seed, dtype=torch.float32, **changes):
     """A model of diffusers with random weights, none of which is zero."""
     import diffusers
 
     torch.manual_seed(seed)
-    model = getattr(diffusers, class_name)(**SHAPES[class_name]).eval()
+    model = getattr(diffusers, class_name)(**SHAPES[class_name] | changes).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -107,7 +116,9 @@ def denoised(model, seed=0):
         ).sample
 
 
-def tiny_pipeline(folder: Path, seed: int, near: Path | None = None, dtype=torch.float32) -> Path:
+def tiny_pipeline(
+    folder: Path, seed: int, near: Path | None = None, dtype=torch.float32, **changes
+) -> Path:
     """Save a Stable Diffusion of tiny parts; with `near` all but the denoiser and the text encoder
     is that one's."""
     import diffusers
@@ -140,7 +151,7 @@ def tiny_pipeline(folder: Path, seed: int, near: Path | None = None, dtype=torch
         vae=vae.to(dtype),
         text_encoder=text.to(dtype),
         tokenizer=_clip_tokenizer(folder.parent / "words"),
-        unet=tiny_denoiser("UNet2DConditionModel", seed, dtype),
+        unet=tiny_denoiser("UNet2DConditionModel", seed, dtype, **changes),
         scheduler=diffusers.DDIMScheduler(num_train_timesteps=100),
         safety_checker=None,
         feature_extractor=None,
@@ -154,7 +165,7 @@ def _clip_tokenizer(folder):
     """A byte-level tokenizer of CLIP's kind, without merges."""
     from transformers import CLIPTokenizer
 
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(code) for code in range(33, 127)]
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
     (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
