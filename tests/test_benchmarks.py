@@ -182,6 +182,14 @@ def test_materialize(desk: Path) -> None:
     assert all(float(row["of copy's"]) > 0 for row in rows if row["method"] in METHODS.all())
 
 
+def test_preparing(desk: Path) -> None:
+    rows = table(run(desk, "benchmarks/preparing.py --short"))
+    assert [(row["size"], row["method"]) for row in rows] == [("0.2M", "wudi"), ("0.2M", "regmean")]
+    for row in rows:
+        assert float(row["seconds"]) > 0 and float(row["peak (MB)"]) > 0
+        assert float(row["on disk (MB)"]) >= 1
+
+
 def test_memory(desk: Path) -> None:
     (row,) = table(run(desk, "benchmarks/memory.py --gigabytes 3 --methods linear ties --short"))
     assert row["models"] == "3" and float(row["peak anonymous GB"]) > 0.05
