@@ -4,11 +4,11 @@ Every fault is gathered; no weight is loaded. `check` and `run` both come throug
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.archive.references import pinned
 from evomerge.campaign.amounts import amount_faults
+from evomerge.campaign.assembly import Named, assembled
 from evomerge.campaign.campaign import Campaign
 from evomerge.campaign.device_room import gpu_faults
 from evomerge.campaign.engine_check import missing_engine
@@ -32,25 +32,13 @@ from evomerge.campaign.named_sources import (
 )
 from evomerge.campaign.warm_start import candidates_of
 from evomerge.config.overrides import read_mapping
-from evomerge.config.parts import SourcesSection, WorkersSection
+from evomerge.config.parts import SourcesSection
 from evomerge.config.schema import CampaignPlan
 from evomerge.config.validate import checked_plan
-from evomerge.environment import cores
 from evomerge.errors import BadInput, Faults, placed
-from evomerge.recipes.parameters import ParametersRecipe
-from evomerge.recipes.recipe import Recipe
-from evomerge.scoring.fitness import (
-    Fitness,
-)
-from evomerge.scoring.items import Split
-from evomerge.search.guards import Guard
-from evomerge.search.objectives import Objective
 from evomerge.search.spaces import (
     PointSpace,
-    SearchSpace,
-    SourceShapes,
     SpaceSection,
-    make_space,
 )
 from evomerge.search.spaces.routing import RoutingSection
 from evomerge.sections import good_fields
@@ -58,23 +46,7 @@ from evomerge.sources.alignment import all_aligned, tokenizer_notes
 from evomerge.sources.compatibility import differing_settings
 from evomerge.sources.factory import parse_factory
 from evomerge.sources.kinship import strangers
-from evomerge.sources.source import Source
-from evomerge.sources.trust import Trust
 from evomerge.tracking import missing_trackers
-from evomerge.workers.protocol import WorkerPlan
-
-
-@dataclass(frozen=True)
-class _Named:
-    """What a plan names, as far as it could be opened.
-
-    Attributes:
-        sources: by name.
-        fitness: by objective.
-    """
-
-    sources: dict[str, Source]
-    fitness: dict[str, Fitness]
 
 
 def read_and_check(
@@ -267,7 +239,7 @@ def open_campaign(
         warnings += tokenizer_notes(opened.values())
         warnings += differing_settings([*opened.values()])
         warnings += strangers([*opened.values()])
-    campaign = _campaign(plan, stage, listed, _Named(opened, fitness), splits, warnings)
+    campaign = assembled(plan, stage, listed, Named(opened, fitness), splits, warnings)
     faults.extend(chat_faults(campaign))
     faults.extend(scoring_faults(campaign))
     faults.extend(evidence_faults(campaign))
@@ -281,103 +253,3 @@ def open_campaign(
         faults.add(under, wrong, mend)
     faults.check()
     return campaign
-
-
-def _campaign(
-    plan: CampaignPlan,
-    stage: int,
-    listed: SourcesSection,
-    named: _Named,
-    splits: dict[str, Split],
-    warnings: list[str],
-) -> Campaign:
-    """Put together what was opened and checked."""
-    search = plan.searches[stage]
-    frame = named.sources[next(iter(listed.labels))]
-    shapes = SourceShapes(
-        listed.base,
-        tuple(listed.models.values()),
-        tuple(listed.models),
-        frame.layers,
-        frame.dtype,
-        plan.seed,
-        {name: tensor.elements for name, tensor in frame.tensors.items()},
-        depths={name: source.layers for name, source in named.sources.items()},
-        dtypes={name: source.dtype for name, source in named.sources.items()},
-    )
-    space = make_space(search.space, shapes)
-    first = space.first
-    for label, name in listed.models.items():
-        if isinstance(first, ParametersRecipe) and first.base == name:
-            warnings.append(f"'{label}' is the base itself: its task vector is zero")
-    warnings += search.space.warnings()
-    worker = WorkerPlan(
-        sources={name: source.place for name, source in named.sources.items()},
-        hashes={},
-        frame=first.sources[0],
-        dtype=space.dtype,
-        compute_dtype=plan.compute_dtype or space.dtype,
-        fitness={section.name: section.resolved() for _, section in plan.entries},
-        own_test=plan.own_test,
-        splits=splits,
-        first=first,
-        threads=_threads(plan.workers),
-        device=plan.workers.device,
-        trust=Trust(listed.trust_remote_code, functions=True),
-        engine=plan.workers.engine,
-        sources_bytes=plan.workers.sources_bytes,
-        device_share=plan.workers.device_share,
-        gpus=max(1, int(plan.workers.gpus_each)),
-        candidates_each=plan.workers.at_once,
-        quantize=plan.workers.quantize or "",
-        experts=_experts(plan, listed, space),
-        labels=listed.labels,
-    )
-    objectives = []
-    for section in plan.fitness:
-        fitness = named.fitness[section.name]
-        objectives.append(
-            Objective(
-                section.name,
-                fitness.direction,
-                section.weight,
-                section.constraint or "",
-                fitness.is_cost,
-            )
-        )
-    guards = tuple(
-        Guard(s.name, named.fitness[s.name].direction, s.against or "", s.margin)
-        for s in plan.guard
-    )
-    campaign = Campaign(
-        plan,
-        stage,
-        listed,
-        space,
-        tuple(objectives),
-        splits,
-        named.sources,
-        named.fitness,
-        worker,
-        tuple(warnings),
-        guards=guards,
-    )
-    prepared = space.representatives
-    if campaign.soups:
-        prepared += [recipe for label, recipe in campaign.baselines() if label in campaign.soups]
-    return replace(campaign, worker=replace(worker, prepared=tuple(prepared)))
-
-
-def _experts(plan: CampaignPlan, listed: SourcesSection, space: SearchSpace) -> dict[str, Recipe]:
-    """Return the recipes of the sources that show objectives what is good."""
-    names = {label: name for name, label in listed.labels.items()} | listed.models
-    experts = {}
-    for _, section in plan.entries:
-        if section.expert is not None:
-            experts[section.name] = space.single(names[section.expert])
-    return experts
-
-
-def _threads(workers: WorkersSection) -> int | None:
-    """Return torch threads for each worker; None where each works out those of its own node."""
-    return workers.threads or (None if workers.pool == "ray" else cores())
