@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.archive.archive import Archive
-from evomerge.archive.summary import front
+from evomerge.archive.summary import front, status
 from evomerge.campaign.run import run_campaign
+from evomerge.report.report import report
 
 # as near as can be to a model that none of a and b is: what c adds is wanted
 WANTED = '''
@@ -57,8 +58,8 @@ def grown(campaign_file, here, silent, **changes):
     return Archive(here / "runs" / changes["name"] / "archive.db")
 
 
-def workers(archive):
-    return {c.label: archive.outcome(c.id)["worker"] for c in archive.baselines()}
+def reasons(archive):
+    return {c.label: archive.outcome(c.id)["reason"] for c in archive.baselines()}
 
 
 def test_the_old_best_is_a_candidate_of_the_new_campaign_and_is_bettered(
@@ -86,10 +87,10 @@ def test_what_the_old_run_scored_is_taken_over(old, campaign_file, here, silent,
     """The models' scores, item by item; what is new is scored. It costs no items."""
     new = grown(campaign_file, here, silent, budget__evaluations=2)
     by_label = {c.label: c for c in old.baselines()}
-    found = workers(new)
+    found = reasons(new)
     for label in ("base", "a", "b"):
         number = by_label[label].id
-        assert found[label] == f"runs/old#{number}"
+        assert found[label] == f"scored as runs/old#{number}"
         ours = next(c for c in new.baselines() if c.label == label)
         assert new.outcome(ours.id)["items_scored"] == 0
         assert new.means(ours.id) == old.means(number)
@@ -104,6 +105,8 @@ def test_what_the_old_run_scored_is_taken_over(old, campaign_file, here, silent,
     assert [(e.kind, e.candidate and e.candidate.id) for e in more.events()][
         : len(events)
     ] == events
+    assert status(here / "runs/new")["state"] == "finished"
+    assert "scored as" not in report(here / "runs/new")[0]  # it is no failure
     assert {row["label"] for row in front(here / "runs/new")} >= {"base", "a", "b", "c"}
 
 
@@ -132,7 +135,7 @@ def test_scores_that_may_differ_are_not_taken_over(old, campaign_file, here, sil
     if changes.pop("archive", ""):
         edit(here, "UPDATE campaign SET provenance = json_remove(provenance, '$.fitness')")
     new = grown(campaign_file, here, silent, budget__evaluations=1, **changes)
-    assert not any("#" in worker for worker in workers(new).values())
+    assert not any("#" in reason for reason in reasons(new).values())
     assert len(new.warm_starts()) == 1
 
 
@@ -149,7 +152,7 @@ def test_weight_and_constraint_leave_scores_as_they_are(old, campaign_file, here
         {"name": "near", "function": "wanted.py", "weight": 2.0, "constraint": ">= base - 9"}
     ]
     new = grown(campaign_file, here, silent, budget__evaluations=1, fitness=fitness)
-    assert workers(new)["a"].startswith("runs/old#")
+    assert reasons(new)["a"].startswith("scored as runs/old#")
 
 
 def test_a_changed_model_is_scored(old, campaign_file, here, silent):
@@ -167,7 +170,7 @@ def test_a_changed_model_is_scored(old, campaign_file, here, silent):
     assert weights[1] != 0.0  # of b, so that the best cannot begin here
     plan = {"sources__models": models, "budget__evaluations": 1, "init": []}
     new = grown(campaign_file, here, silent, **plan)
-    assert not any("#" in worker for worker in workers(new).values())
+    assert not any("#" in reason for reason in reasons(new).values())
     from evomerge.errors import BadInput
 
     with pytest.raises(BadInput, match=r"has b, which is no source of this campaign"):

@@ -87,7 +87,8 @@ events: the ledger, in order.
 outcomes: what became of each candidate on search items.
   candidate_id: whose outcome it is
   status: ok, stopped (by a race, before all items were scored) or failed
-  reason: of a failure, or why a race stopped it
+  reason: of a failure, or why a race stopped it; `scored as RUN#NUMBER` where that run's outcome
+    was taken over
   value: the weighted mean of the objectives, on the baselines' scale; NULL where not all items
     were scored
   violation: by how much constraints are missed; 0 if all are kept
@@ -96,7 +97,7 @@ outcomes: what became of each candidate on search items.
   items_scored: of all objectives; of a failure, those it was to be scored on
   weights_checksum: of the weights that were scored, of the adapter's factors by the engine
     `vllm-lora`; empty for a path
-  worker: host, process and device; RUN#NUMBER of what another run had scored, and was taken over
+  worker: host, process and device
   copy_of: an earlier candidate with the same recipe, whose outcome this is
   estimate: of the value, where a part of the items was scored
 scores: one row for each candidate, objective and split.

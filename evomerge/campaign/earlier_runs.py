@@ -41,7 +41,7 @@ class EarlierRuns:
     def outcome_of(self, recipe_id: str) -> Outcome | None:
         """Return the outcome on all search items of a recipe, or None if no run can give it.
 
-        Its `worker` is RUN#NUMBER, and it took no time.
+        Its reason says whose it is, and it took no time.
         """
         for run in self._runs:
             try:
@@ -73,7 +73,8 @@ class EarlierRuns:
         outcome = archive.outcome(number)
         assert outcome is not None  # as it was scored in full
         checksum = outcome["weights_checksum"]
-        return Outcome("ok", scores=scores, weights_checksum=checksum, worker=f"{run}#{number}")
+        reason = f"scored as {run}#{number}"
+        return Outcome("ok", reason, scores, weights_checksum=checksum)
 
 
 def differing(campaign: Campaign, archive: ArchiveReader) -> Iterator[str]:

@@ -123,7 +123,7 @@ class Evaluation:
         elif model in self._twins:
             self._twins[model].append(candidate)
         elif candidate.part is None and (taken := self._runs.outcome_of(candidate.recipe_id)):
-            log.info("candidate %d: as %s scored it", candidate.id, taken.worker)
+            log.info("candidate %d: %s", candidate.id, taken.reason)
             self.taken += 1
             self._keep(candidate, taken, 0)
         else:

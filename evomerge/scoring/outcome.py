@@ -18,7 +18,7 @@ class Outcome:
 
     Attributes:
         status: "ok", "failed", or "stopped": not scored in full.
-        reason: of a failure, in one line.
+        reason: of a failure, or of where an outcome comes from that was not made here, in one line.
         scores: objective -> (items,) float32, in the order of the split's items; empty unless
             the status is "ok".
         seconds_merge, seconds_score: wall time in the worker.
