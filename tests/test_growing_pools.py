@@ -96,7 +96,11 @@ def test_what_the_old_run_scored_is_taken_over(old, campaign_file, here, silent,
         assert new.means(ours.id) == old.means(number)
         same = new.item_scores(ours.id, "near", "search"), old.item_scores(number, "near", "search")
         assert np.array_equal(*same)
+        ours_heldout, theirs = (a.means(n, "heldout") for a, n in ((new, ours.id), (old, number)))
+        assert ours_heldout == theirs != {}
+        assert new.final(ours.id)["reason"] == old.final(number)["reason"] + found[label]
     assert "#" not in found["c"] + found["uniform"]
+    assert new.final(new.best())["reason"] == ""
     assert any(line.startswith("3 baseline(s) were scored") for line in silent.said)
     # a campaign that is continued does not ask for the old run any more
     events = [(e.kind, e.candidate and e.candidate.id) for e in new.events()]

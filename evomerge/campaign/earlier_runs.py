@@ -10,6 +10,7 @@ from evomerge.archive.summary import as_written, open_run
 from evomerge.campaign.campaign import Campaign
 from evomerge.errors import EvomergeError
 from evomerge.scoring.outcome import Outcome
+from evomerge.workers.protocol import Side
 
 log = logging.getLogger("evomerge")
 
@@ -22,7 +23,7 @@ class EarlierRuns:
     """The runs that a campaign's `init` names, and what they scored in full.
 
     An outcome is theirs to give where the model is the same, by the hashes of its sources, and so
-    are the items of the search's side, by their hashes, what scores them, by its file's hash and
+    are the items of both sides, by their hashes, what scores them, by its file's hash and
     its options, and what answers: engine, device, libraries, compute dtype, rounding of weights,
     and the first source, whose tokenizer reads. Else the candidate is scored here.
 
@@ -38,15 +39,15 @@ class EarlierRuns:
         self._runs = list(dict.fromkeys(entry.rpartition("#")[0] for entry in entries))
         self._is_alike: dict[str, bool] = {}
 
-    def outcome_of(self, recipe_id: str) -> Outcome | None:
-        """Return the outcome on all search items of a recipe, or None if no run can give it.
+    def outcome_of(self, recipe_id: str, side: Side = "search") -> Outcome | None:
+        """Return the outcome of a recipe on all items of a side, or None if no run can give it.
 
         Its reason says whose it is, and it took no time.
         """
         for run in self._runs:
             try:
                 with as_written(), closing(open_run(run)) as archive:
-                    found = self._outcome_in(archive, run, recipe_id)
+                    found = self._outcome_in(archive, run, recipe_id, side)
             except EvomergeError as error:  # gone since, or no more what it was
                 log.info("nothing is taken over from %s: %s", run, error)
                 self._is_alike[run] = False
@@ -55,26 +56,30 @@ class EarlierRuns:
                 return found
         return None
 
-    def _outcome_in(self, archive: ArchiveReader, run: str, recipe_id: str) -> Outcome | None:
+    def _outcome_in(
+        self, archive: ArchiveReader, run: str, recipe_id: str, side: Side
+    ) -> Outcome | None:
         if run not in self._is_alike:
             difference = next(differing(self._campaign, archive), None)
             self._is_alike[run] = difference is None
             if difference is not None:
                 log.info("nothing is taken over from %s: another %s", run, difference)
         number = archive.in_full(recipe_id) if self._is_alike[run] else None
-        if number is None:
+        outcome = None if number is None else archive.outcome(number)
+        if number is None or outcome is None:
             return None
         scores = {}
         for name, split in self._campaign.splits.items():
-            items = archive.item_scores(number, name, "search")
-            if items is None or len(items) != len(split.search):
+            items = archive.item_scores(number, name, side)
+            if items is None or len(items) != len(split.of(side)):
                 return None
             scores[name] = items
-        outcome = archive.outcome(number)
-        assert outcome is not None  # as it was scored in full
-        checksum = outcome["weights_checksum"]
-        reason = f"scored as {run}#{number}"
-        return Outcome("ok", reason, scores, weights_checksum=checksum)
+        answers = {}
+        if side == "heldout":
+            for name, rows in archive.answers(number).items():
+                answers[name] = [row["answer"] for row in rows]
+        reason, checksum = f"scored as {run}#{number}", outcome["weights_checksum"]
+        return Outcome("ok", reason, scores, weights_checksum=checksum, answers=answers)
 
 
 def differing(campaign: Campaign, archive: ArchiveReader) -> Iterator[str]:
@@ -109,9 +114,10 @@ def differing(campaign: Campaign, archive: ArchiveReader) -> Iterator[str]:
         if entry != theirs.get(name) or definition != provenance["fitness"].get(name):
             yield f"fitness '{name}'"
         hashes = campaign.fitness[name].hashes
-        items = {ordinal: hashes[ordinal] for ordinal in campaign.splits[name].search}
-        if items != archive.item_hashes(name, "search"):
-            yield f"search items of '{name}'"
+        for side in ("search", "heldout"):
+            items = {ordinal: hashes[ordinal] for ordinal in campaign.splits[name].of(side)}
+            if items != archive.item_hashes(name, side):
+                yield f"split of '{name}'"
     now = _answering(campaign.machine())
     if any(_answering(machine) != now for machine in archive.machines):
         yield "device or library"
