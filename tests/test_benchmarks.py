@@ -262,6 +262,30 @@ def test_digits_table(desk: Path) -> None:
     assert row["test"] == "0.870 ± 0.009"
 
 
+def test_alignment_of_digits(desk: Path) -> None:
+    rows = table(run(desk, "benchmarks/alignment.py digits --seeds 5 --short"))
+    by_name = {(row["trained on"], row["state"]): row for row in rows}
+    assert len(rows) == len(by_name) == 4
+    before, after = (by_name["all", state] for state in ("as trained", "aligned"))
+    assert float(after["cosine"]) > 0.5 > float(before["cosine"])
+    assert float(after["barrier"]) < float(before["barrier"])
+    assert float(after["midpoint"]) > float(before["midpoint"])
+
+
+def test_alignment_of_language_models(desk: Path) -> None:
+    rows = table(run(desk, "benchmarks/alignment.py language --short"))
+    parameters = {row["merge"]: int(row["parameters"].replace(",", "")) for row in rows}
+    assert parameters["wider, 100 % apart"] > parameters["wider, 20 % apart"]
+    assert parameters["wider, 20 % apart"] > parameters["midpoint, as trained"]
+    assert all(0 < float(row["nats a byte"]) < 8 for row in rows)
+
+
+def test_alignment_of_decoders(desk: Path) -> None:
+    rows = table(run(desk, "benchmarks/alignment.py decoders --short"))
+    assert [row["matched"] for row in rows] == ["neurons, heads", "neurons, heads, stream"]
+    assert all(float(row["s"]) > 0 and float(row["GB"]) > 0 for row in rows)
+
+
 # --- searches of the tiny models, and what is made of their runs -----------------------------
 
 SEARCHES = "niches cmaes random routing-unscaled stages"

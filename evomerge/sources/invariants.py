@@ -18,7 +18,8 @@ from evomerge.sources.units import Layer, Slot
 
 _CORNER = 256  # rows and columns of a product that are compared; of the stream, at its begin
 
-_NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+# numpy's, of the dtypes of 16 bits or more; bfloat16, which numpy has not, as its bits
+STORED_AS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 # query, key, value, out: each (heads, block, columns)
@@ -146,16 +147,30 @@ def _units(source: Source, slot: Slot, count: int) -> np.ndarray | None:
         return None
     rows = matrix if slot.axis == 0 else matrix.T
     part = rows[slot.positions(np.arange(count)), : min(_CORNER, rows.shape[1])]
-    if part.dtype == np.dtype("<u2"):  # bfloat16: the upper half of a float32
-        part = (part.astype("<u4") << 16).view("<f4")
+    wide = floats(part, np.float32)
+    return None if wide is None else wide.reshape(count, slot.block, -1)
+
+
+def floats(stored: np.ndarray, dtype: type[np.floating]) -> np.ndarray | None:
+    """Return stored numbers as floats of a dtype; None if one is NaN or infinite.
+
+    Args:
+        stored: as STORED_AS has them.
+        dtype: numpy's.
+
+    >>> floats(np.array([0x3F80, 0xC000], "<u2"), np.float64)
+    array([ 1., -2.])
+    """
+    if stored.dtype == np.dtype("<u2"):  # bfloat16: the upper half of a float32
+        stored = (stored.astype("<u4") << 16).view("<f4")
     with np.errstate(invalid="ignore", over="ignore"):
-        wide = part.astype(np.float32)
-    return wide.reshape(count, slot.block, -1) if np.isfinite(wide).all() else None
+        wide = stored.astype(dtype)
+    return wide if np.isfinite(wide).all() else None
 
 
 def _matrix(tensor: Tensor) -> np.ndarray | None:
     """Return a stored matrix, mapped; bfloat16 as its bits."""
-    kind = _NUMBERS.get(tensor.dtype)
+    kind = STORED_AS.get(tensor.dtype)
     if kind is None or len(tensor.shape) != 2 or not tensor.file.is_file():
         return None
     if tensor.file.stat().st_size < tensor.end:

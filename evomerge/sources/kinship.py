@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.errors import BadInput
-from evomerge.sources.invariants import Part, attention, mlp
+from evomerge.sources.invariants import STORED_AS, Part, attention, cosine, floats, mlp
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.source import Source
-from evomerge.sources.units import NAMES, layers_of
+from evomerge.sources.units import NAMES, Layer, layers_of
 from evomerge.tensor_names import place
 
 _MATRICES = 8  # that are looked at, over the whole depth
@@ -26,8 +26,6 @@ KIN = 0.5
 # By how much a head of a fine-tune never grows in all layers; PaRaMS (Wei et al. 2025,
 # arXiv:2503.07661) scales heads by more, and neurons' order with it.
 _SCALED = 1.5
-
-_NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def strangers(sources: Sequence[Source]) -> list[str]:
@@ -82,10 +80,12 @@ def _rewritten(first: Source, other: Source) -> str | None:
         return None
     if layers != likewise or _shapes(first) != _shapes(other):
         return None
-    chosen = sorted({0, len(layers) // 2, len(layers) - 1})
+    chosen = [layers[number] for number in sorted({0, len(layers) // 2, len(layers) - 1})]
+    if all(_looks_alike(first, other, layer) for layer in chosen):
+        return None  # as fine-tunes do, without a look at whole matrices
     heads: list[Part] = []
     neurons: list[Part] = []
-    for layer in (layers[number] for number in chosen):
+    for layer in chosen:
         for parts, compare in ((heads, attention), (neurons, mlp)):
             part = compare(first, other, layer)
             if part is None:
@@ -112,6 +112,18 @@ def _rewritten(first: Source, other: Source) -> str | None:
                 " the same order"
             )
     return None
+
+
+def _looks_alike(first: Source, other: Source, layer: Layer) -> bool:
+    """Tell whether the first rows of a layer's matrices are much the same in two models."""
+    for slot in (layer.query, layer.key, layer.value, layer.out, *layer.up, layer.down):
+        rows, likewise = (_first_rows(source.tensors[slot.tensor]) for source in (first, other))
+        if rows is None or likewise is None:
+            continue
+        sizes = np.linalg.norm(rows), np.linalg.norm(likewise)
+        if cosine(rows, likewise) < KIN or max(sizes) > _SCALED * min(sizes):
+            return False
+    return True
 
 
 def _shapes(source: Source) -> dict[str, tuple[int, ...]]:
@@ -177,7 +189,7 @@ def _chosen(source: Source) -> list[str]:
 
 def _first_rows(tensor: Tensor) -> np.ndarray | None:
     """Return the first rows of a matrix as (elements,) float64; None if they cannot be read."""
-    kind = _NUMBERS.get(tensor.dtype)
+    kind = STORED_AS.get(tensor.dtype)
     if kind is None or not tensor.file.is_file():
         return None
     count = min(_ROWS, tensor.shape[0]) * tensor.shape[1]
@@ -186,8 +198,4 @@ def _first_rows(tensor: Tensor) -> np.ndarray | None:
         stored = np.frombuffer(stream.read(count * int(kind[-1])), kind)
     if len(stored) != count:
         return None
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        stored = (stored.astype("<u4") << 16).view("<f4")
-    with np.errstate(invalid="ignore"):
-        wide = stored.astype(np.float64)
-    return wide if np.isfinite(wide).all() else None
+    return floats(stored, np.float64)
