@@ -117,7 +117,7 @@ def rows(folder: Path, steps: int, points: int) -> list[Row]:
         found.append([f"midpoint, {name}", f"{size:,}", middle, walked.barrier])
     for apart in (0.2, 0.5, 1.0):
         out = folder / f"wider {apart}"
-        widened = widen(*map(str, models), out, apart=apart)
+        widened = widen(*map(str, models), out, apart=apart, stream=True)
         name = f"wider, {100 * apart:.0f} % apart"
         found.append([name, f"{widened.parameters:,}", judged(out, judge)])
     return found

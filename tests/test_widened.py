@@ -19,13 +19,14 @@ from evomerge.testing import tiny_llama
 from evomerge.testing.decoders import tiny_decoder
 
 
-@pytest.mark.parametrize("apart", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("apart", "stream"), [(0.0, True), (0.3, False), (1.0, True)])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_model_widened_with_itself_computes_the_same(name, apart, tmp_path):
+def test_a_model_widened_with_itself_computes_the_same(name, apart, stream, tmp_path):
     """Its own neurons in another order: half of each, twice, is what it was."""
     folder = tiny_decoder(tmp_path / "a", name, 0)
-    save_shuffled(folder, tmp_path / "b", stream=False, seed=1)
-    widened = widen(str(folder), str(tmp_path / "b"), tmp_path / "out", apart=apart)
+    save_shuffled(folder, tmp_path / "b", stream, seed=1)
+    names = str(folder), str(tmp_path / "b")
+    widened = widen(*names, tmp_path / "out", apart=apart, stream=stream)
     assert widened.width == widened.before + round(apart * widened.before)
     opened = open_source(str(tmp_path / "out"))
     assert widened.parameters == sum(t.elements for t in opened.tensors.values())

@@ -82,6 +82,7 @@ def widen(
     *,
     apart: float = 0.2,
     weight: float = 0.5,
+    stream: bool = False,
     seed: int = 0,
 ) -> Widened:
     """Merge two decoders into a wider one, as a Hugging Face directory.
@@ -92,7 +93,7 @@ def widen(
         trust: what code of the models may run.
         apart: share of each MLP's neurons that are kept apart; 0 merges all, 1 none.
         weight: of the model; that of the reference is what is left of 1.
-        seed: see `align`.
+        stream, seed: see `align`.
 
     Raises:
         BadInput: the models or `out` will not do.
@@ -111,15 +112,15 @@ def widen(
     if pair.reference.factory is not None:
         wrong = f"'{reference}' has the width that its function gives it"
         raise BadInput(Fault("", wrong, "take decoders of transformers"))
-    merge = _Merge(align(pair, seed=seed), apart, weight)
+    merge = _Merge(align(pair, stream=stream, seed=seed), apart, weight)
     shapes = {name: merge.shape(name) for name in pair.reference.tensors}
     key = "n_inner" if pair.reference.config.get("model_type") == "gpt2" else "intermediate_size"
     config = {**pair.reference.config, key: merge.width}
     record = {"kind": "widened", "reference": reference, "model": model}
-    settings = {"apart": apart, "weight": weight, "seed": seed}
-    stream = ((name, merge.tensor(name)) for name in shapes)
+    settings = {"apart": apart, "weight": weight, "stream": stream, "seed": seed}
+    tensors = ((name, merge.tensor(name)) for name in shapes)
     sources = [pair.reference, pair.model]
-    checksum = write_model(out, sources, config, shapes, stream, record | settings)
+    checksum = write_model(out, sources, config, shapes, tensors, record | settings)
     parameters = sum(int(np.prod(shape)) for shape in shapes.values())
     return Widened(checksum, merge.before, merge.width, parameters)
 

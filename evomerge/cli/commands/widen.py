@@ -16,6 +16,7 @@ _SHARE = click.FloatRange(0, 1)
 @click.argument("out", type=FILE)
 @click.option("--apart", type=_SHARE, default=0.2, show_default=True, help="Neurons kept apart.")
 @click.option("--weight", type=_SHARE, default=0.5, show_default=True, help="Of MODEL.")
+@click.option("--stream", is_flag=True, help="Match the residual stream as well.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @TRUST_CODE
 @JSON
