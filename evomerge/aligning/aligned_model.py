@@ -20,6 +20,8 @@ from evomerge.sources.units import Units, decoder_units
 
 REFERENCE, MODEL = "reference", "model"
 
+_ROWS = 1 << 12  # of a tensor that are compared at a time
+
 
 class Pair(NamedTuple):
     """Two opened models of one architecture, and their weights by REFERENCE and MODEL.
@@ -139,11 +141,14 @@ def _kinds(pair: Pair, units: list[Units], orders: Orders) -> dict[str, Kind]:
     """Return what became of the units of each kind."""
     products: dict[str, torch.Tensor] = {}
     for name in names_in(units):
-        one = pair.weights.tensor(REFERENCE, name).double()
-        other = pair.weights.tensor(MODEL, name).double()
+        one = pair.weights.tensor(REFERENCE, name)
+        other = pair.weights.tensor(MODEL, name)
         reordered = orders.applied(name, other)
-        norms = (one * one).sum(), (other * other).sum()
-        products[name] = torch.stack([(one * other).sum(), (one * reordered).sum(), *norms])
+        products[name] = torch.zeros(4, dtype=torch.float64)
+        for chunks in zip(*(t.split(_ROWS) for t in (one, other, reordered)), strict=True):
+            a, b, c = (chunk.double() for chunk in chunks)
+            sums = (a * b).sum(), (a * c).sum(), (a * a).sum(), (b * b).sum()
+            products[name] += torch.stack(sums)
     found = {}
     for kind, indices in kinds_of(units).items():
         own = [units[index] for index in indices]
