@@ -259,3 +259,10 @@ def test_a_gpu_and_a_processor_merge_to_the_same_bits(dtype):
             wanted = kernels.merge(MergePlan(Operands(here), dtype, (one,)), own)
             for name in some:
                 assert np.array_equal(digests[name], wanted[name]), (name, type(kernels))
+
+
+def test_forty_operands_of_float32_are_merged_by_eager_torch():
+    """Their dtypes, as one number to the base of three, do not fit 64 bits."""
+    some = tensors(41, (300,), torch.float32, 5)
+    plan = MergePlan(Operands({"w": some}), torch.float32, (WeightedSums(("w",), np.ones(41)),))
+    assert_same(plan, torch.float32, block=128)

@@ -38,6 +38,8 @@ _JOIN = {"sum": 0, "elect": 1, "largest": 2}
 
 _NUMBERS, _WORDS = 4, 3  # of an operand in the tables, see `triton_programs.merge`
 
+_MOST = 39  # operands, whose dtypes are one number to the base of three: 3^39 < 2^63
+
 _BLOCK = 2048  # elements that a program holds at a time: sixteen for each of its threads
 
 
@@ -56,7 +58,8 @@ class _Form(NamedTuple):
 class FusedKernels:
     """Merges a plan in as many launches as it has ways of merging; see `merge_plan.MergeKernels`.
 
-    What has no fused form (double precision, variances, energies, signs) is merged by eager torch.
+    What has no fused form (double precision, variances, energies, signs, more operands than their
+    dtypes can be told of) is merged by eager torch.
 
     >>> FusedKernels().nbytes  # nothing was merged yet
     0
@@ -112,7 +115,10 @@ def _has_form(plan: MergePlan, group: Sums, targets: Mapping[str, torch.Tensor])
         return False
     tensors = [targets[name] for name in group.names]
     for name in group.names:
-        tensors += plan.operands.dense(name)
+        operands = plan.operands.dense(name)
+        if len(operands) > _MOST:
+            return False
+        tensors += operands
     known = {tensor.dtype for tensor in tensors} | {plan.dtype} <= _CODES.keys()
     return known and all(tensor.is_contiguous() for tensor in tensors)
 
