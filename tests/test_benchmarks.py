@@ -190,6 +190,20 @@ def test_preparing(desk: Path) -> None:
         assert float(row["on disk (MB)"]) >= 1
 
 
+@pytest.mark.parametrize("what", ["sizes", "scores"])
+def test_compressed(desk: Path, what: str) -> None:
+    lines = run(desk, f"benchmarks/compressed.py {what} --short").splitlines()
+    rows = [line.split() for line in lines if line.startswith(("0.2M", "compeft", "bitdelta"))]
+    if what == "scores":
+        assert len(rows) == 10 and all(0 <= float(row[-1]) <= 1 for row in rows)
+        return
+    forms = [(row[2], row[4]) for row in rows]
+    assert forms == [(m, f) for m in ("compeft", "bitdelta") for f in ("packed", "dense")]
+    assert all(row[-1] == "True" for row in rows)  # the same digests
+    disk = [float(row[5]) for row in rows]
+    assert disk[0] < 0.3 * disk[1] and disk[2] < 0.3 * disk[3]
+
+
 def test_memory(desk: Path) -> None:
     (row,) = table(run(desk, "benchmarks/memory.py --gigabytes 3 --methods linear ties --short"))
     assert row["models"] == "3" and float(row["peak anonymous GB"]) > 0.05
