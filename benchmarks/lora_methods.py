@@ -107,7 +107,7 @@ def run(task: Task) -> dict[str, Any]:
 
 def tasks_of(options: argparse.Namespace) -> list[Task]:
     """Return what the command line asks for."""
-    settings = ["workers={pool: inline, threads: 1, device: cpu}"]
+    settings = ["workers={pool: inline, threads: 1, device: cpu}", "finals=4"]
     if options.fewer:
         settings += common.fewer_items(Path(items.CAMPAIGNS[POOL][0]), options.fewer)
     folder = str(options.out or RUNS)

@@ -96,7 +96,9 @@ def _method(method: MergeMethod) -> Entry:
         default = str(value).lower() if isinstance(value, bool) else f"{value:g}"
         fields.append(_field(f"options.{name}", kind, default, method.option_descriptions[name]))
     needs = [f"{method.models} models"] if method.models else []
-    if method.needs_base:
+    if method.family == "factored":
+        needs.append("a base and LoRA adapters of it")
+    elif method.needs_base:
         needs.append("a base")
     elif method.takes_base:
         needs.append("a base for task vectors, or none")

@@ -83,8 +83,8 @@ def model_card(
 
 
 _ADAPTER = (
-    "It is a LoRA adapter of the models' common base: their updates' factors joined, scaled by the"
-    " recipe's weights. PEFT loads it (`PeftModel.from_pretrained(base, FOLDER)`), and what serves"
+    "It is a LoRA adapter of the models' common base, made of their updates' factors as the recipe"
+    " says. PEFT loads it (`PeftModel.from_pretrained(base, FOLDER)`), and what serves"
     " adapters serves it; `evomerge merge recipe.json OUT` writes whole weights.",
     "",
 )

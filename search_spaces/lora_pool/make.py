@@ -5,7 +5,8 @@ as adapters of several makers have. Data, base and tasks are the tiny models'; t
 rest.
 
     python search_spaces/lora_pool/make.py
-    python search_spaces/lora_pool/make.py --only scores
+    python search_spaces/lora_pool/make.py --adapters ja fr      # these alone
+    python search_spaces/lora_pool/make.py --adapters            # none: the scores of all
 """
 
 import argparse
@@ -56,9 +57,9 @@ class Lesson:
 
 ADAPTERS = {
     "ja": Lesson(("ja",), ATTENTION + MLP, 8, 16, 21),
-    "fr": Lesson(("fr",), ATTENTION + MLP, 12, 12, 22),
-    "maths": Lesson(("ja", "fr"), MLP, 8, 8, 23),
-    "fr_long": Lesson(("fr",), ["q_proj", "v_proj", *MLP], 4, 16, 24, steps=500, rate=3e-3),
+    "fr": Lesson(("fr",), ATTENTION + MLP, 12, 12, 22, steps=200),
+    "maths": Lesson(("ja", "fr"), MLP, 8, 8, 23, steps=150),
+    "fr_hot": Lesson(("fr",), ["q_proj", "v_proj", *MLP], 4, 16, 24, steps=100, rate=6e-3),
 }
 
 
@@ -96,10 +97,10 @@ def save(model: PeftModel, folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
     config = json.loads((folder / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = BASE
-    config["target_modules"] = sorted(config["target_modules"])
-    kept = {key: value for key, value in config.items() if value not in (None, {}, [])}
-    (folder / "adapter_config.json").write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    kept = {key: config[key] for key in ("peft_type", "r", "lora_alpha", "bias", "fan_in_fan_out")}
+    kept |= {"task_type": "CAUSAL_LM", "base_model_name_or_path": BASE}
+    kept["target_modules"] = sorted(config["target_modules"])
+    (folder / "adapter_config.json").write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def print_scores(out: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -121,15 +122,15 @@ def print_scores(out: Path, tokenizer: PreTrainedTokenizerFast) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the adapters")
-    parser.add_argument("--only", choices=["scores"])
+    parser.add_argument("--adapters", nargs="*", choices=ADAPTERS, default=list(ADAPTERS))
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    if options.only is None:
+    if options.adapters:
         data = {skill: encode(rows, tokenizer) for skill, rows in corpus().items()}
         base = LlamaForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
-        for name in ADAPTERS:
+        for name in options.adapters:
             save(train(base, data, name), options.out / name)
     print_scores(options.out, tokenizer)
 

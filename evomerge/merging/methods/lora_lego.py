@@ -36,7 +36,9 @@ def clusters(
     updates: Sequence[Update],
     *,
     rank: Annotated[
-        float, Axis(0.0, np.inf), "clusters, the merged adapter's rank; 0: the largest of theirs"
+        float,
+        Axis(0.0, np.inf),
+        "clusters, a whole number, the merged adapter's rank; 0: the largest of theirs",
     ] = 0,
 ) -> Clusters:
     """Cluster the parts [row of A, column of B] of all adapters of one weight by k-means.
