@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from evomerge.archive.archive import Archive
 from evomerge.campaign.run import run_campaign
 from evomerge.cli.main import main
+from evomerge.config.validate import read_plan
 from evomerge.errors import BadInput
 from evomerge.export.model_directory import merge_to
 from evomerge.kernels.checksum import tile_digests
@@ -39,6 +41,7 @@ from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT talks of tied weights
+ROOT = Path(__file__).parents[1]
 FACTORED = sorted(name for name, m in METHODS.all().items() if m.family == "factored")
 SEEDS = st.integers(0, 50)
 RANKS = st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any)
@@ -530,3 +533,21 @@ def test_a_campaign_is_searched_resumed_and_exported_as_scored(campaign_file, he
 
 def factors(folder):
     return load_file(folder / "adapter_model.safetensors")
+
+
+def test_the_embedded_pool_is_searched_as_its_campaign_file_says(tmp_path, monkeypatch):
+    """Gates and both methods, over trained adapters whose ranks, scales and modules differ."""
+    monkeypatch.chdir(ROOT)
+    told = CliRunner().invoke(main, ["check", "search_spaces/lora-pool.yaml"])
+    assert told.exit_code == 0, told.output
+    assert "16 genes" in told.output
+    plan = read_plan(Path("search_spaces/lora-pool.yaml"))
+    base, models = plan.sources.base, list(plan.sources.models.values())
+    merger = merger_of(base, *models)
+    adapters = [merger.sources[model].adapter for model in models]
+    assert len({len(adapter.factors) for adapter in adapters}) > 1
+    assert_knots(merger, recipe_by_groups("knots_ties", base, models))
+    for method in ("task_arithmetic", "lora_lego"):
+        recipe = recipe_of(method, models, base, weight=0.4)
+        full = merge_to(recipe, tmp_path / method)
+        assert merge_to(recipe, tmp_path / f"{method} lora", as_adapter=True) == full
