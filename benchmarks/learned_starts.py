@@ -34,7 +34,7 @@ POOLS = {  # pool: its campaign, and what is its experts' own
     ),
 }
 LEARNED = {  # what is tried: a kind, with options where its defaults are not all
-    "adamerging": {"kind": "adamerging"},
+    "adamerging": {"kind": "adamerging", "steps": 200},
     "expert_merging": {"kind": "expert_merging"},
     "expert_merging_pp": {"kind": "expert_merging", "chunks": 0.5},
     "self_positioning": {"kind": "self_positioning", "steps": 300, "rate": 0.05},
@@ -46,8 +46,9 @@ LEARNED = {  # what is tried: a kind, with options where its defaults are not al
     },
     "fw_merging": {"kind": "fw_merging"},
     "fw_merging_wide": {"kind": "fw_merging", "radius": 3.0, "iterations": 20},
+    "fw_merging_model": {"kind": "fw_merging", "radius": 3.0, "iterations": 20, "by": "model"},
 }
-STARTS = ("default", "adamerging", "expert_merging", "self_positioning", "fw_merging_wide")
+STARTS = ("default", "self_positioning", "fw_merging_model", "adamerging", "expert_merging")
 
 
 def entry(name: str, pool: str, most_steps: int | None) -> dict[str, object]:
@@ -73,7 +74,7 @@ def alone(pool: str, seed: int, options: object, rows: Rows) -> None:
     if rows.has(pool, seed, "uniform"):
         return
     file, _ = POOLS[pool]
-    learned = [entry(name, pool, options.steps) for name in LEARNED]
+    learned = [entry(name, pool, options.steps) for name in options.learners]
     settings = settings_of(pool, seed, options)
     settings += [f"learned={json.dumps(learned)}", "budget={evaluations: 1}", "scoring=full"]
     directory = options.out / f"alone-{pool}-{seed}"
@@ -121,6 +122,7 @@ def main() -> None:
     parser = common.command_line(__doc__)
     parser.add_argument("parts", nargs="+", choices=["alone", "searches"])
     parser.add_argument("--pools", nargs="+", choices=[*POOLS], default=[*POOLS])
+    parser.add_argument("--learners", nargs="+", choices=[*LEARNED], default=[*LEARNED])
     parser.add_argument("--starts", nargs="+", choices=["default", *LEARNED], default=[*STARTS])
     parser.add_argument("--seeds", type=int, default=3, help="so many, from 1 on")
     parser.add_argument("--steps", type=int, help="of each learner; its own number")
@@ -143,6 +145,7 @@ def main() -> None:
     columns = ("search", "heldout")
     if learned.read():
         print(learned.table({"pool": "pool", "baseline": "baseline"}, columns, deviation))
+        print()
     if searched.read():
         print(searched.table({"pool": "pool", "start": "start"}, columns, deviation))
 

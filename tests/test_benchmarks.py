@@ -365,6 +365,21 @@ def test_items(desk: Path) -> None:
     assert (folder / "items.csv").read_text() == before
 
 
+def test_learned_starts(desk: Path) -> None:
+    """Each learner alone, and two searches from what one found; rows are made once."""
+    folder = desk / "learned"
+    folder.mkdir()
+    command = f"benchmarks/learned_starts.py alone searches --short --out {folder}"
+    alone, searches = tables(run(desk, command))
+    names = {row["baseline"] for row in alone}
+    assert {"base", "uniform", "adamerging", "expert-merging-pp", "self-positioning"} < names
+    assert {row["start"] for row in searches} == {"default", "fw_merging"}
+    assert all(0 <= float(row["heldout"]) <= 1 for row in (*alone, *searches))
+    before = (folder / "learned_starts.csv").read_text()
+    run(desk, command)
+    assert (folder / "learned_starts.csv").read_text() == before
+
+
 @pytest.mark.xdist_group("crosslingual")
 def test_descendants(desk: Path, searches: Path) -> None:
     output = run(desk, f"benchmarks/descendants.py {searches}/niches-1-4 --short")

@@ -210,7 +210,7 @@ def test_check_says_what_is_learned_and_refuses_what_cannot_be(here, campaign_fi
     (campaign,) = checked(campaign_file(**quick(learned=[QUICK, experts])))
     said = estimate(campaign)["summary"]
     assert "adamerging (12 coefficients, 8 texts, 3 steps)" in said["learned"]
-    assert "expert_merging (30 coefficients, 10 texts, 300 steps)" in said["learned"]
+    assert "expert_merging (30 coefficients, 10 texts, 100 steps)" in said["learned"]
     assert said["candidates"] == "4 and 7 baselines"
     (here / "b.jsonl").write_text('{"text": "w0 w1"}\n{"words": 3}\n')
     experts["experts"]["d"] = "echo"

@@ -37,8 +37,8 @@ class ExpertMergingSection(LearnerSection):
         factory=dict,
         example={"ja": "maths_ja"},
     )
-    steps: Whole = option("of AdamW", 300, ge=1)
-    rate: Number = option("AdamW's learning rate, of the sigmoids' arguments", 0.03, gt=0)
+    steps: Whole = option("of AdamW", 100, ge=1)
+    rate: Number = option("AdamW's learning rate, of the sigmoids' arguments", 0.1, gt=0)
     start: Number = option("of every coefficient", 0.1, gt=0, lt=1)
     temperature: Number = option("of the distributions that are compared", 3.0, gt=0)
     hidden: Number = option("weight of the hidden states' distance in the loss", 0.1, ge=0)
@@ -104,7 +104,7 @@ def expert_merging(problem: LearningProblem, options: ExpertMergingSection) -> L
     the hidden states, summed over experts, plus `sparsity` times |c - start|, by AdamW on
     coefficients that a sigmoid keeps between 0 and 1. Temperature, start and weights are those of
     the authors' code (github.com/Littleor/ExpertMerging); its learning rate, 1e-4, moves a
-    coefficient by a thousandth in 300 steps, so ours is larger.
+    coefficient by a thousandth in 100 steps, so ours is larger.
 
     With `chunks` the layers that turned out important are parted by tensor, and all is learned
     again from what was found (Expert Merging++; it parts the rows of tensors, for which a recipe
