@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from evomerge.campaign.build import checked
 from evomerge.campaign.estimate import estimate
 from evomerge.campaign.run import run_campaign
+from evomerge.cli.main import main
 from evomerge.errors import BadInput
 from evomerge.export.candidates import export_candidate
 from evomerge.merging.merger import Merger
@@ -261,6 +263,25 @@ def test_inputs_may_come_without_the_texts(pool, tmp_path):
     for name, tensor in got.items():
         is_mean = torch.allclose(tensor, (own[0][name] + own[1][name]) / 2, atol=1e-6)
         assert is_mean == (name != wanted), name
+
+
+def test_observed_inputs_serve_as_the_texts_do(pool, tmp_path):
+    base, models, texts = pool
+    names = []
+    for number, (model, text) in enumerate(zip(models, texts, strict=True)):
+        out = str(tmp_path / f"{number}.safetensors")
+        said = CliRunner().invoke(
+            main, ["observe", str(model), str(text), out, "--base", str(base)]
+        )
+        assert said.exit_code == 0 and said.output.endswith("(9 matrices)\n")
+        names.append(f"{model}?inputs={out}")
+    sources = {name: open_source(name) for name in (str(base), *names)}
+    hashes = {name: digest(source).sha256 for name, source in sources.items()}
+    got = dict(Merger(sources, hashes).stream(recipe_of("regmean", names, str(base))))
+    for name, tensor in merged("regmean", base, models, texts).items():
+        assert torch.equal(tensor, got[name]), name
+    again = CliRunner().invoke(main, ["observe", str(models[0]), str(texts[0]), out])
+    assert again.exit_code == 2 and "is there already" in again.output
 
 
 def sources_of(pool, texts=True):

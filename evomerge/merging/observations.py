@@ -50,6 +50,21 @@ class LinearInputs(NamedTuple):
     transposed: bool
 
 
+class KeptInputs(NamedTuple):
+    """A file of what a model's linear layers took in.
+
+    Attributes:
+        path: of the file, in the cache.
+        matrices: how many it holds.
+
+    >>> KeptInputs(Path("0f.safetensors"), 9).matrices
+    9
+    """
+
+    path: Path
+    matrices: int
+
+
 class Observations:
     """What is known of some models in one frame.
 
@@ -108,6 +123,15 @@ class Observations:
         if len({gram.dim() for gram in grams}) > 1:  # of some models the diagonal is all there is
             grams = [gram if gram.dim() == 1 else gram.diagonal().clone() for gram in grams]
         return LinearInputs(grams, transposed)
+
+    def observed_inputs(self, i: int) -> KeptInputs:
+        """Return the file of what a model's layers take in of its texts.
+
+        Raises:
+            BadInput: the texts cannot be read by the frame.
+        """
+        file = self._observed(i, "inputs", inputs_of)
+        return KeptInputs(self._path(i, "inputs"), len(file.keys()))
 
     def curvature(self, name: str) -> list[torch.Tensor] | None:
         """Return each model's diagonal curvature at one tensor, of its shape; None if unknown.
@@ -188,14 +212,11 @@ class Observations:
         observe: Callable[[Live, Sequence[torch.Tensor], Steps], _Observed],
     ) -> Any:
         """Return the file of what a model read, which is made if it is not kept yet."""
-        model = self._models[i]
-        key = [_VERSION, kind, self._hashes[model], self._hashes[self._frame_name], _LONGEST]
-        named = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
-        path = cache_folder("observed") / f"{named}.safetensors"
+        path = self._path(i, kind)
         if path in self._files:
             return self._files[path]
         hold(path)
-        doing = f"reading the texts of '{model}' for {kind}"
+        doing = f"reading the texts of '{self._models[i]}' for {kind}"
         with one_at_a_time(path.with_suffix(".lock"), doing):
             if not path.is_file():
                 phase(doing)
@@ -205,6 +226,12 @@ class Observations:
                 with written_beside(path) as temporary:
                     save_file(tensors, temporary, {"evomerge": json.dumps(about)})
         return self._file(path)
+
+    def _path(self, i: int, kind: str) -> Path:
+        model, frame = self._hashes[self._models[i]], self._hashes[self._frame_name]
+        key = canonical_json([_VERSION, kind, model, frame, _LONGEST])
+        named = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return cache_folder("observed") / f"{named}.safetensors"
 
     def _moments_of(self, i: int) -> dict[str, torch.Tensor]:
         if self._moments is None:
