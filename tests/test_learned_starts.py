@@ -12,6 +12,7 @@ from conftest import PLAN
 from evomerge.archive.archive import Archive
 from evomerge.campaign import learned as learned_module
 from evomerge.campaign.build import checked
+from evomerge.campaign.controller_history import controller_history
 from evomerge.campaign.estimate import estimate
 from evomerge.campaign.run import run_campaign
 from evomerge.config.validate import checked_plan
@@ -109,6 +110,8 @@ def test_a_search_begins_at_the_learned_point(here, campaign_file, silent, space
 
     searched = archive.candidates(origin="search")
     assert len(searched) == 4
+    told = [event.kind for event, _ in controller_history(here / "runs" / "tiny")]
+    assert told.count("ask") >= 1 and len(told) >= 10  # it proposes the same once more
     for candidate in searched:
         for group in candidate.recipe.groups:
             if not isinstance(group.layers, tuple):
