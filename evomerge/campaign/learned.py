@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from evomerge.archive.archive import Archive
 from evomerge.archive.reader import ArchiveReader
 from evomerge.campaign.baselines import add_baselines
@@ -142,6 +144,8 @@ def _learn(
         count = sum(map(len, own.values())) if own else len(texts)
         observer.say(f"learning {label}: {count} texts, {section.effort}")
         learned: Learned = LEARNERS.get(section.kind).learn(problem, section)
+        if not np.isfinite(learned.coefficients).all():
+            raise Unlearnable("a coefficient is not finite")
         recipe = learned.parting.recipe(
             learned.coefficients, campaign.models, str(campaign.listed.base), campaign.worker.dtype
         )
