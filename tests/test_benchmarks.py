@@ -396,6 +396,13 @@ def test_picture(desk: Path, searches: Path) -> None:
     assert re.fullmatch(r"candidate \d+ is of kind parameters, not routing\n", run(desk, words, 1))
 
 
+def test_many_experts(desk: Path) -> None:
+    rows = table(run(desk, "benchmarks/many_experts.py --short"))
+    kinds = {"best model", "greedy", "soup uniform", "soup metrics", "soup greedy"}
+    assert kinds <= {row["search"] for row in rows} <= kinds | {"soup soce"}
+    assert all(row["pool"] == "9" and 0 < float(row["mean"]) < 1 for row in rows)
+
+
 @pytest.mark.parametrize("script", ["compare.py", "descendants.py"])
 def test_a_folder_without_a_run_is_refused_in_a_line(desk: Path, script: str) -> None:
     (line,) = run(desk, f"benchmarks/{script} runs/absent", status=1).splitlines()
