@@ -133,7 +133,7 @@ def test_the_grid_is_climbed_towards_the_best(experts, wanted):
     asked = []
 
     def value_of(tenths):
-        assert sum(tenths) == 10 and min(tenths) >= 1 and tenths not in asked
+        assert sum(tenths) == 10 and min(tenths) >= 0 and tenths not in asked
         asked.append(tenths)
         return -float(((np.array(tenths) - wanted) ** 2).sum())
 
@@ -143,7 +143,7 @@ def test_the_grid_is_climbed_towards_the_best(experts, wanted):
     assert found == asked_by_climb[int(np.argmax(values))]
     assert len(asked_by_climb) <= category_soup.most_soups(experts)
     if experts == 2:
-        grid = [(k, 10 - k) for k in range(1, 10)]
+        grid = [(k, 10 - k) for k in range(11)]
         losses = [((np.array(tenths) - wanted) ** 2).sum() for tenths in grid]
         reached = -max(values)
         assert reached <= min(losses) + 1e-9 or len(asked_by_climb) == category_soup.most_soups(2)
@@ -171,7 +171,7 @@ def test_a_campaign_scores_the_soup_of_category_experts(campaign_file, here, sil
     for label in cooked:
         parts = dict(part.split(" ") for part in label.removeprefix("soce ").split("+"))
         recipe = json.loads(found[label][0])
-        assert set(parts) == best == set(recipe["models"])
+        assert set(parts) == set(recipe["models"]) <= best
         assert recipe["groups"][0]["weight"] == [float(parts[m]) for m in recipe["models"]]
     assert run_campaign(campaign_file(**changes, budget__evaluations=2), observer=silent)
     assert baselines(run) == found

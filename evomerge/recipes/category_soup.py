@@ -5,8 +5,10 @@ correlate over the models need experts of their own; each one's expert is the mo
 on it; the experts are averaged, with those weights of a grid that score best. Here the categories
 are a campaign's objectives. Ours, for the reason named: a correlation far below 0 counts as weak,
 where the paper has |rho|, since categories that go against one another need two experts all the
-more; the threshold is fixed; and a grid of tenths has 84 points for four experts, each of them a
-model to score, so that it is climbed from its middle, a tenth moved at a time.
+more; the threshold is fixed; a grid of tenths has 84 points for four experts, each of them a model
+to score, so that it is climbed from its middle, a tenth moved at a time; and an expert may lose all
+its weight, where the paper leaves it a tenth, since one that is best at its category may have
+forgotten all others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 THRESHOLD = 0.5  # tau: correlations below it are weak
-TENTHS = 10  # the grid's: weights are whole tenths, of at least one
+TENTHS = 10  # the grid's: weights are whole tenths
 _SOUPS_EACH = 3  # at most so many scored for each expert
 
 
@@ -88,8 +90,9 @@ def climb(
 ) -> tuple[int, ...] | None:
     """Return the best weights that were scored, in tenths that sum to ten; None if none could be.
 
-    From equal weights on, a tenth goes from one expert to another as long as that helps; then the
-    next pair has its turn, until no pair helps or `most_soups` were scored.
+    From equal weights on, a tenth goes from one expert to another as long as that helps, from the
+    last ones to the first ones first; then the next pair has its turn, until no pair helps or
+    `most_soups` were scored.
 
     Args:
         experts: at most ten, the best first: they have the larger share of what is left over.
@@ -103,7 +106,7 @@ def climb(
     known = {tenths: value_of(tenths)}
 
     def is_better(moved: tuple[int, ...]) -> bool:
-        if min(moved) < 1 or moved in known or len(known) >= most_soups(experts):
+        if min(moved) < 0 or moved in known or len(known) >= most_soups(experts):
             return False
         known[moved] = value_of(moved)
         before, after = known[tenths], known[moved]
@@ -113,7 +116,7 @@ def climb(
     while has_moved:
         has_moved = False
         for taker in range(experts):
-            for giver in range(experts):
+            for giver in reversed(range(experts)):
                 while giver != taker and is_better(moved := _moved(tenths, giver, taker)):
                     tenths, has_moved = moved, True
     return tenths if known[tenths] is not None else None

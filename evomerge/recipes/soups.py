@@ -123,9 +123,9 @@ def cook(
         return score("greedy " + "+".join(labels[model] for model in members), soup)
 
     def score_shares(experts: tuple[str, ...], tenths: tuple[int, ...]) -> float | None:
-        shares = tuple(tenth / TENTHS for tenth in tenths)
-        parts = [f"{labels[m]} {share}" for m, share in zip(experts, shares, strict=True)]
-        return score("soce " + "+".join(parts), _average(experts, shares, dtype))
+        shares = {m: tenth / TENTHS for m, tenth in zip(experts, tenths, strict=True) if tenth}
+        label = "soce " + "+".join(f"{labels[model]} {share}" for model, share in shares.items())
+        return score(label, _average(tuple(shares), tuple(shares.values()), dtype))
 
     if len(models) > 1:
         score("uniform", uniform(models, dtype))
