@@ -12,11 +12,15 @@ from safetensors.torch import load_file
 from test_aligning import FAMILIES, logits, save_shuffled
 from transformers import AutoModelForCausalLM
 
+from evomerge.aligning.aligned_model import align, open_pair
+from evomerge.aligning.least_squares import RIDGE
+from evomerge.aligning.orders import by_unit
 from evomerge.aligning.widened import split, widen
 from evomerge.cli.main import main
 from evomerge.sources.source import open_source
 from evomerge.testing import tiny_llama
 from evomerge.testing.decoders import tiny_decoder
+from evomerge.testing.tiny import tiny_tokenizer
 
 
 @pytest.mark.parametrize(("apart", "stream"), [(0.0, True), (0.3, False), (1.0, True)])
@@ -101,3 +105,92 @@ def test_the_command_and_its_faults(tmp_path):
     assert done.exit_code == 2 and "is there already" in done.output
     done = CliRunner().invoke(main, ["widen", a, b, str(tmp_path / "two"), "--apart", "0"])
     assert "neurons of an MLP: 32 -> 32" in done.output
+
+
+# --- the second step -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "phi", "phi3"])
+def test_fitting_leaves_what_fits_already(name, tmp_path):
+    """A model and itself in another order: the merged weights solve the least squares."""
+    folder = tiny_decoder(tmp_path / "a", name, 0)
+    save_shuffled(folder, tmp_path / "b", stream=True, seed=1)
+    for each in ("a", "b"):
+        tiny_tokenizer().save_pretrained(tmp_path / each)
+    (tmp_path / "texts.txt").write_text("w1 w2 w3 w4 w5 w6\nw9 w8 w7\n")
+    names = str(folder), str(tmp_path / "b"), tmp_path / "out"
+    widen(*names, apart=0.3, stream=True, texts=tmp_path / "texts.txt")
+    found, wanted = logits(tmp_path / "out"), logits(folder)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-3 * float(wanted.abs().max()))
+
+
+def test_a_fitted_matrix_is_the_ridge_solution(tmp_path):
+    """Down and up projections, against numpy's least squares on activations caught here."""
+    folders = [tiny_llama(tmp_path / str(s), s, dtype="float32", tie=False) for s in (0, 1)]
+    texts = ["w1 w2 w3 w4 w9 w11", "w20 w21 w5 w3", "w7 w8 w2 w2 w2"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    names = [str(folder) for folder in folders]
+    widen(*names, tmp_path / "plain", apart=0.25, weight=0.3)
+    widen(*names, tmp_path / "out", apart=0.25, weight=0.3, texts=tmp_path / "texts.txt")
+    words = ["align", *names, str(tmp_path / "aligned")]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    alignment = align(open_pair(*names))
+    tokenizer, seen = tiny_tokenizer(), []
+    for folder in (folders[0], tmp_path / "aligned"):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        caught = {"down": [], "up": []}
+        mlp = model.model.layers[1].mlp
+        for part, module in (("down", mlp.down_proj), ("up", mlp.up_proj)):
+            module.register_forward_hook(
+                lambda m, i, o, part=part, caught=caught: caught[part].append((i[0][0], o[0]))
+            )
+        for text in texts:
+            model(tokenizer(text, return_tensors="pt")["input_ids"])
+        seen.append(
+            {
+                part: [
+                    torch.cat(side).detach().double().numpy() for side in zip(*rows, strict=True)
+                ]
+                for part, rows in caught.items()
+            }
+        )
+    one, other = seen
+    unit = next(u for u in alignment.units if u.name == "layer 1 mlp")
+    stored = [load_file(f / "model.safetensors") for f in (folders[0], tmp_path / "aligned")]
+    alike = np.zeros(32)
+    for slot in unit.slots:
+        a, b = (by_unit(m[slot.tensor].double(), slot, 32).numpy() for m in stored)
+        alike += (a * b).sum(1)
+    kept = split(alike, 0.25)
+
+    def wide(a, b):
+        parts = (0.7 * a + 0.3 * b)[:, kept.merged], a[:, kept.apart], b[:, kept.apart]
+        return np.concatenate(parts, 1)
+
+    def mean(a, b):
+        return 0.7 * a + 0.3 * b
+
+    plain, fitted = (load_file(tmp_path / f / "model.safetensors") for f in ("plain", "out"))
+    for part, of_input, of_output in (("down", wide, mean), ("up", mean, wide)):
+        inputs = of_input(one[part][0], other[part][0])
+        outputs = of_output(one[part][1], other[part][1])
+        name = f"model.layers.1.mlp.{part}_proj.weight"
+        begun = plain[name].double().numpy()
+        root = np.sqrt(RIDGE * (inputs**2).sum(0).mean())
+        rows = np.concatenate([inputs, root * np.eye(inputs.shape[1])])
+        wanted = np.linalg.lstsq(rows, np.concatenate([outputs, root * begun.T]), rcond=None)[0].T
+        assert np.allclose(fitted[name].numpy(), wanted, atol=1e-4)
+        assert not np.allclose(begun, wanted, atol=1e-2)
+        errors = [((inputs @ w.T - outputs) ** 2).sum() for w in (begun, wanted)]
+        assert errors[1] < errors[0]
+
+
+def test_fitting_needs_texts(tmp_path):
+    a, b = (str(tiny_llama(tmp_path / str(s), s)) for s in (0, 1))
+    for text in (None, "", "w1"):
+        if text is not None:
+            (tmp_path / "texts.txt").write_text(text)
+        words = ["widen", a, b, str(tmp_path / "out"), "--texts", str(tmp_path / "texts.txt")]
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 2 and "texts.txt: " in done.output
+        assert not (tmp_path / "out").exists()

@@ -3,22 +3,23 @@
 PLeaS (Nasery et al. 2024, arXiv:2407.02447, section 3; reference code
 github.com/SewoongLab/PLeaS-Merging) matches units by a permutation and merges the best matched
 share of them; the rest of both models is kept, so that the merged model is wider. In a decoder the
-neurons of MLPs are what may become more: heads and the stream are merged whole. The paper's second
-step, which fits each layer's weights to activations on data, is not done here.
+neurons of MLPs are what may become more: heads and the stream are merged whole. Given texts, the
+paper's second step follows (see `least_squares`).
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from evomerge.aligning.aligned_model import REFERENCE, Alignment, align, open_pair
+from evomerge.aligning.least_squares import gather
 from evomerge.aligning.orders import by_unit
 from evomerge.aligning.written_model import refuse_existing, write_model
 from evomerge.errors import BadInput, Fault
 from evomerge.sources.trust import NOBODY, Trust
-from evomerge.sources.units import Slot, Units
+from evomerge.sources.units import Slot, Units, layers_of
 
 
 class Kept(NamedTuple):
@@ -84,6 +85,7 @@ def widen(
     weight: float = 0.5,
     stream: bool = False,
     seed: int = 0,
+    texts: Path | None = None,
 ) -> Widened:
     """Merge two decoders into a wider one, as a Hugging Face directory.
 
@@ -94,6 +96,7 @@ def widen(
         apart: share of each MLP's neurons that are kept apart; 0 merges all, 1 none.
         weight: of the model; that of the reference is what is left of 1.
         stream, seed: see `align`.
+        texts: one a line, on which matrices are fitted to what both models compute.
 
     Raises:
         BadInput: the models or `out` will not do.
@@ -116,9 +119,11 @@ def widen(
     shapes = {name: merge.shape(name) for name in pair.reference.tensors}
     key = "n_inner" if pair.reference.config.get("model_type") == "gpt2" else "intermediate_size"
     config = {**pair.reference.config, key: merge.width}
-    record = {"kind": "widened", "reference": reference, "model": model}
+    record: dict[str, Any] = {"kind": "widened", "reference": reference, "model": model}
     settings = {"apart": apart, "weight": weight, "stream": stream, "seed": seed}
-    tensors = ((name, merge.tensor(name)) for name in shapes)
+    record["fitted"] = texts is not None
+    fitted = {} if texts is None else merge.fitted(texts)
+    tensors = ((n, fitted[n] if n in fitted else merge.tensor(n)) for n in shapes)
     sources = [pair.reference, pair.model]
     checksum = write_model(out, sources, config, shapes, tensors, record | settings)
     parameters = sum(int(np.prod(shape)) for shape in shapes.values())
@@ -164,19 +169,66 @@ class _Merge:
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor of the wider model."""
         one, other = self._both(name)
-        merged = torch.lerp(one, other, self._weight)
         slots = self._slots.get(name)
         if slots is None:
-            return merged
+            return torch.lerp(one, other, self._weight)
+        # what both models' own neurons add to the stream is weighed as the models are
+        last = slots[0][0] == self._alignment.units[slots[0][1]].slots[-1]
+        own = (1 - self._weight, self._weight) if last else (1.0, 1.0)
+        return self._widened(name, one, other, slots[0][0].axis, own)
+
+    def _widened(
+        self,
+        name: str,
+        one: torch.Tensor,
+        other: torch.Tensor,
+        axis: int,
+        own: tuple[float, float] = (1.0, 1.0),
+    ) -> torch.Tensor:
+        """Return neurons along an axis merged where they match, and both models' own after them.
+
+        Args:
+            name: of a tensor in which they stand.
+            one, other: of the reference and of the model.
+            axis: along which they stand here.
+            own: by what those are multiplied that are kept apart, the reference's and the model's.
+        """
+        merged = torch.lerp(one, other, self._weight)
         parts = []
-        for slot, index in sorted(slots, key=lambda entry: entry[0].start):
-            kept, last = self._kept[index], slot == self._alignment.units[index].slots[-1]
-            # what both models' own neurons add to the stream is weighed as the models are
-            own = (1 - self._weight, self._weight) if last else (1.0, 1.0)
+        for slot, index in sorted(self._slots[name], key=lambda entry: entry[0].start):
+            kept = self._kept[index]
             chosen = torch.from_numpy(slot.start + kept.apart)
             parts += [
-                merged.index_select(slot.axis, torch.from_numpy(slot.start + kept.merged)),
-                one.index_select(slot.axis, chosen) * own[0],
-                other.index_select(slot.axis, chosen) * own[1],
+                merged.index_select(axis, torch.from_numpy(slot.start + kept.merged)),
+                one.index_select(axis, chosen) * own[0],
+                other.index_select(axis, chosen) * own[1],
             ]
-        return torch.cat(parts, slots[0][0].axis)
+        return torch.cat(parts, axis)
+
+    def fitted(self, texts: Path) -> dict[str, torch.Tensor]:
+        """Return the matrices of the layers, fitted to what both models compute on texts."""
+        pair = self._alignment.pair
+        outputs = {}  # matrix -> its axis of outputs
+        for layer in layers_of(pair.reference):
+            for slot in (layer.query, layer.key, layer.value, *layer.up):
+                outputs[slot.tensor] = slot.axis
+            outputs |= {slot.tensor: 1 - slot.axis for slot in (layer.out, layer.down)}
+        names = list(pair.reference.tensors)
+        reference = ((n, pair.weights.tensor(REFERENCE, n)) for n in names)
+        model = ((n, self._alignment.tensor(n)) for n in names)
+
+        def merged(
+            name: str, one: torch.Tensor, other: torch.Tensor, is_input: bool
+        ) -> torch.Tensor:
+            slots = self._slots.get(name)
+            if slots is None or is_input is (slots[0][0].axis == outputs[name]):
+                return torch.lerp(one, other, self._weight)
+            return self._widened(name, one, other, 1)
+
+        sums = gather(pair.reference, [reference, model], outputs, texts, merged)
+        found = {}
+        for name, axis in outputs.items():
+            begun = self.tensor(name)
+            solved = sums[name].solved(begun if axis == 0 else begun.T)
+            found[name] = (solved if axis == 0 else solved.T).to(begun.dtype)
+        return found

@@ -16,6 +16,7 @@ _SHARE = click.FloatRange(0, 1)
 @click.argument("out", type=FILE)
 @click.option("--apart", type=_SHARE, default=0.2, show_default=True, help="Neurons kept apart.")
 @click.option("--weight", type=_SHARE, default=0.5, show_default=True, help="Of MODEL.")
+@click.option("--texts", type=FILE, help="Texts, one a line, on which matrices are fitted.")
 @click.option("--stream", is_flag=True, help="Match the residual stream as well.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @TRUST_CODE
@@ -27,7 +28,8 @@ def widen(
     """Merge two decoders that may have been trained apart into OUT, a wider one (PLeaS).
 
     MODEL's neurons and heads are matched with REFERENCE's. In each MLP the share --apart of the
-    neurons, those that match worst, is kept of both models; all else is averaged.
+    neurons, those that match worst, is kept of both models; all else is averaged. With --texts,
+    matrices are then fitted by least squares to what both models compute there.
 
     \b
       evomerge widen models/a models/b wider/ --apart 0.3
