@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("part", choices=["digits", "language", "decoders"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--passes", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=400, help="of training language models")
+    parser.add_argument("--steps", type=int, default=300, help="of training language models")
     parser.add_argument("--sizes", nargs="*", default=["25M", "135M"])
     common.with_out(parser, CSV, RUNS)
     options = common.parsed(parser, seeds=1, passes=20, steps=3, sizes=["0.2M"])

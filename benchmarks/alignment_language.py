@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from evomerge.aligning.aligned_model import MODEL, Alignment, align, open_pair
 from evomerge.aligning.line import Line, walk
@@ -60,7 +61,19 @@ def train(folder: Path, data: torch.Tensor, steps: int, seed: int) -> Path:
         optimizer.step()
         schedule.step()
     model.save_pretrained(folder)
+    bytes_tokenizer().save_pretrained(folder)
     return folder
+
+
+def bytes_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are bytes, by their values."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # which stand for themselves
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {chr(byte): byte for byte in plain}
+    letters |= {chr(256 + number): byte for number, byte in enumerate(others)}
+    tokenizer = Tokenizer(models.BPE(letters, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 class HeldOut:
@@ -95,12 +108,12 @@ def rows(folder: Path, steps: int, points: int) -> list[Row]:
     """Return merge, parameters, loss and barrier of each way to merge two models trained apart."""
     data = texts(Path(__file__).parent.parent / "docs")
     judge = HeldOut(data)
-    models = [train(folder / str(seed), data, steps, seed) for seed in (0, 1)]
-    size = parameters(models[0])
+    trained = [train(folder / str(seed), data, steps, seed) for seed in (0, 1)]
+    size = parameters(trained[0])
     found: list[Row] = [
-        [f"model {i}", f"{size:,}", judged(model, judge)] for i, model in enumerate(models)
+        [f"model {i}", f"{size:,}", judged(model, judge)] for i, model in enumerate(trained)
     ]
-    pair = open_pair(*map(str, models))
+    pair = open_pair(*map(str, trained))
 
     def line(alignment: Alignment | None) -> Line:
         end = alignment.tensor if alignment else lambda name: pair.weights.tensor(MODEL, name)
@@ -115,9 +128,14 @@ def rows(folder: Path, steps: int, points: int) -> list[Row]:
         walked = line(alignment)
         middle = walked.values[points // 2]
         found.append([f"midpoint, {name}", f"{size:,}", middle, walked.barrier])
-    for apart in (0.2, 0.5, 1.0):
-        out = folder / f"wider {apart}"
-        widened = widen(*map(str, models), out, apart=apart, stream=True)
-        name = f"wider, {100 * apart:.0f} % apart"
-        found.append([name, f"{widened.parameters:,}", judged(out, judge)])
+    stretches = torch.cat([*batches(data, 4, seed=2)]).tolist()  # 8 KB of what was trained on
+    lines = [bytes(row).decode("utf-8", "ignore").replace("\n", " ") for row in stretches]
+    file = folder / "texts.txt"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    for apart in (0.0, 0.2, 1.0):
+        for fitted in (None, file):
+            out = folder / f"wider {apart} {fitted is not None}"
+            widened = widen(*map(str, trained), out, apart=apart, stream=True, texts=fitted)
+            name = f"{100 * apart:.0f} % apart{', fitted' if fitted else ''}"
+            found.append([name, f"{widened.parameters:,}", judged(out, judge)])
     return found

@@ -289,8 +289,8 @@ def test_alignment_of_digits(desk: Path) -> None:
 def test_alignment_of_language_models(desk: Path) -> None:
     rows = table(run(desk, "benchmarks/alignment.py language --short"))
     parameters = {row["merge"]: int(row["parameters"].replace(",", "")) for row in rows}
-    assert parameters["wider, 100 % apart"] > parameters["wider, 20 % apart"]
-    assert parameters["wider, 20 % apart"] > parameters["midpoint, as trained"]
+    assert parameters["100 % apart, fitted"] > parameters["20 % apart"]
+    assert parameters["20 % apart"] > parameters["0 % apart"] == parameters["midpoint, as trained"]
     assert all(0 < float(row["nats a byte"]) < 8 for row in rows)
 
 
