@@ -1,12 +1,12 @@
 """How well fitness without labels foretells the score that it stands for.
 
-    python benchmarks/label_free.py demo many     # appends rows to label_free.csv; an hour
+    python benchmarks/label_free.py demo many     # appends rows to label_free.csv
     python benchmarks/label_free.py table         # of the rows that are there
     python benchmarks/label_free.py kept          # how exact predictions are that are kept small
 
 `demo` is search_spaces/crosslingual-maths.yaml, `many` search_spaces/many-experts.yaml. Of each,
 60 random merges of its space, and 60 along a search by CMA-ES on the real score (every other one of
-120), are scored on 200 held-out items of each task, and without labels on prompts drawn from the
+120), are scored on 100 held-out items of each task, and without labels on prompts drawn from the
 search's items: by entropy, and by agreement with the expert of each language on that language's
 prompts. For comparison, the exact match on few of the search's items, with their labels.
 
@@ -39,7 +39,7 @@ from evomerge.workers.worker import Worker
 
 CSV = Path(__file__).with_suffix(".csv")
 ANSWER = 4  # tokens, as the tasks have it
-LABELLED = (5, 20, 100)  # items of each task, whose labels are known
+LABELLED = (5, 20, 50)  # items of each task, whose labels are known
 
 
 class Pool(NamedTuple):
@@ -66,7 +66,6 @@ def entries_of(task: str, expert: str, prompts: str) -> dict[str, dict[str, Any]
     entropy = {"prompts": prompts, "max_tokens": ANSWER}
     found = {
         "agreement, answer": agreement,
-        "agreement, answer, T 1": agreement | {"temperature": 1.0},
         "agreement, prompt": agreement | {"where": "prompt"},
         "agreement, hidden": agreement | {"measure": "hidden"},
         "entropy, answer": entropy | {"entropy": "answer"},
@@ -186,14 +185,16 @@ MERGES = {"random": random_genomes, "search": searched_genomes}
 
 
 def measure(pool: str, options: argparse.Namespace, rows: Rows) -> None:
-    """Append the rows of a pool that are not there yet."""
-    wanted = [m for m in MERGES if not rows.has(pool, m, options.candidates - 1)]
-    if not wanted:
+    """Append the rows of a pool that are not there yet, of both sets of merges in turn."""
+    count = options.candidates
+    if all(rows.has(pool, merges, count - 1) for merges in MERGES):
         return
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(POOLS[pool], options.prompts, options.items, Path(folder))
-        for merges in wanted:
-            for number, (genome, scores) in enumerate(MERGES[merges](bench, options.candidates)):
+        sources = {merges: genomes(bench, count) for merges, genomes in MERGES.items()}
+        for number in range(count):
+            for merges, genomes in sources.items():
+                genome, scores = next(genomes)
                 if rows.has(pool, merges, number):
                     continue
                 found = bench.heldout(genome) | scores
@@ -268,10 +269,10 @@ def main() -> None:
     parser = common.command_line(__doc__)
     parser.add_argument("what", nargs="+", choices=[*POOLS, "table", "kept"])
     parser.add_argument("--candidates", type=int, default=60, help="merges of each set")
-    parser.add_argument("--items", type=int, default=200, help="held-out ones of each task")
-    parser.add_argument("--prompts", type=int, default=100, help="of each task")
+    parser.add_argument("--items", type=int, default=100, help="held-out ones of each task")
+    parser.add_argument("--prompts", type=int, default=25, help="of each task")
     common.with_out(parser, CSV, Path("runs"))
-    options = common.parsed(parser, candidates=4, prompts=8, items=20)
+    options = common.parsed(parser, candidates=3, prompts=4, items=10)
     torch.set_num_threads(1)
     rows = Rows(
         options.out / CSV.name if options.out else CSV,
@@ -279,7 +280,7 @@ def main() -> None:
     )
     for what in options.what:
         if what == "kept":
-            print(kept_table(options.short))
+            print(kept_table(options.short), end="\n\n")
         elif what != "table":
             started = time.perf_counter()
             measure(what, options, rows)

@@ -156,6 +156,22 @@ def test_lora_pool(desk: Path) -> None:
     assert float(row["seconds"]) > 0 and row["as transformers"] == "48 of 48"
 
 
+def test_label_free(desk: Path) -> None:
+    out = desk / "label_free"
+    out.mkdir()
+    command = f"benchmarks/label_free.py demo kept --out {out} --short"
+    kept, correlations = tables(run(desk, command))
+    errors = {(row["temperature"], row["kept"]): float(row["largest error"]) for row in kept}
+    assert len(errors) == 8 and all(0 < error < 0.3 for error in errors.values())
+    assert errors["3", "512"] < 0.1
+    ways = {row[""] for row in correlations}
+    assert {"agreement, answer", "entropy, answer", "20 labels a task"} <= ways
+    with open(out / "label_free.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["merges"] for row in rows] == ["random", "search"] * 3
+    assert all(float(row["agreement, answer"]) < 0 < float(row["entropy, answer"]) for row in rows)
+
+
 def test_resume(desk: Path) -> None:
     (row,) = table(run(desk, "benchmarks/resume.py --candidates 1000 10000 100000 --short"))
     assert int(row["candidates"]) > 0 and int(row["bytes each"]) > 100 and int(row["on it"]) > 0

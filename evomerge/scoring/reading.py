@@ -120,12 +120,13 @@ class Reader:
                 use_cache=False,
                 output_hidden_states=bool(layers),
             )
-            counted = counted.to(out.logits.device)
+            place = out.logits.device
+            logits = out.logits[counted.to(place)].float()
             hidden = None
-            if layers:
+            if layers:  # which may lie on several GPUs
                 states = [out.hidden_states[layer] for layer in layers]
-                hidden = torch.stack([s[counted.to(s.device)].float() for s in states])
-            logits = out.logits[counted].float()
+                found = [state[counted.to(state.device)].float().to(place) for state in states]
+                hidden = torch.stack(found)
         return Read(places, [row.positions for row in rows], logits, hidden)
 
 

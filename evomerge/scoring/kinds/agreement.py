@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from evomerge.errors import BadInput, Fault
+from evomerge.node.phases import Steps
 from evomerge.scoring.expert_file import Arrays, kept_or_made
 from evomerge.scoring.fitness import Fitness, Scorable
 from evomerge.scoring.kept_predictions import Kept, divergence, keep
@@ -135,7 +136,7 @@ class Agreement(ReadPrompts):
 
         def make() -> Arrays:
             become()
-            return self._said()
+            return self._said(Steps(doing, "prompts", len(asked)))
 
         self._expert = _Expert(self._ordinals, kept_or_made(key, doing, make))
 
@@ -158,8 +159,11 @@ class Agreement(ReadPrompts):
         scaled = read.hidden / lengths[..., None]
         return (scaled - directions).square().sum(-1).mean(0)
 
-    def _said(self) -> Arrays:
+    def _said(self, steps: Steps) -> Arrays:
         """Read the prompts, or the answers to them, with the live model, which is the expert.
+
+        Args:
+            steps: hears how many are read.
 
         Raises:
             BadInput: what it predicts is not finite.
@@ -175,6 +179,7 @@ class Agreement(ReadPrompts):
             for name, array in arrays.items():
                 for place, own in zip(read.places, np.split(array, ends), strict=True):
                     parts.setdefault(place, {})[name] = own
+            steps.done(len(parts))
         names = list(parts[0])
         found = {name: np.concatenate([parts[p][name] for p in sorted(parts)]) for name in names}
         found["row_tokens"] = np.array([*itertools.chain(*(r.tokens for r in rows))], np.int32)
