@@ -155,11 +155,10 @@ def _learn(
         _warn(label, error)
         return
     archive.add_baseline(recipe.id(campaign.worker.hashes), recipe, label)
-    losses = learned.losses
-    observer.say(
-        f"learned {label} in {duration(time.monotonic() - began)}:"
-        f" loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
-    )
+    losses, seconds = learned.losses, duration(time.monotonic() - began)
+    line = f"learned {label} in {seconds}: loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+    log.info("%s", line)
+    observer.say(line)
 
 
 def _steps(section: LearnerSection) -> int:
