@@ -170,6 +170,17 @@ def test_it_begins_with_who_was_scored_elsewhere_if_that_is_better():
         assert search.leader.tolist() == (good.tolist() if value else [0.5, 0, 0, 0])
 
 
+def test_of_many_that_were_scored_elsewhere_the_best_five_run():
+    """A controller that is built anew is told of all that was scored, as of others' candidates."""
+    search = search_of(pool(3, adds_up=True), dose=0.1)
+    for number in range(40):
+        genome = np.array([0.0, 0.0, number / 64])
+        search.tell(Feedback(None, genome, number / 64, (number / 64,), candidate=number))
+    first = search.ask(20)
+    assert len(first) == 4 + 5
+    assert {p.genome[2] * 64 for p in first} >= {39, 38, 37, 36, 35}
+
+
 def test_failures_and_constraints_come_last():
     ingredients = pool(3, adds_up=True)
     search = search_of(ingredients, dose=0.5)

@@ -30,7 +30,7 @@ from evomerge.search.ingredients import Ingredients
 from evomerge.sections import Number, Whole, option
 
 _LEAST_FIELD = 3  # models of a round that has not all of them
-_KEPT = 5  # of the latest who led, to recommend
+_KEPT = 5  # of the latest who led, to recommend; of those scored elsewhere, to begin with
 
 Rank = tuple[float, float]  # -violation, value: more is better
 _LAST: Rank = (-np.inf, -np.inf)
@@ -97,9 +97,9 @@ class Greedy(Controller):
     A round has what there is, its leader, and the leader with each of the models once more. All are
     scored on the same items; scored in parts, the better half runs another heat on other items,
     and so on, until one is left beside the leader. If it is better on all these items together, it
-    leads from then on. When nobody is, though all models ran, the genes of those that were chosen,
-    and those that are no model's weight, are left to CMA-ES. When that has converged, the rounds
-    begin again with what it found, and half the dose.
+    leads from then on. When nobody is, though all models ran, the genes of those that were chosen
+    (if none was, of all), and those that are no model's weight, are left to CMA-ES. When that has
+    converged, the rounds begin again with what it found, and half the dose.
 
     In a space without weights of models each gene is one to add, or to take from.
 
@@ -127,7 +127,8 @@ class Greedy(Controller):
         self._leader = _Racer(np.clip(start, 0.0, 1.0))
         # an average of no models is none: the first round is then among single ones
         self._leads = self._pool is None or self._pool.adds_up
-        self._others: list[_Racer] = []  # scored elsewhere: they run in the first round
+        # scored elsewhere, with what they scored there: the best of them run in the first round
+        self._others: list[tuple[Rank, _Racer]] = []
         self._part = 0
         self._asked = 0
         self._pending: dict[int, _Racer | tuple[CmaEs, int]] = {}
@@ -193,7 +194,7 @@ class Greedy(Controller):
             genome = self._moved(move)
             if np.abs(genome - self._leader.genome).max() > 1e-6:  # not at its bound already
                 runners.append(_Racer(genome, move))
-        runners += self._others
+        runners += [racer for _, racer in self._others]
         self._others = []
         self._promising = [racer.move for racer in runners if racer.move is not None]
         # where scores are equal, who comes first has no claim to be taken
@@ -325,8 +326,11 @@ class Greedy(Controller):
         """Let who was scored in full elsewhere run in the first round."""
         is_sampled = feedback.errors is not None and any(feedback.errors)
         if feedback.genome is not None and feedback.value is not None and not is_sampled:
-            racer = _Racer(feedback.genome, None, feedback.candidate)
-            self._others.append(racer)
+            self._others.append(
+                (_rank(feedback), _Racer(feedback.genome, None, feedback.candidate))
+            )
+            self._others.sort(key=lambda other: other[0], reverse=True)
+            del self._others[_KEPT:]
 
     def _hear_refined(self, feedback: Feedback, search: CmaEs, ordinal: int) -> None:
         if search is not self._search:
