@@ -12,6 +12,7 @@ from evomerge.aligning.aligned_model import (
     write_aligned,
 )
 from evomerge.aligning.line import FunctionScore, Judge, TextLoss, walk
+from evomerge.errors import BadInput, Fault
 from evomerge.sources.trust import NOBODY, Trust
 
 
@@ -35,7 +36,7 @@ def run(
         reference, model: as `open_source` takes them.
         stream, seed: see `align`.
         texts: to walk the line by the loss on these.
-        fitness: to walk it by this Python fitness, if there are no texts.
+        fitness: to walk it by this Python fitness, instead of texts.
         minimize: the fitness is a loss.
 
     Returns:
@@ -50,6 +51,8 @@ def run(
     ['line', 'units', 'weights']
     """
     judge: Judge | None = None
+    if texts is not None and fitness is not None:
+        raise BadInput(Fault("--fitness", "is given beside --texts", "give one of the two"))
     if texts is not None:
         judge = TextLoss(texts)
     elif fitness is not None:

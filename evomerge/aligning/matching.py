@@ -75,7 +75,7 @@ def _best_order(
         )
         new = _nested(outer, within, unit)
     gain = _value(outer, within, new) - _value(outer, within, old)
-    size = np.abs(outer).max() * unit.count
+    size = max(np.abs(part).max(initial=0.0) for part in (outer, within)) * unit.count
     return new if gain > _SMALLEST_GAIN * size else None
 
 

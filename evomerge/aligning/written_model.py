@@ -1,6 +1,7 @@
 """A model that was made of others' tensors outside of a recipe, written beside and renamed."""
 
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from evomerge.sources.digest import digest
 from evomerge.sources.own_cards import inherited
 from evomerge.sources.source import Source
 from evomerge.whole_files import written_beside
+
+_ONE_FILE = 1 << 62  # bytes: no module is larger
 
 RECORD = "made_by.json"  # beside the weights: how they were made
 
@@ -100,17 +103,17 @@ def write_model(
 
     try:
         with written_beside(out) as place:
-            folder = place if frame.factory is None else place.with_name(f"{place.name}.folder")
-            folder.mkdir()
-            write_shards(entries, stream(), folder)
             if frame.factory is not None:
-                (folder / "model.safetensors").rename(place)
-                folder.rmdir()
+                with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+                    write_shards(entries, stream(), Path(folder), limit=_ONE_FILE)
+                    Path(folder, "model.safetensors").rename(place)
             else:
-                write_config(config, frame.dtype, folder)
-                copy_companions(frame, folder)
-                (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-                (folder / "README.md").write_text(_card(sources), encoding="utf-8")
+                place.mkdir()
+                write_shards(entries, stream(), place)
+                write_config(config, frame.dtype, place)
+                copy_companions(frame, place)
+                (place / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+                (place / "README.md").write_text(_card(sources), encoding="utf-8")
     except OSError as error:
         raise EvomergeError(f"{out} cannot be written: {error.strerror or error}") from error
     return checksum.hexdigest()
