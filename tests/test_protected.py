@@ -5,11 +5,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from test_aligning import logits, save_shuffled
 
 from evomerge.aligning.orders import by_unit
 from evomerge.campaign.build import checked
+from evomerge.cli.main import main
 from evomerge.sources.invariants import attention, mlp
 from evomerge.sources.kinship import strangers
 from evomerge.sources.source import open_source
@@ -130,6 +132,14 @@ def test_units_in_another_order_are_told_from_a_stranger(name, tmp_path):
     other = tiny_decoder(tmp_path / "other", name, 1)
     (line,) = told(folder, other)
     assert "seem to be trained apart" in line and "evomerge align" in line
+
+
+def test_a_stranger_that_was_aligned_is_not_told_to_be(tmp_path):
+    a, b = (tiny_llama(tmp_path / s, n) for n, s in enumerate("ab"))
+    words = ["align", str(a), str(b), str(tmp_path / "out")]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    (line,) = told(a, tmp_path / "out")
+    assert "trained apart" in line and "its units have been put in order" in line
 
 
 def test_products_are_those_of_float64(tmp_path):

@@ -17,13 +17,12 @@ from evomerge.export.shards import Entries, write_shards
 from evomerge.kernels.checksum import Checksum
 from evomerge.merging.source_weights import read_stored
 from evomerge.sources.digest import digest
+from evomerge.sources.kinship import RECORD
 from evomerge.sources.own_cards import inherited
 from evomerge.sources.source import Source
 from evomerge.whole_files import written_beside
 
 _ONE_FILE = 1 << 62  # bytes: no module is larger
-
-RECORD = "made_by.json"  # beside the weights: how they were made
 
 
 def refuse_existing(out: Path) -> None:

@@ -11,10 +11,12 @@ import numpy as np
 
 from evomerge.errors import BadInput
 from evomerge.sources.invariants import STORED_AS, Part, attention, cosine, floats, mlp
-from evomerge.sources.safetensors_file import Tensor
+from evomerge.sources.safetensors_file import Tensor, read_json
 from evomerge.sources.source import Source
 from evomerge.sources.units import NAMES, Layer, layers_of
 from evomerge.tensor_names import place
+
+RECORD = "made_by.json"  # beside weights that were made without a recipe: how they were made
 
 _MATRICES = 8  # that are looked at, over the whole depth
 _ROWS = 256  # of each; some megabytes of a large model
@@ -59,12 +61,21 @@ def strangers(sources: Sequence[Source]) -> list[str]:
             line = (
                 f"'{other.name}' and '{first.name}' seem to be trained apart: the cosine of their"
                 f" weights is {alike:.2f}, and of fine-tunes of one model above .9; what lies"
-                " between such models is mostly useless; `evomerge align` may bring their units"
-                " into one order"
+                f" between such models is mostly useless; {_advice(other)}"
             )
         if line is not None:
             found.append(line)
     return found
+
+
+def _advice(other: Source) -> str:
+    """Return what may help where models were trained apart."""
+    record = read_json(other.path / RECORD)
+    if isinstance(record, dict) and record.get("kind") == "aligned":
+        return (
+            "its units have been put in order, and `evomerge align --texts` tells what that helped"
+        )
+    return "`evomerge align` may bring their units into one order"
 
 
 def _rewritten(first: Source, other: Source) -> str | None:
