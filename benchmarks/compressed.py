@@ -1,11 +1,11 @@
 """What packed signs take on disk and in memory, how quickly they are merged, and what they cost.
 
     python benchmarks/compressed.py sizes --sizes 135M --experts 40
-    python benchmarks/compressed.py sizes --sizes 500M --experts 40 --no-dense
+    python benchmarks/compressed.py sizes --sizes 500M --methods bitdelta --drawn 1 --no-dense
     python benchmarks/compressed.py scores
 
 `sizes`: a Llama of random bfloat16 weights and experts that are it plus noise are prepared by
-compeft and bitdelta: four experts, of whose files the others are copies. One candidate of each is
+compeft and bitdelta: a few experts, of whose files the others are copies. One candidate of each is
 merged again and again into a live model, in turn with the same directions written densely and with
 a copy of as many bytes as the merge must move. Held is what the resident set grows by when
 directions are opened and merged (it is mapped files, nearly all of it). A row's `same` says whether
@@ -49,8 +49,6 @@ from evomerge.testing import recipe_of
 CSV = Path(__file__).with_suffix(".csv")
 SCORES = Path(__file__).with_name("compressed_scores.csv")
 CAMPAIGN = Path("search_spaces/many-experts.yaml")
-METHODS_OF_SIGNS = ("compeft", "bitdelta")
-DRAWN = 4  # experts that are prepared; the others are copies of their files
 OWN_TASKS = {"ja": "maths_ja", "fr": "maths_fr", "es": "maths_es", "id": "maths_id"}
 
 
@@ -60,7 +58,7 @@ class Experts:
     def __init__(self, base: Source):
         self._base, self._read = base, SourceWeights({base.name: base}, torch.device("cpu"))
         largest = max(tensor.elements for tensor in base.tensors.values())
-        self._pool = torch.randn(largest + (1 << 16), generator=torch.Generator().manual_seed(0))
+        self._pool = torch.randn(largest + (1 << 16), generator=torch.Generator().manual_seed(1))
         self._places = {name: i for i, name in enumerate(base.tensors)}
 
     def tensor(self, source: str, name: str) -> torch.Tensor:
@@ -73,9 +71,9 @@ class Experts:
         return (weight.float() + 0.001 * drawn).to(weight.dtype)
 
 
-def prepare(method: str, base: Source, count: int, folder: Path, kinds: list[str]) -> None:
+def prepare(method: str, base: Source, drawn: int, count: int, folder: Path, dense: bool) -> None:
     """Write directions of experts into FOLDER/packed and, if it is asked for, FOLDER/dense."""
-    drawn = min(count, DRAWN)
+    kinds = ["packed", "dense"] if dense else ["packed"]
     vectors = TaskVectors(base, [str(i) for i in range(drawn)], Experts(base).tensor)
     transform = METHODS.get(method).prepare
     assert transform is not None
@@ -133,6 +131,7 @@ def measured(folder: Path, count: int, times: int, threads: int) -> list[dict[st
     kinds = [path for path in (folder / "packed", folder / "dense") if path.exists()]
     source, target = (torch.ones(1 << 27, dtype=torch.uint8) for _ in range(2))
     copy = partial(target.copy_, source)
+    Merges(base, kinds[0], 0, live).merge()  # the base is there before anything is measured
     rows, merges, digests = [], [], []
     for kind in kinds:
         before = resident()
@@ -160,14 +159,14 @@ def measured(folder: Path, count: int, times: int, threads: int) -> list[dict[st
 
 def sizes(options: argparse.Namespace, rows: Rows) -> None:
     """Print and keep what the directions of each size and method take."""
-    kinds = ["packed", "dense"] if options.dense else ["packed"]
     context = multiprocessing.get_context("spawn")  # a process that holds nothing else yet
     for size in options.sizes:
-        for method in METHODS_OF_SIGNS:
+        for method in options.methods:
             with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
                 folder = Path(temporary)
                 base = open_source(str(make_model(size, folder / "base")))
-                prepare(method, base, options.experts, folder, kinds)
+                drawn = min(options.drawn, options.experts)
+                prepare(method, base, drawn, options.experts, folder, options.dense)
                 with ProcessPoolExecutor(1, mp_context=context) as pool:
                     work = (measured, folder, options.experts, options.times, options.threads)
                     found = pool.submit(*work).result()
@@ -209,7 +208,10 @@ def main() -> None:
     parser = common.command_line(__doc__)
     parser.add_argument("what", choices=["sizes", "scores"])
     parser.add_argument("--sizes", nargs="+", default=["135M"], choices=SHAPES)
+    signed = sorted(name for name, method in METHODS.all().items() if method.signs)
+    parser.add_argument("--methods", nargs="+", default=signed, choices=signed)
     parser.add_argument("--experts", type=int, default=40)
+    parser.add_argument("--drawn", type=int, default=4, help="those that are not copies of others")
     parser.add_argument("--no-dense", dest="dense", action="store_false")
     parser.add_argument("--times", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -218,7 +220,14 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="+", default=[0.125, 0.3, 1.0])
     parser.add_argument("--fewer", type=int, help="items of each objective, held-out ones included")
     parser.add_argument("--out", type=Path, help="folder of the rows; benchmarks/ by default")
-    short = {"sizes": ["0.2M"], "experts": 5, "times": 1, "kept": [0.2], "weights": [0.3]}
+    short = {
+        "sizes": ["0.2M"],
+        "experts": 5,
+        "drawn": 2,
+        "times": 1,
+        "kept": [0.2],
+        "weights": [0.3],
+    }
     options = common.parsed(parser, **short, fewer=10)
     csv = CSV if options.what == "sizes" else SCORES
     rows = Rows(options.out / csv.name if options.out else csv, ())

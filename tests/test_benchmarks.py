@@ -214,7 +214,7 @@ def test_compressed(desk: Path, what: str) -> None:
         assert len(rows) == 10 and all(0 <= float(row[-1]) <= 1 for row in rows)
         return
     forms = [(row[2], row[4]) for row in rows]
-    assert forms == [(m, f) for m in ("compeft", "bitdelta") for f in ("packed", "dense")]
+    assert forms == [(m, f) for m in ("bitdelta", "compeft") for f in ("packed", "dense")]
     assert all(row[-1] == "True" for row in rows)  # the same digests
     disk = [float(row[5]) for row in rows]
     assert disk[0] < 0.3 * disk[1] and disk[2] < 0.3 * disk[3]

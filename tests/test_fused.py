@@ -201,7 +201,7 @@ from evomerge.kernels import triton_programs
 
 names = triton_programs.merge.arg_names
 pointers = {"numbers": "*fp32", "keys": "*u32", "WIDTH": "i32"}
-for thin, join, normalize in ((0, 0, False), (1, 1, True), (2, 0, False)):
+for thin, join, normalize in ((0, 0, False), (1, 1, True), (2, 0, False), (5, 0, False)):
     fixed = {"COUNT": 4, "DTYPES": 0, "PLAN": 0, "OUT": 0, "THIN": thin, "JOIN": join}
     fixed |= {"NORMALIZE": normalize, "ALIGNED": True, "TILE": 32768, "BLOCK": 2048}
     signature = {n: "constexpr" if n in fixed else pointers.get(n, "*i64") for n in names}
@@ -224,9 +224,11 @@ def test_what_is_compiled_for_a_gpu_contracts_nothing_and_reads_sixteen_bytes_at
     )
     assert done.returncode == 0, done.stderr
     lines = [list(map(int, line.split())) for line in done.stdout.splitlines()]
-    assert len(lines) == 3
-    for contracted, products, wide_loads, mads, by_zero, is_not_zero in lines:
-        assert contracted == mads == 0 and products > 0 and wide_loads >= 8
+    assert len(lines) == 4
+    *dense, signs = lines
+    assert all(wide_loads >= 8 for _, _, wide_loads, *_ in dense) and signs[2] >= 2  # the base's
+    for contracted, products, _, mads, by_zero, is_not_zero in lines:
+        assert contracted == mads == 0 and products > 0
         # what is not finite is found by its product with 0, which no compiler may leave out
         assert by_zero > 0 and is_not_zero > 0
 

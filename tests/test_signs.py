@@ -160,16 +160,51 @@ def test_the_kernels_take_sixty_four_operands():
     assert torch.equal(targets["w"], wanted)
 
 
-def test_on_a_gpu_they_are_merged_chunk_by_chunk_beside_what_is_fused():
-    """The fused back end leaves signs to eager torch."""
+def same_when_fused(operands, weights, dtype, block=128):
+    """Merge by the program for a GPU (in Triton's interpreter without one) and by eager torch."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    moved = []
+    for one in operands:
+        is_signs = isinstance(one, Signs)
+        moved.append(replace(one, codes=one.codes.to(device)) if is_signs else one.to(device))
+    plain = {"v": (moved[0],)}
+    groups = (WeightedSums(("w",), np.array(weights)), WeightedSums(("v",), np.ones(1)))
+    plan = MergePlan(Operands({"w": tuple(moved), **plain}), dtype, groups)
+    targets, wanted = ({n: torch.empty_like(moved[0]) for n in "wv"} for _ in range(2))
+    digests = eager.EagerKernels().merge(plan, wanted)
+    kernels = fused.FusedKernels(block)
+    for _ in range(2):  # the tables are kept
+        made = kernels.merge(plan, targets)
+        for name in "wv":
+            assert torch.equal(targets[name], wanted[name])
+            assert np.array_equal(made[name], digests[name])
+    return fused.has_form(plan, groups[0], targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_gpus_program_gives_the_same_bits(dtype):
     pytest.importorskip("triton")
-    base, signs = some((300,), 0), Signs.of(some((300,), 1, 0.5), 0.25)
-    groups = WeightedSums(("w",), np.ones(2)), WeightedSums(("v",), np.ones(1))
-    plan = MergePlan(Operands({"w": (base, signs), "v": (base,)}), torch.float32, groups)
-    targets = {"w": torch.empty(300), "v": torch.empty(300)}
-    digests = fused.FusedKernels(128).merge(plan, targets)
-    assert torch.equal(targets["w"], base + signs.dense()) and torch.equal(targets["v"], base)
-    assert np.array_equal(digests["w"], tile_digests(base + signs.dense()))
+    for size, block in ((1, 128), (64, 128), (300, 128), (17_001, 4096)):
+        base = some((size,), 0).to(dtype)
+        experts = []
+        for i in range(1, 4):
+            experts.append(
+                Signs.of(some((size,), i, 0.5 if i % 2 else 1.0), 0.1 * i).rounded(dtype)
+            )
+        assert same_when_fused([base, *experts], [0.7, 0.3, -1.0, 0.0], dtype, block)
+        # in another order they are left to eager torch
+        assert not same_when_fused([base, experts[0], base], [0.7, 0.3, -1.0], dtype, block)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter's numpy
+def test_a_gpus_program_takes_forty_experts_and_tells_what_is_not_finite():
+    pytest.importorskip("triton")
+    base = some((300,), 0)
+    experts = [Signs.of(some((300,), i, 0.3), 0.01) for i in range(1, 42)]
+    assert same_when_fused([base, *experts], np.linspace(-1, 1, 42), torch.float32)
+    plan = plan_of([base, Signs.of(some((300,), 1), 3e38)], [1.0, 2.0], torch.float32)
+    with pytest.raises(CandidateFailure, match="merged tensor w is not finite"):
+        fused.FusedKernels(128).merge(plan, {"w": torch.empty(300)})
 
 
 def test_only_weighted_sums_are_of_signs():

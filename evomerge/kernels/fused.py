@@ -17,6 +17,7 @@ import torch
 from evomerge.kernels.chances import chances_of_rank, keep_by_chance
 from evomerge.kernels.checksum import TILE_BYTES, digest_keys, tile_digests
 from evomerge.kernels.eager import EagerKernels
+from evomerge.kernels.fused_forms import DTYPES, SIGNED, THIN, has_form, parted
 from evomerge.kernels.masked import Masked
 from evomerge.kernels.merge_plan import (
     Kept,
@@ -29,16 +30,11 @@ from evomerge.kernels.merge_plan import (
     not_finite,
     run_starts,
 )
-
-_CODES = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2}
-
-_THIN = {"magnitude": 1, "band": 1, "random": 2, "ranked": 3, "votes": 4}
+from evomerge.kernels.signs import Signs
 
 _JOIN = {"sum": 0, "elect": 1, "largest": 2}
 
 _NUMBERS, _WORDS = 4, 3  # of an operand in the tables, see `triton_programs.merge`
-
-_MOST = 39  # operands, whose dtypes are one number to the base of three: 3^39 < 2^63
 
 _BLOCK = 2048  # elements that a program holds at a time: sixteen for each of its threads
 
@@ -58,8 +54,8 @@ class _Form(NamedTuple):
 class FusedKernels:
     """Merges a plan in as many launches as it has ways of merging; see `merge_plan.MergeKernels`.
 
-    What has no fused form (double precision, variances, energies, signs, more operands than their
-    dtypes can be told of) is merged by eager torch.
+    What has no fused form (double precision, variances, energies, forty dense tensors and more) is
+    merged by eager torch.
 
     >>> FusedKernels().nbytes  # nothing was merged yet
     0
@@ -84,7 +80,8 @@ class FusedKernels:
         fused: list[Sums] = []
         others: list[Sums] = []
         for group in plan.groups:
-            (fused if _has_form(plan, group, targets) else others).append(group)
+            for alike in parted(plan.operands, group):
+                (fused if has_form(plan, alike, targets) else others).append(alike)
         digests: dict[str, np.ndarray] = {}
         if fused:
             digests |= self._merge_fused(plan, fused, targets)
@@ -105,22 +102,6 @@ class FusedKernels:
             tables = _Tables(plan, names, targets, {}, self._block)
             self._tables[plan.operands] = tables
         return tables.merge(groups)
-
-
-def _has_form(plan: MergePlan, group: Sums, targets: Mapping[str, torch.Tensor]) -> bool:
-    """Tell whether a group has a fused form."""
-    if isinstance(group, MaskedSums) and (group.masked.energy or group.masked.thin not in _THIN):
-        return False
-    if any(plan.operands.has_signs(name) for name in group.names):
-        return False
-    tensors = [targets[name] for name in group.names]
-    for name in group.names:
-        operands = plan.operands.dense(name)
-        if len(operands) > _MOST:
-            return False
-        tensors += operands
-    known = {tensor.dtype for tensor in tensors} | {plan.dtype} <= _CODES.keys()
-    return known and all(tensor.is_contiguous() for tensor in tensors)
 
 
 def _merge_runs(
@@ -161,8 +142,7 @@ class _Tables:
         block: int,
     ):
         self._names, self._targets, self._dtype = list(names), targets, plan.dtype
-        # what the addresses point at stays alive
-        self._operands = {name: plan.operands.dense(name) for name in names}
+        self._operands = plan.operands.tensors  # what the addresses point at stays alive
         self._device = targets[self._names[0]].device
         self._tile, self._block = TILE_BYTES // plan.dtype.itemsize, block
         rows = list(self._rows(starts))
@@ -177,6 +157,14 @@ class _Tables:
         self._codes = np.zeros((len(rows), width), np.int64)
         for index, row in enumerate(rows):
             self._codes[index, : len(row.dtypes)] = row.dtypes
+        self._bits = np.zeros((len(rows), width), np.int64)  # of signs
+        self._scales = np.ones((len(rows), width), np.float32)
+        for name, first in self._first.items():
+            for column, operand in enumerate(self._operands[name]):
+                if isinstance(operand, Signs):
+                    self._bits[first, column] = operand.bits
+                    self._scales[first, column] = operand.scale
+        self._is_signed: np.ndarray = self._bits.max(axis=1) > 0
         self._out_codes = np.array([row.out_dtype for row in rows], np.int64)
         outs = np.array([row.out for row in rows], np.int64)
         self._aligned = ~((addresses % 16).any(axis=1) | (outs % 16 != 0))
@@ -193,12 +181,14 @@ class _Tables:
         rows = []
         for name in self._names:
             operands, target = self._operands[name], self._targets[name]
-            codes = tuple(_CODES[tensor.dtype] for tensor in operands)
+            memory = [one.codes if isinstance(one, Signs) else one for one in operands]
+            # of signs the program asks for no dtype
+            codes = tuple(0 if isinstance(t, Signs) else DTYPES[t.dtype] for t in operands)
             begins = [int(start) for start in starts.get(name, (0,))]
             for begin, end in zip(begins, [*begins[1:], target.numel()], strict=True):
-                addresses = [t.data_ptr() + begin * t.element_size() for t in operands]
+                addresses = [t.data_ptr() + begin * t.element_size() for t in memory]
                 out = target.data_ptr() + begin * target.element_size()
-                rows.append(_Row(addresses, codes, out, _CODES[target.dtype], end - begin))
+                rows.append(_Row(addresses, codes, out, DTYPES[target.dtype], end - begin))
         return rows
 
     def _sent(self, array: np.ndarray) -> torch.Tensor:
@@ -224,12 +214,16 @@ class _Tables:
                 rows = self._of(group.names)
                 self._thin(rows, group.masked, group.kept)
                 masked = group.masked
-                how = (_THIN[masked.thin], _JOIN[masked.join], masked.normalize)
+                how = (THIN[masked.thin], _JOIN[masked.join], masked.normalize)
                 count = 1 + len(masked.weight)
             else:
                 rows, coefficients = self._weights(group)
-                self._numbers.here[rows, : coefficients.shape[-1], 0] = coefficients
-                how, count = (0, 0, False), coefficients.shape[-1]
+                count = coefficients.shape[-1]
+                is_signed = self._is_signed[rows[0]]  # all of a part are, or none
+                if is_signed:
+                    coefficients = self._signed(rows, coefficients)
+                self._numbers.here[rows, :count, 0] = coefficients
+                how = (SIGNED if is_signed else 0, 0, False)
             # to the base of three, the first operand's lowest
             dtypes = self._codes[rows, :count] @ 3 ** np.arange(count)
             kinds = np.stack([dtypes, self._out_codes[rows], self._aligned[rows]], axis=1)
@@ -246,6 +240,13 @@ class _Tables:
             raise not_finite([name for name, first in self._first.items() if first <= row][-1])
         digests, tiles = made.view(np.uint64), self._tiles.tolist()
         return {name: digests[tiles[row] : tiles[row + 1]] for name, row in self._first.items()}
+
+    def _signed(self, rows: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+        """Set the bits of signs; return the coefficients times their scales."""
+        count = coefficients.shape[-1]
+        self._words.here[rows, :count, 0] = self._bits[rows, :count]
+        with np.errstate(over="ignore", invalid="ignore"):  # it is not finite, and is told
+            return coefficients.astype(np.float32) * self._scales[rows, :count]
 
     def _of(self, names: Sequence[str]) -> np.ndarray:
         """Return the first rows of tensors."""
@@ -315,7 +316,7 @@ class _Tables:
                 self._numbers.there.shape[1],
                 COUNT=form.operands,
                 DTYPES=form.dtypes,
-                PLAN=_CODES[self._dtype],
+                PLAN=DTYPES[self._dtype],
                 OUT=form.out,
                 THIN=form.thin,
                 JOIN=form.join,

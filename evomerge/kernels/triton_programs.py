@@ -15,7 +15,7 @@ NUMBERS, WORDS = 4, 3
 
 BFLOAT16, FLOAT32, FLOAT16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
-WEIGHTED, SIZE, RANDOM, RANKED, VOTES = (tl.constexpr(i) for i in range(5))
+WEIGHTED, SIZE, RANDOM, RANKED, VOTES, SIGNED = (tl.constexpr(i) for i in range(6))
 
 SUM, ELECT, LARGEST = (tl.constexpr(i) for i in range(3))
 
@@ -141,6 +141,30 @@ def _weighted_sum(
 
 
 @triton.jit
+def _signed_sum(
+    addresses, numbers, words, at, inside, BLOCK: tl.constexpr, COUNT: tl.constexpr,
+    DTYPES: tl.constexpr, ALIGNED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Return a block of a weighted sum of a tensor and signs, in float32; see `signs.Signs`."""
+    base = _pointer(tl.load(addresses), DTYPES % 3, ALIGNED)
+    total = tl.zeros((BLOCK,), tl.float32)
+    total += _loaded(base, at, inside, MASKED) * tl.load(numbers)
+    for k in range(1, COUNT):  # not unrolled: forty of them would take long to compile
+        weight, bits = tl.load(numbers + k * 4), tl.load(words + k * 3)
+        codes = tl.load(addresses + k).to(tl.pointer_type(tl.uint8))
+        place = at * bits
+        if MASKED:
+            byte = tl.load(codes + (place >> 3), mask=inside, other=0)
+        else:
+            byte = tl.load(codes + (place >> 3))
+        code = byte.to(tl.int64) >> (place & 7)
+        # of two bits, the lower says that there is something; the uppermost, that it is negative
+        part = tl.where(((code >> (bits - 1)) & 1) != 0, -weight, weight)
+        total += tl.where(((code & 1) != 0) | (bits == 1), part, 0.0)
+    return total
+
+
+@triton.jit
 def _masked_sum(
     addresses, numbers, words, at, inside, start, BLOCK: tl.constexpr, COUNT: tl.constexpr,
     DTYPES: tl.constexpr, THIN: tl.constexpr, JOIN: tl.constexpr, NORMALIZE: tl.constexpr,
@@ -210,6 +234,10 @@ def _block(
         block = _weighted_sum(
             addresses, numbers, at, inside, BLOCK, COUNT, DTYPES, ALIGNED, MASKED
         )  # fmt: skip
+    elif THIN == SIGNED:
+        block = _signed_sum(
+            addresses, numbers, words, at, inside, BLOCK, COUNT, DTYPES, ALIGNED, MASKED
+        )  # fmt: skip
     else:
         block = _masked_sum(
             addresses, numbers, words, at, inside, start, BLOCK, COUNT, DTYPES, THIN, JOIN,
@@ -250,16 +278,19 @@ def merge(
 
     Args:
         tiles: (launched, 3) int64: the row, the first element, and where its digest belongs.
-        addresses: (rows, WIDTH) int64 of the operands, the base first where THIN is not WEIGHTED.
+        addresses: (rows, WIDTH) int64 of the operands, the base first where THIN is not WEIGHTED;
+            of signs, those of their codes.
         outs: (rows,) int64, addresses of what is overwritten.
         sizes: (rows,) int64 elements.
         numbers: (rows, WIDTH, 4) float32: weight and what thinning needs; of a base, the scale and
             how many votes are needed.
-        words: (rows, WIDTH, 3) int64: key, key, and threshold or the address of the ranks.
+        words: (rows, WIDTH, 3) int64: key, key, and threshold or the address of the ranks; of
+            signs, the bits.
         keys: of the digest, uint32 as int32's bits.
         digests, broken: (tiles,) int64: the digest, and 1 where an element is not finite.
         WIDTH: operands in a row of the tables.
-        COUNT, DTYPES: operands, and their dtypes' codes, the first lowest, to the base of three.
+        COUNT, DTYPES: operands, and their dtypes' codes, the first lowest, to the base of three;
+            where the others are signs, the first one's.
         PLAN, OUT: codes of the merge's dtype and of the target's.
         THIN, JOIN, NORMALIZE: what is done, see `masked.Masked`.
         ALIGNED: all addresses are multiples of 16.
