@@ -7,7 +7,7 @@
 `sizes`: a Llama of random bfloat16 weights and experts that are it plus noise are prepared by
 compeft and bitdelta: a few experts, of whose files the others are copies. One candidate of each is
 merged again and again into a live model, in turn with the same directions written densely and with
-a copy of as many bytes as the merge must move. Held is what the resident set grows by when
+a copy of as many bytes as the merge must move. Held is what the resident set grows by when base and
 directions are opened and merged (it is mapped files, nearly all of it). A row's `same` says whether
 packed and dense directions gave the same digests. Rows are appended to benchmarks/compressed.csv.
 
@@ -131,7 +131,6 @@ def measured(folder: Path, count: int, times: int, threads: int) -> list[dict[st
     kinds = [path for path in (folder / "packed", folder / "dense") if path.exists()]
     source, target = (torch.ones(1 << 27, dtype=torch.uint8) for _ in range(2))
     copy = partial(target.copy_, source)
-    Merges(base, kinds[0], 0, live).merge()  # the base is there before anything is measured
     rows, merges, digests = [], [], []
     for kind in kinds:
         before = resident()
