@@ -531,7 +531,8 @@ def test_methods(desk: Path) -> None:
 
 
 def test_lora_methods(desk: Path) -> None:
-    (row,) = table(run(desk, "benchmarks/lora_methods.py --short"))
+    ((cost,), (row,)) = tables(run(desk, "benchmarks/lora_methods.py --short"))
+    assert cost["method"] == "knots_ties" and float(cost["preparing (s)"]) > 0
     assert (row["method"], row["items"], row["seeds"]) == ("knots_ties", "300", "1")
     assert 0 < float(row["default"]) < 1 and 0 < float(row["found"]) < 1
     assert float(row["merge_s"]) > 0
