@@ -31,6 +31,7 @@ from evomerge.recipes.block_names import holds
 from evomerge.recipes.parameters import Group, ParametersRecipe, single
 from evomerge.sources.compatibility import mismatches
 from evomerge.sources.digest import digest
+from evomerge.sources.libraries import loading_call
 from evomerge.sources.source import open_source
 
 diffusers = pytest.importorskip("diffusers")
@@ -79,6 +80,7 @@ def test_denoisers_merge_live_and_load(class_name, dtype, tmp_path):
         torch.testing.assert_close(tensor.double(), by_hand, **close)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["_class_name"] == class_name and "dtype" not in config
+    assert loading_call(tmp_path / "out") == f'{class_name}.from_pretrained("{tmp_path / "out"}")'
 
 
 def test_shards_are_read_and_written(tmp_path):
@@ -135,7 +137,10 @@ def test_a_pipeline_is_merged_and_loads(pipelines, tmp_path, parts):
     for name, tensor in merged.unet.state_dict().items():
         by_hand = 0.4 * a[name].double() + 0.6 * b[name].double()
         torch.testing.assert_close(tensor.double(), by_hand, rtol=1e-6, atol=1e-6)
+    assert "library_name: diffusers" in (tmp_path / "out" / "README.md").read_text()
+    assert loading_call(tmp_path / "out").startswith("DiffusionPipeline.from_pretrained(")
     again = open_source(f"{tmp_path / 'out'}{parts}")
+    assert again.merged_bytes < again.bytes == source.bytes
     assert mismatches([source, again]) == []
 
 
@@ -227,8 +232,12 @@ def test_a_single_file_is_merged_name_by_name(tmp_path):
     """The denoiser's tensors, in half precision; all else is the first file's."""
     names = [str(tiny_single_file(tmp_path / f"{seed}.safetensors", seed)) for seed in (1, 2)]
     recipe = weighted(names, (0.5, 0.5), "float16")
-    merge_to(recipe, tmp_path / "out")
+    merge_to(recipe, tmp_path / "out", shard_bytes=100)  # one file remains one, however large
     merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert (
+        loading_call(tmp_path / "out") == f'load_file("{tmp_path / "out" / "model.safetensors"}")'
+    )
+    assert "library_name" not in (tmp_path / "out" / "README.md").read_text()
     a, b = map(load_file, names)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md",

@@ -18,6 +18,7 @@ from evomerge.merging.live_sentence import without_modules
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.sources.compatibility import mismatches
+from evomerge.sources.libraries import loading_call
 from evomerge.sources.source import open_source
 from evomerge.testing.encoders import tiny_bert
 
@@ -70,6 +71,8 @@ def test_a_merge_loads_as_a_sentence_transformer(embedders, tmp_path):
     for name, tensor in load_file(tmp_path / "out" / "2_Dense" / "model.safetensors").items():
         by_hand = 0.3 * a[name].double() + 0.7 * b[name].double()
         torch.testing.assert_close(tensor.double(), by_hand, rtol=1e-6, atol=1e-6)
+    assert loading_call(tmp_path / "out") == f'SentenceTransformer("{tmp_path / "out"}")'
+    assert "library_name: sentence-transformers" in (tmp_path / "out" / "README.md").read_text()
     for place in ("modules.json", "1_Pooling/config.json", "2_Dense/config.json"):
         assert (tmp_path / "out" / place).read_bytes() == (embedders / "aa" / place).read_bytes()
     written = load_file(tmp_path / "out" / "model.safetensors")

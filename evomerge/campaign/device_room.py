@@ -42,7 +42,10 @@ def live_bytes(campaign: Campaign) -> int:
         # a routing worker keeps a live model of each source besides the one that is scored
         models += len(campaign.listed.models) + (campaign.listed.base is not None)
     quantized = parameters if campaign.worker.quantize else 0  # a byte a weight
-    return models * parameters * _BYTES[campaign.worker.compute_dtype] + quantized
+    rest = 0  # of a pipeline or a file, which lives beside the denoiser
+    if frame.is_image_model:
+        rest = sum(tensor.bytes for tensor in frame.carried.values())
+    return models * parameters * _BYTES[campaign.worker.compute_dtype] + quantized + rest
 
 
 def kept_bytes(campaign: Campaign) -> int:
@@ -97,8 +100,8 @@ def read_bytes(campaign: Campaign) -> int:
         METHODS.get(name).prepare for name in recipe.methods
     )
     if is_prepared:
-        return sources[campaign.worker.frame].bytes + prepared_bytes(campaign)
-    return sum(source.bytes for source in sources.values()) + prepared_bytes(campaign)
+        return sources[campaign.worker.frame].merged_bytes + prepared_bytes(campaign)
+    return sum(source.merged_bytes for source in sources.values()) + prepared_bytes(campaign)
 
 
 def gpu_faults(campaign: Campaign) -> Iterable[Fault]:

@@ -95,8 +95,9 @@ def loading(out: Path) -> str:
     >>> print(loading(Path("merged")))
     It loads as any model: AutoModelForCausalLM.from_pretrained("merged"); see merged/README.md
     """
-    call = f'AutoModelForCausalLM.from_pretrained("{out}")'
-    return f"It loads as any model: {call}; see {out / 'README.md'}"
+    from evomerge.sources.libraries import loading_call
+
+    return f"It loads as any model: {loading_call(out)}; see {out / 'README.md'}"
 
 
 def awaiting(progress: ProgressShape) -> str:

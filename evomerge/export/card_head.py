@@ -69,7 +69,8 @@ def card_head(
         name = recipe.sources[0]
         ids = [base for base in [base_id(name, places.get(name))] if base]
         relation, tags = "adapter", ["lora", *tags]
-    head: dict[str, Any] = {"library_name": "peft" if as_adapter else "transformers"}
+    library = "peft" if as_adapter else inherited.library
+    head: dict[str, Any] = {"library_name": library} if library else {}
     head |= inherited.license
     if ids:
         head |= {"base_model": list(dict.fromkeys(ids)), "base_model_relation": relation}

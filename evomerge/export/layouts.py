@@ -20,6 +20,8 @@ from evomerge.sources.pipelines import INDEX, read_pipeline
 from evomerge.sources.safetensors_file import Tensor
 from evomerge.sources.sentence_modules import module_tensors
 
+_NO_LIMIT = 1 << 62  # bytes of a file
+
 
 class _Folder(NamedTuple):
     """Where some of a merge's tensors go.
@@ -68,6 +70,8 @@ def write_weights(merger: Merger, recipe: Recipe, frame: Source, folder: Path, l
         for name, stored in part.carried.items():
             entries[name] = (stored.dtype, stored.shape)
         (folder / part.name).mkdir(exist_ok=True)
+        if frame.form == "file":  # which is one, however large
+            limit = _NO_LIMIT
         stream = _stream(merger, recipe, part, digests)
         write_shards(entries, stream, folder / part.name, limit, part.stem)
     checksum = Checksum()

@@ -71,7 +71,7 @@ class SourceWeights:
         self._merged |= set(sources)
         if self._room is None:
             return True
-        return sum(self._sources[source].bytes for source in self._merged) <= self._room
+        return sum(self._sources[source].merged_bytes for source in self._merged) <= self._room
 
     def tensor(self, source: str, name: str) -> torch.Tensor:
         """Return one tensor of a source on the device.

@@ -144,3 +144,8 @@ class Source:
     def bytes(self) -> int:
         """How many bytes its weights take on disk."""
         return sum(tensor.bytes for _, tensor in self.stored)
+
+    @property
+    def merged_bytes(self) -> int:
+        """How many of them are merged: the decoder of images beside a denoiser is not."""
+        return self.bytes - sum(tensor.bytes for tensor in self.carried.values())

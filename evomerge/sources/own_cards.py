@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from evomerge.sources.libraries import library_of
 from evomerge.sources.safetensors_file import read_json
 
 GENERATION = "text-generation"  # the hub's name of what causal language models do
@@ -35,6 +36,7 @@ class Inherited(NamedTuple):
         languages: of all sources, as codes.
         datasets: that any source names, as ids of the hub.
         pipeline: what the models do, as the hub calls it; "" if that is not known.
+        library: that loads them, as the hub calls it; "" of files that none has made.
 
     >>> Inherited({"license": "apache-2.0"}).doubt
     ''
@@ -45,6 +47,7 @@ class Inherited(NamedTuple):
     languages: Sequence[str] = ()
     datasets: Sequence[str] = ()
     pipeline: str = ""
+    library: str = "transformers"
 
 
 def inherited(places: Mapping[str, Iterable[Path]]) -> Inherited:
@@ -65,11 +68,12 @@ def inherited(places: Mapping[str, Iterable[Path]]) -> Inherited:
     licenses: dict[str, dict[str, str]] = {}
     languages: list[str] = []
     datasets: list[str] = []
-    pipeline = None
+    pipeline = library = None
     for label, folders in places.items():
         for number, folder in enumerate(folders):
             head = head_of_card(folder)
             pipeline = _pipeline(folder) if pipeline is None else pipeline
+            library = library_of(folder) if library is None else library
             licenses[label if not number else f"{label}'s adapter"] = _license(head)
             languages += _words(head.get("language"), _LANGUAGE)
             datasets += _words(head.get("datasets"), _DATASET)
@@ -80,6 +84,7 @@ def inherited(places: Mapping[str, Iterable[Path]]) -> Inherited:
         list(dict.fromkeys(languages)),
         list(dict.fromkeys(datasets)),
         pipeline or "",
+        "transformers" if library is None else library,
     )
 
 
