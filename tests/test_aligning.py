@@ -390,7 +390,7 @@ def test_faults_are_lines(tmp_path, net):
         ((a, tiny_llama(tmp_path / "b", 1), a), "is there already"),
         ((f"{net}:plain@1", f"{net}:plain@2", out), "would run a Python function"),
         ((f"{net}:plain@1", f"{net}:plain@2", out, "--trust-code"), "name a .safetensors file"),
-        ((a, tmp_path / "b", out, "--texts", tmp_path / "no.txt"), "is no file of texts"),
+        ((a, tmp_path / "b", out, "--texts", tmp_path / "no.txt"), "there is no file"),
         ((a, tmp_path / "b", out, "--texts", "x", "--fitness", "y"), "is given beside --texts"),
     ]
     for words, told in cases:

@@ -226,7 +226,7 @@ def test_the_command_and_its_faults(tmp_path):
         ((model, tmp_path / "c", "--experts", 5), "5 is not between 1 and the 4"),
         ((model, tmp_path / "c", "--experts", 2, "--per-token", 3), "3 cannot answer of 2"),
         ((model, tmp_path / "c", "--experts", 2, "--usage", tmp_path / "short.json"), "2 lists of"),
-        ((model, tmp_path / "c", "--experts", 2, "--texts", tmp_path / "no"), "no file of texts"),
+        ((model, tmp_path / "c", "--experts", 2, "--texts", tmp_path / "no"), "there is no file"),
         ((dense, tmp_path / "c", "--experts", 2), "is of type 'llama', whose experts are not"),
         ((model, out, "--experts", 2), "is there already"),
     ]

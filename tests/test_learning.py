@@ -25,11 +25,11 @@ from evomerge.learning.losses import (
     entropy,
 )
 from evomerge.learning.parting import coarsened, parted
-from evomerge.learning.texts import LearningText
 from evomerge.merging.merger import Merger
 from evomerge.recipes.parameters import Group, ParametersRecipe
 from evomerge.sections import parse
 from evomerge.sources.source import open_source
+from evomerge.sources.texts import Passage
 from evomerge.testing import tiny_llama
 
 BYS = ("model", "layer", "module", "tensor")
@@ -190,7 +190,7 @@ def test_the_oracle_is_the_best_corner_of_all(cells, models, seed, radius):
 def test_frank_wolfe_goes_the_papers_way(folders):
     """Its points by hand, from a gradient that is asked of the merge afresh."""
     merge = opened(folders, "base", "a", "b", dtype="float64")
-    texts = [LearningText("w0 w1 w2", "w3"), LearningText("w9 w4 w2", "w8")]
+    texts = [Passage("w0 w1 w2", "w3"), Passage("w9 w4 w2", "w8")]
     found = learned("fw_merging", merge, texts, iterations=4, by="layer", radius=0.5, batch=1)
     parting, rows = found.parting, [Tokens([4, 5, 6, 7], 3), Tokens([13, 8, 6, 12], 3)]
     point, seen = np.zeros((len(parting.cells), 2)), []
@@ -211,7 +211,7 @@ def test_frank_wolfe_goes_the_papers_way(folders):
 
 def test_frank_wolfe_picks_the_expert_that_helps(folders, tmp_path):
     """Of a dozen, one was trained on the probe's answers; the others are noise."""
-    texts = [LearningText(f"w{n} w{n + 1}", "w27") for n in range(8)]
+    texts = [Passage(f"w{n} w{n + 1}", "w27") for n in range(8)]
     names = []
     for seed in range(5):
         tiny_llama(tmp_path / f"n{seed}", seed, near=folders / "base", spread=0.1, dtype="float32")
@@ -237,7 +237,7 @@ def test_frank_wolfe_picks_the_expert_that_helps(folders, tmp_path):
 def test_adamerging_finds_the_least_entropy_on_a_line(folders):
     """One coefficient: its optimum on a fine grid of float64 entropies."""
     merge = opened(folders, "base", "a", dtype="float64")
-    texts = [LearningText("w0 w1"), LearningText("w7 w3 w2"), LearningText("w9")]
+    texts = [Passage("w0 w1"), Passage("w7 w3 w2"), Passage("w9")]
     found = learned("adamerging", merge, texts, by="model", steps=150, rate=0.03)
     batch = batch_of([Tokens([4, 5], 2), Tokens([11, 7, 6], 3), Tokens([13], 1)], 0)
 
@@ -255,7 +255,7 @@ def test_adamerging_finds_the_least_entropy_on_a_line(folders):
 def test_self_positioning_minds_the_length(folders):
     """With a weight so large that the probe hardly counts, c is what halves a quadratic's slope."""
     merge = opened(folders, "base", "a", "b", dtype="float64")
-    texts = [LearningText("w0 w1", "w2")]
+    texts = [Passage("w0 w1", "w2")]
     long = learned("self_positioning", merge, texts, steps=60, rate=0.02, mu=0.0)
     short = learned("self_positioning", merge, texts, steps=60, rate=0.02, mu=5.0)
     merge.part(short.parting)
@@ -298,7 +298,7 @@ def test_expert_merging_recovers_the_coefficients_of_a_merge(folders, tmp_path):
 
     merge.load_model = teach
     rng = np.random.default_rng(0)
-    texts = [LearningText(" ".join(f"w{n}" for n in rng.integers(0, 28, 6))) for _ in range(32)]
+    texts = [Passage(" ".join(f"w{n}" for n in rng.integers(0, 28, 6))) for _ in range(32)]
     found = learned(
         "expert_merging",
         merge,
@@ -320,7 +320,7 @@ def test_expert_merging_recovers_the_coefficients_of_a_merge(folders, tmp_path):
 
 def test_expert_merging_takes_each_experts_own_texts_and_parts_important_layers(folders):
     merge = opened(folders, "base", "a", "b")
-    texts = [LearningText("w0 w1 w2"), LearningText("w3 w4")]
+    texts = [Passage("w0 w1 w2"), Passage("w3 w4")]
     options = {"steps": 2, "by": "layer", "rate": 0.1}
     plain = learned("expert_merging", merge, texts, **options)
     finer = learned("expert_merging", merge, texts, chunks=0.5, **options)
@@ -328,7 +328,7 @@ def test_expert_merging_takes_each_experts_own_texts_and_parts_important_layers(
     tensors = [n for n in merge.names if ".layers.0." in n]
     assert len(finer.parting.cells) == 3 + len(tensors)
     with pytest.raises(Unlearnable, match="no texts of any expert's own"):
-        learned("expert_merging", merge, [], own={0: [LearningText("")]})
+        learned("expert_merging", merge, [], own={0: [Passage("")]})
     norms = np.array([[4.0, 0.0], [1.0, 1.0], [9.0, 9.0]])
     names = ["h.0.w", "h.1.w", "wte.weight"]
     found = plain._replace(
@@ -340,13 +340,13 @@ def test_expert_merging_takes_each_experts_own_texts_and_parts_important_layers(
 def test_a_loss_that_is_not_finite_is_said(folders):
     merge = opened(folders, "base", "a")
     with pytest.raises(Unlearnable, match=r"the loss is nan at step \d"):
-        learned("adamerging", merge, [LearningText("w0 w1")], start=1e39, steps=3)
+        learned("adamerging", merge, [Passage("w0 w1")], start=1e39, steps=3)
     with pytest.raises(Unlearnable, match="no text has an answer"):
-        learned("self_positioning", merge, [LearningText("w0 w1")])
+        learned("self_positioning", merge, [Passage("w0 w1")])
 
 
 def test_the_same_seed_learns_the_same(folders):
-    texts = [LearningText(f"w{n} w{n + 2}", f"w{n}") for n in range(10)]
+    texts = [Passage(f"w{n} w{n + 2}", f"w{n}") for n in range(10)]
     options = {"steps": 4, "batch": 3, "rate": 0.05}
     for kind in ("adamerging", "self_positioning", "expert_merging"):
         runs = [
@@ -363,7 +363,7 @@ def test_models_that_predict_no_next_token_are_refused(folders, monkeypatch):
     merge = opened(folders, "base", "a")
     with pytest.raises(Unlearnable, match="predicts no next tokens"):
         merge.model.forward = lambda **given: torch.zeros(1)
-        learned("adamerging", merge, [LearningText("w0")])
+        learned("adamerging", merge, [Passage("w0")])
     monkeypatch.setattr(live_merge_module, "LiveModel", live_without_tokenizer(folders))
     with pytest.raises(Unlearnable, match="the base has no tokenizer"):
         opened(folders, "base", "a")

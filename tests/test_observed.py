@@ -24,8 +24,9 @@ from evomerge.merging.observed_curvature import fisher_of
 from evomerge.merging.source_weights import SourceWeights
 from evomerge.node.phases import Steps, heard
 from evomerge.sources.digest import digest
-from evomerge.sources.evidence import Evidence, read_texts, split_evidence
+from evomerge.sources.evidence import Evidence, split_evidence
 from evomerge.sources.source import open_source
+from evomerge.sources.texts import read_texts
 from evomerge.testing import merge_arrays, recipe_of, tiny_llama
 from evomerge.testing.campaigns import example_campaign, example_campaign_file
 from evomerge.testing.tiny import WORDS, tiny_tokenizer
@@ -78,7 +79,7 @@ def read_by(model, text, layer):
     hook = module.register_forward_pre_hook(lambda _, given: rows.append(given[0][0].double()))
     for line in read_texts(text):
         with torch.no_grad():
-            model(**tokenizer(line, return_tensors="pt"))
+            model(**tokenizer(line.prompt, return_tensors="pt"))
     hook.remove()
     return torch.cat(rows)
 
@@ -332,7 +333,7 @@ def test_what_a_method_reads_must_be_there(pool):
 @pytest.mark.parametrize(
     ("name", "text", "wrong"),
     [
-        ("t.jsonl", '{"text": "w1"}\n{"x": 1}\n', "line 2 holds no text"),
+        ("t.jsonl", '{"text": "w1"}\n{"x": 1}\n', "line 2 is no text"),
         ("t.jsonl", "\n", "holds no text"),
         ("t.txt", None, "there is no file"),
     ],

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from evomerge.aligning.line import read_texts, tokenized
+from evomerge.aligning.line import tokenized
 from evomerge.errors import BadInput, Fault
 from evomerge.merging.live_model import LiveModel
 from evomerge.sources.source import Source
+from evomerge.sources.texts import read_texts
 from evomerge.sources.trust import NOBODY, Trust
 from evomerge.yaml_file import MOST_JSON, parse_json, read_text
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from evomerge.aligning.line import read_texts, tokenized
+from evomerge.aligning.line import tokenized
 from evomerge.errors import BadInput, Fault
 from evomerge.merging.live_model import LiveModel
 from evomerge.sources.source import Source
+from evomerge.sources.texts import read_texts
 
 RIDGE = 0.01  # of the mean square of an input
 

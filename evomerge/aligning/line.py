@@ -18,10 +18,9 @@ from evomerge.errors import BadInput, Fault
 from evomerge.merging.live_model import Live, open_live_model
 from evomerge.scoring.fitness import FunctionSection, Scorable
 from evomerge.scoring.function import FunctionFitness
+from evomerge.sources.texts import Passage, read_texts
 
 _LONGEST = 1024  # tokens of a text that are read
-
-_READABLE = 100_000_000  # bytes of a file of texts
 
 
 class Judge(Protocol):
@@ -123,7 +122,7 @@ class TextLoss:
     def __init__(self, file: Path):
         """
         Args:
-            file: one text a line.
+            file: of texts.
 
         Raises:
             BadInput: it cannot be read, or holds none.
@@ -173,42 +172,22 @@ class FunctionScore:
             return float(self._fitness.score(ordinals).mean())
 
 
-def read_texts(file: Path) -> list[str]:
-    """Return the lines of a file that hold text.
-
-    Raises:
-        BadInput: it cannot be read, or holds none.
-
-    >>> read_texts(Path("nowhere.txt"))
-    Traceback (most recent call last):
-    evomerge.errors.BadInput: nowhere.txt: is no file of texts; write one text a line, in UTF-8
-    """
-    mend = "write one text a line, in UTF-8"
-    try:
-        if not file.is_file() or file.stat().st_size > _READABLE:
-            raise ValueError
-        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError):
-        raise BadInput(Fault("", "is no file of texts", mend, str(file))) from None
-    if not texts:
-        raise BadInput(Fault("", "holds no text", mend, str(file)))
-    return texts
-
-
-def tokenized(live: Live, texts: Sequence[str]) -> Iterator[torch.Tensor]:
+def tokenized(live: Live, texts: Sequence[Passage]) -> Iterator[torch.Tensor]:
     """Yield the (1, tokens) ids of each text of two tokens or more.
 
     Raises:
         BadInput: the model has no tokenizer.
 
     >>> from evomerge.testing.lm_eval_tasks import example_live
-    >>> [ids.tolist() for ids in tokenized(example_live(), ["w1 w2", "w3"])]
+    >>> [ids.tolist() for ids in tokenized(example_live(), [Passage("w1 w2"), Passage("w3")])]
     [[[5, 6]]]
     """
     if live.tokenizer is None:
         raise BadInput(Fault("", "the model has no tokenizer to read texts with", "give it one"))
     for text in texts:
-        found = live.tokenizer(text, return_tensors="pt", truncation=True, max_length=_LONGEST)
+        found = live.tokenizer(
+            text.prompt, return_tensors="pt", truncation=True, max_length=_LONGEST
+        )
         ids: torch.Tensor = found["input_ids"]
         if ids.shape[1] > 1:
             yield ids

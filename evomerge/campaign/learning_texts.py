@@ -9,14 +9,15 @@ from evomerge.errors import BadInput, Fault, Faults, placed
 from evomerge.learning.learners import LearnerSection
 from evomerge.learning.memory import memory_bytes
 from evomerge.learning.parting import parted
-from evomerge.learning.texts import LearningText, chosen, read_texts
+from evomerge.learning.texts import chosen
 from evomerge.sources.factory import parse_factory
+from evomerge.sources.texts import Passage, read_texts
 from evomerge.text import byte_size
 
 log = logging.getLogger("evomerge")
 
 
-def texts_of(campaign: Campaign, section: LearnerSection) -> list[LearningText]:
+def texts_of(campaign: Campaign, section: LearnerSection) -> list[Passage]:
     """Return the texts that an entry of `learned` is learned on: its file's, or search items.
 
     Of several fitnesses equally many, as far as they have them, drawn with the campaign's seed.
@@ -46,7 +47,7 @@ def texts_of(campaign: Campaign, section: LearnerSection) -> list[LearningText]:
     raise BadInput(Fault("texts", f"{source} {what} to learn on", "write texts: FILE.jsonl"))
 
 
-def search_texts(campaign: Campaign, objectives: Sequence[str], count: int) -> list[LearningText]:
+def search_texts(campaign: Campaign, objectives: Sequence[str], count: int) -> list[Passage]:
     """Return the words of search items, those of fitnesses without words left out.
 
     Args:
@@ -67,7 +68,7 @@ def search_texts(campaign: Campaign, objectives: Sequence[str], count: int) -> l
     return [text for text in found if text is not None]
 
 
-def _text(campaign: Campaign, objective: str, ordinal: int) -> LearningText | None:
+def _text(campaign: Campaign, objective: str, ordinal: int) -> Passage | None:
     """Return an item's words; None if it has none."""
     try:
         item = campaign.fitness[objective].text(ordinal)
@@ -76,7 +77,7 @@ def _text(campaign: Campaign, objective: str, ordinal: int) -> LearningText | No
         return None
     if item is None or not item.text or (not item.target and _is_data(item.text)):
         return None
-    return LearningText(item.text, item.target.split(" | ")[0])  # of several answers, the first
+    return Passage(item.text, item.target.split(" | ")[0])  # of several answers, the first
 
 
 def _is_data(text: str) -> bool:
@@ -87,7 +88,7 @@ def _is_data(text: str) -> bool:
         return False
 
 
-def own_texts(campaign: Campaign, section: LearnerSection) -> dict[int, list[LearningText]]:
+def own_texts(campaign: Campaign, section: LearnerSection) -> dict[int, list[Passage]]:
     """Return the texts that are some models' own, by the model's index.
 
     Raises:

@@ -6,8 +6,8 @@ from evomerge.campaign.campaign import Campaign
 from evomerge.dtypes import CODES, SIZE
 from evomerge.merging.methods import METHODS
 from evomerge.recipes.parameters import ParametersRecipe
-from evomerge.sources.evidence import read_texts
 from evomerge.sources.source import Source
+from evomerge.sources.texts import read_texts
 
 _FLOAT32 = SIZE[CODES["float32"]]
 

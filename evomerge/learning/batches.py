@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from evomerge.learning.texts import LearningText
+from evomerge.sources.texts import Passage
 
 
 class Tokens(NamedTuple):
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 def tokenized(
-    tokenizer: Any, texts: Sequence[LearningText], most: int, *, answers: bool = False
+    tokenizer: Any, texts: Sequence[Passage], most: int, *, answers: bool = False
 ) -> list[Tokens]:
     """Return the ids of texts; of long prompts the last ones.
 
@@ -53,7 +53,7 @@ def tokenized(
         answers: whether answers are taken too; texts without one are left out then.
 
     >>> from evomerge.testing.tiny import tiny_tokenizer
-    >>> tokenized(tiny_tokenizer(), [LearningText("w0 w1", "w2")], most=2, answers=True)
+    >>> tokenized(tiny_tokenizer(), [Passage("w0 w1", "w2")], most=2, answers=True)
     [Tokens(ids=[5, 6], prompt=1)]
     """
     found = []

@@ -25,8 +25,8 @@ from evomerge.merging.observed_curvature import fisher_of
 from evomerge.merging.observed_inputs import inputs_of
 from evomerge.node.once import one_at_a_time
 from evomerge.node.phases import Steps, phase
-from evomerge.sources.evidence import read_texts
 from evomerge.sources.source import Source
+from evomerge.sources.texts import read_texts
 from evomerge.whole_files import written_beside
 
 _VERSION = 1  # of what is observed and of the files
@@ -199,7 +199,7 @@ class Observations:
         found = []
         for text in read_texts(source.evidence.files["texts"]):
             encoded = live.tokenizer(
-                text, return_tensors="pt", truncation=True, max_length=min(longest, _LONGEST)
+                text.prompt, return_tensors="pt", truncation=True, max_length=min(longest, _LONGEST)
             )
             if encoded.input_ids.shape[1]:
                 found.append(encoded.input_ids.to(live.model.device))

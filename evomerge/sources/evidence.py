@@ -2,9 +2,8 @@
 
 Such a source is written `MODEL?texts=FILE`, in a campaign file `{model: MODEL, texts: FILE}`:
 
-- `texts`: unlabelled texts such as the model was trained on, a JSONL file of {"text": ...} (or
-  {"prompt": ...}) lines, or a .txt file of a text a line. The model reads them, see
-  `merging.observations`.
+- `texts`: unlabelled texts such as the model was trained on (see `sources.texts`). The model reads
+  them, see `merging.observations`.
 - `inputs`: what such a reading gave, of linear layers: a safetensors file that has X^T X / n of a
   layer's n inputs under its weight's name, or the diagonal of that alone. It tells less of the
   texts than they do, and so can be shared where they cannot.
@@ -12,18 +11,17 @@ Such a source is written `MODEL?texts=FILE`, in a campaign file `{model: MODEL, 
   transformers' Trainer saves it, or a safetensors file by the weights' names.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from evomerge.canonical import file_hash
-from evomerge.errors import BadInput, Fault, one_line
+from evomerge.errors import BadInput, Fault, one_line, placed
 from evomerge.sources.safetensors_file import Tensor, read_header
+from evomerge.sources.texts import read_texts
 
 _SUFFIX = re.compile(r"\?((?:texts|inputs|moments)=[^&]+(?:&(?:texts|inputs|moments)=[^&]+)*)$")
-_LINE = 'write {"text": "..."} lines, or a .txt file of a text a line'
 
 
 class Evidence(NamedTuple):
@@ -109,7 +107,8 @@ def check_evidence(evidence: Evidence, tensors: Mapping[str, Tensor]) -> None:
             wrong = f"there is no file '{file}'"
             raise BadInput(Fault(kind, wrong, "write a path to a file"))
         if kind == "texts":
-            read_texts(file)
+            with placed("texts"):
+                read_texts(file)
         elif kind == "inputs" or file.suffix == ".safetensors":
             _check_header(kind, file, tensors)
         elif file.suffix not in (".pt", ".bin"):
@@ -136,46 +135,3 @@ def _check_header(kind: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
         if tensor.shape not in ({shape} if kind == "moments" else sides):
             wrong = f"'{file}': {name} is {tensor.shape} there, and {shape} in the model"
             raise BadInput(Fault(kind, wrong, mend))
-
-
-def read_texts(file: Path) -> list[str]:
-    """Return the texts of a file, in its order.
-
-    Raises:
-        BadInput: it cannot be read, has no text, or a line of it is none.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder, "ja.jsonl")
-    ...     _ = file.write_text('{"text": "One."}\\n{"prompt": "Two?", "answer": "2"}\\n')
-    ...     read_texts(file)
-    ['One.', 'Two?']
-    """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        wrong = f"'{file}' cannot be read ({one_line(error)})"
-        raise BadInput(Fault("texts", wrong, "check the file")) from None
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        text = line if file.suffix == ".txt" else _text_of(line)
-        if not text:
-            raise BadInput(Fault("texts", f"{file}, line {number} holds no text", _LINE))
-        texts.append(text)
-    if not texts:
-        raise BadInput(Fault("texts", f"'{file}' holds no text", _LINE))
-    return texts
-
-
-def _text_of(line: str) -> str:
-    """Return the text of a line of JSON, "" if it has none."""
-    try:
-        data = json.loads(line)
-    except ValueError:
-        return ""
-    if not isinstance(data, Mapping):
-        return ""
-    text = data.get("text", data.get("prompt"))
-    return text if isinstance(text, str) else ""

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from evomerge.learning.parting import By, Parting
-from evomerge.learning.texts import LearningText
 from evomerge.registry import Registry
 from evomerge.sections import Section, Text, Whole, option
+from evomerge.sources.texts import Passage
 
 if TYPE_CHECKING:
     from evomerge.learning.live_merge import LiveMerge
@@ -107,14 +107,14 @@ class LearningProblem:
         own: index of a model -> texts of its own; empty where they have none.
         step: hears of each step's number, from 0, and its loss; it may raise, to stop.
 
-    >>> LearningProblem(None, [LearningText("3 + 4 =")], seed=7).own
+    >>> LearningProblem(None, [Passage("3 + 4 =")], seed=7).own
     {}
     """
 
     merge: "LiveMerge"
-    texts: Sequence[LearningText]
+    texts: Sequence[Passage]
     seed: int
-    own: Mapping[int, Sequence[LearningText]] = field(default_factory=dict)
+    own: Mapping[int, Sequence[Passage]] = field(default_factory=dict)
     step: Callable[[int, float], None] = _unheard
 
 
