@@ -222,7 +222,7 @@ def test_check_says_what_is_learned_and_refuses_what_cannot_be(here, campaign_fi
         checked(campaign_file(**quick(learned=wrong)))
     text = str(caught.value)
     assert "learned.0.texts: there is no file 'none.jsonl'; write a path to a file of texts" in text
-    assert "learned.1.experts.b: line 2 of b.jsonl is no text; write e.g." in text
+    assert "learned.1.experts.b: b.jsonl, line 2 is no text; write lines such as" in text
     assert "learned.1.experts.d: no model is called 'd'; write one of a, b, c" in text
     (here / "ids.py").write_text("items = lambda: [[1, 2]] * 60\ndef score(*_): ...\n")
     numbers = {"fitness": [{"name": "ids", "function": "ids.py"}]}
