@@ -230,6 +230,9 @@ def test_the_file_and_the_command_line_say_it(berts, tmp_path):
     with pytest.raises(BadInput, match="leave out one of heads and parts"):
         sources = plan_of(berts)["sources"] | {"parts": ["unet"]}
         checked_plan(plan_of(berts, sources=sources))
+    with pytest.raises(BadInput, match="is made by a function, and has neither a head nor parts"):
+        sources = {"models": {"a": "fitness/digits.py:network@1"}, "heads": "keep"}
+        checked_plan(plan_of(berts, sources=sources))
     plan = checked_plan(plan_of(berts))
     assert plan.sources.models["mood"].endswith("mood:trunk")
     assert checked_plan(json.loads(plan.model_dump_json())) == plan

@@ -26,13 +26,13 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 TEXTS = ["w0 w1 w2", "w3 w9 w2 w27", "w5"]
 
 
-def tiny_embedder(folder, seed, near=None):
+def tiny_embedder(folder, seed, near=None, size=8):
     """A BERT with mean pooling, a dense layer of 8 and normalized vectors."""
     tiny_bert(folder / "bert", seed, near=near, class_name="BertModel")
     modules = pytest.importorskip("sentence_transformers.models")  # there before version 6 too
     inner = modules.Transformer(str(folder / "bert"))
     torch.manual_seed(seed)
-    parts = [inner, modules.Pooling(16), modules.Dense(16, 8), modules.Normalize()]
+    parts = [inner, modules.Pooling(16), modules.Dense(16, size), modules.Normalize()]
     model = sentence_transformers.SentenceTransformer(modules=parts, device="cpu")
     model.save(str(folder / "embedder"), create_model_card=False)
     return folder / "embedder"
@@ -86,7 +86,12 @@ def test_a_merge_loads_as_a_sentence_transformer(embedders, tmp_path):
 
 def test_a_trunk_is_merged_between_embedders_of_other_sizes(embedders, tmp_path):
     """With `:trunk` the modules behind the model stay the first one's."""
-    names = [f"{embedders / name}:trunk" for name in ("aa", "bb")]
+    (tmp_path / "wide").mkdir()
+    wide = tiny_embedder(tmp_path / "wide", 2, embedders / "a" / "bert", size=12)
+    whole = [open_source(str(place)) for place in (embedders / "aa", wide)]
+    assert "2_Dense.linear.weight" in mismatches(whole)[0].wrong
+    names = [f"{place}:trunk" for place in (embedders / "aa", wide)]
+    assert mismatches([open_source(name) for name in names]) == []
     merge_to(recipe_of(names), tmp_path / "out")
     mine, first = (
         load_file(place / "2_Dense" / "model.safetensors")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from evomerge.config.source_parts import part_faults
 from evomerge.errors import Fault
 from evomerge.learning.learners import LEARNERS, LearnerSection
 from evomerge.recipes.soups import SOUPS
@@ -171,12 +172,7 @@ class SourcesSection(Section):
 
     @classmethod
     def cross_faults(cls, fields: Mapping[str, Any]) -> Iterable[Fault]:
-        if fields.get("heads") == "keep" and fields.get("parts"):
-            wrong = "the trunk is merged, and no parts are named beside it"
-            yield Fault("parts", wrong, "leave out one of heads and parts")
-        for part in fields.get("parts", ()):
-            if part is not None and not re.fullmatch(r"[A-Za-z0-9_.-]+", part):
-                yield Fault("parts", f"'{part}' is no part", "write e.g. [unet, text_encoder]")
+        yield from part_faults(fields)
         for label in set(KEPT_LABELS) & set(fields.get("models", ())):
             wrong = f"the label '{label}' is kept for a baseline"
             yield Fault(f"models.{label}", wrong, "rename the model")

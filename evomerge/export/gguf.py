@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evomerge.errors import EvomergeError, Fault, Faults, nearest
+from evomerge.sources.libraries import library_of
 from evomerge.sources.safetensors_file import read_json
 from evomerge.whole_files import written_beside
 
@@ -122,6 +123,8 @@ def write_gguf(folder: Path, types: Sequence[str], programs: Programs) -> dict[s
     >>> write_gguf(Path("merged"), [], Programs([]))
     {}
     """
+    if types and library_of(folder) != "transformers":
+        raise EvomergeError(f"{folder}: no GGUF file is written: it is no model of transformers")
     files = {kind: folder / f"{folder.resolve().name}-{kind.upper()}.gguf" for kind in types}
     made = [kind for kind in types if kind not in CONVERTED]
     try:
