@@ -20,7 +20,6 @@ from evomerge.archive.records import (
     SourceRecord,
     Told,
 )
-from evomerge.archive.shapes import PartsShape
 from evomerge.archive.work import WorkReader
 from evomerge.errors import EvomergeError
 from evomerge.scoring.items import ItemText
@@ -374,20 +373,3 @@ class ArchiveReader(WorkReader):
         )
         row = self._db.first(sql, values)
         return row["id"] if row else None
-
-    def counts(self) -> dict[str, int]:
-        """Return how many candidates are ok, stopped, failed, and still without an outcome."""
-        counts = {"ok": 0, "stopped": 0, "failed": 0}
-        for row in self._db.rows("SELECT status, COUNT(*) AS n FROM outcomes GROUP BY status"):
-            counts[row["status"]] = row["n"]
-        total = self._db.rows("SELECT COUNT(*) FROM candidates")[0][0]
-        return counts | {"running": total - sum(counts.values())}
-
-    def counts_in_parts(self) -> PartsShape:
-        """Return how many candidates that are ok were scored on parts, and how many in full."""
-        sql = (
-            "SELECT COUNT(c.part) AS parts, COUNT(*) - COUNT(c.part) AS whole FROM outcomes o"
-            " CROSS JOIN candidates c ON c.id = o.candidate_id WHERE o.status = 'ok'"
-        )
-        (row,) = self._db.rows(sql)
-        return {"parts": row["parts"], "full": row["whole"]}

@@ -1,8 +1,9 @@
-"""How long candidates take, by the archive: seconds of workers, and of the clock."""
+"""How many candidates there are by an archive, and how long they take: of workers, of the clock."""
 
 from typing import NamedTuple
 
 from evomerge.archive.ledger import Ledger
+from evomerge.archive.shapes import PartsShape
 
 _LATEST = 1000  # candidates and events by which the pace is told
 
@@ -32,7 +33,7 @@ class Cost(NamedTuple):
 
 
 class WorkReader(Ledger):
-    """The part of an archive's reader that counts time.
+    """The part of an archive's reader that counts candidates and time.
 
     >>> reader = WorkReader(":memory:", write=True)
     >>> reader.work_seconds(), reader.costs(), reader.utilization(), reader.final_cost()
@@ -114,3 +115,20 @@ class WorkReader(Ledger):
             " AND id NOT IN (SELECT candidate_id FROM outcomes)"
         )
         return int(self._db.rows(sql, (stage, origin))[0][0])
+
+    def counts(self) -> dict[str, int]:
+        """Return how many candidates are ok, stopped, failed, and still without an outcome."""
+        counts = {"ok": 0, "stopped": 0, "failed": 0}
+        for row in self._db.rows("SELECT status, COUNT(*) AS n FROM outcomes GROUP BY status"):
+            counts[row["status"]] = row["n"]
+        total = self._db.rows("SELECT COUNT(*) FROM candidates")[0][0]
+        return counts | {"running": total - sum(counts.values())}
+
+    def counts_in_parts(self) -> PartsShape:
+        """Return how many candidates that are ok were scored on parts, and how many in full."""
+        sql = (
+            "SELECT COUNT(c.part) AS parts, COUNT(*) - COUNT(c.part) AS whole FROM outcomes o"
+            " CROSS JOIN candidates c ON c.id = o.candidate_id WHERE o.status = 'ok'"
+        )
+        (row,) = self._db.rows(sql)
+        return {"parts": row["parts"], "full": row["whole"]}

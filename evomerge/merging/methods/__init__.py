@@ -21,119 +21,37 @@ methods compute on small float64 arrays, `prepare` imports what it needs.
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
 from evomerge.dtypes import SIZE, packed_bytes
 from evomerge.errors import nearest
 from evomerge.kernels.masked import Masked
+from evomerge.merging.method_parameters import ONE as ONE
+from evomerge.merging.method_parameters import Axis as Axis
+from evomerge.merging.method_parameters import Count as Count
+from evomerge.merging.method_parameters import Densities as Densities
+from evomerge.merging.method_parameters import Elect as Elect
+from evomerge.merging.method_parameters import Fraction as Fraction
+from evomerge.merging.method_parameters import Normalize as Normalize
+from evomerge.merging.method_parameters import Positive as Positive
+from evomerge.merging.method_parameters import Rescale as Rescale
+from evomerge.merging.method_parameters import Scale as Scale
+from evomerge.merging.method_parameters import Thresholds as Thresholds
+from evomerge.merging.method_parameters import Weights as Weights
+from evomerge.merging.task_vectors_view import Directions as Directions
+from evomerge.merging.task_vectors_view import TaskVectorsView as TaskVectorsView
 from evomerge.merging.update import Update
 from evomerge.registry import Registry
 
 if TYPE_CHECKING:
-    import torch
-
-    from evomerge.kernels.signs import Signs
-    from evomerge.merging.observations import LinearInputs
-    from evomerge.merging.replayed_inputs import Replay
     from evomerge.sources.safetensors_file import Tensor
 
 F = TypeVar("F", bound=Callable[..., object])
 Reads = Literal["", "inputs", "curvature", "texts"]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The range in which a parameter makes sense; `per_model` ones hold one float per model.
-
-    >>> Axis(0.0, 1.0, per_model=True).high
-    1.0
-    """
-
-    low: float
-    high: float
-    per_model: bool = False
-
-
-Weights = Annotated[
-    np.ndarray,
-    Axis(-np.inf, np.inf, per_model=True),
-    "factor of each model, or of its task vector where there is a base",
-]
-
-Densities = Annotated[
-    np.ndarray,
-    Axis(0.0, 1.0, per_model=True),
-    "share of each task vector's elements that is kept",
-]
-
-Thresholds = Annotated[np.ndarray, Axis(0.0, np.inf, per_model=True)]
-
-Scale = Annotated[
-    float, Axis(-np.inf, np.inf), "factor of the merged task vector, the papers' lambda"
-]
-
-Fraction = Annotated[float, Axis(0.0, 1.0)]
-
-Count = Annotated[float, Axis(1.0, np.inf)]
-
-Positive = Annotated[float, Axis(0.0, np.inf)]
-
-Normalize = Annotated[
-    bool, "divide each element by the sum of |weight| of the models that are left of it"
-]
-
-Rescale = Annotated[
-    bool, "divide what is kept by the probability of keeping it, so that the mean stays"
-]
-
-Elect = Annotated[bool, "add only elements whose sign is that of the weighted sum, as TIES does"]
-
-# Defaults of parameters that each model has one of are arrays of no dimension.
-ONE = np.array(1.0)  # keeps all of a task vector, or adds it as it is
-
-
-class TaskVectorsView(Protocol):
-    """What a `prepare` sees of the task vectors, tensor by tensor.
-
-    Attributes:
-        names: of the tensors, in canonical order.
-        count: models.
-        size: elements of one whole task vector.
-    """
-
-    names: Sequence[str]
-    count: int
-    size: int
-
-    def base(self, name: str) -> "torch.Tensor":
-        """Return W_0 in float32."""
-
-    def of(self, name: str) -> "list[torch.Tensor]":
-        """Return every model's tau of one tensor, in float32."""
-
-    def one(self, i: int, name: str) -> "torch.Tensor":
-        """Return one model's tau of one tensor, in float32."""
-
-    def kth_largest(self, make: Callable[[str], "torch.Tensor"], k: int) -> float:
-        """Return the k-th largest magnitude of what `make` gives for all tensors together."""
-
-    def inputs(self, name: str) -> "LinearInputs | None":
-        """Return what each model's linear layer took in; only where the method `reads` "inputs"."""
-
-    def curvature(self, name: str) -> "list[torch.Tensor] | None":
-        """Return each model's diagonal curvature; only where the method `reads` "curvature"."""
-
-    def replay(self, merged: "Mapping[str, torch.Tensor]") -> "Replay":
-        """Begin to read layer by layer behind what is merged; only where it `reads` "texts"."""
-
-
-# (tensor's name, one direction a model), of every tensor in the order of `names`; a direction that
-# is signs of one size is yielded as `Signs`, and kept as a bit or two an element
-Directions = Iterator[tuple[str, "Sequence[torch.Tensor | Signs]"]]
 
 
 Family = Literal["linear", "masked", "prepared", "factored"]
