@@ -237,3 +237,20 @@ def test_two_commands_grow_a_pool(old, campaign_file, here, silent):
     new = Archive(here / "runs/second/archive.db")
     best = new.candidate(new.best()).recipe
     assert best.groups[0].values["weight"][2] == pytest.approx(0.9, abs=0.2)
+
+
+def test_scores_that_compare_with_another_model_of_the_label_are_not_taken_over(
+    campaign_file, here, silent
+):
+    """An expert is named by its label, behind which a new campaign may have another model."""
+    (here / "prompts.jsonl").write_text("".join(f'{{"prompt": "w{n}"}}\n' for n in range(1, 25)))
+    entry = {"name": "agree", "agreement": "b", "where": "prompt", "prompts": "prompts.jsonl"}
+    few = OLD | {"fitness": [entry], "budget__evaluations": 2, "controller": {"kind": "random"}}
+    assert run_campaign(campaign_file(**few, name="old"), observer=silent)
+    other = {"sources__models": {"a": "a", "b": "c", "d": "b"}, "init": ["runs/old#5"]}
+    assert run_campaign(campaign_file(**few | other, name="new"), observer=silent)
+    with_other = reasons(Archive(here / "runs/new/archive.db"))
+    assert not any("runs/old" in reason for reason in with_other.values())
+    same = {"sources__models": {"a": "a", "b": "b", "d": "c"}, "init": ["runs/old#5"]}
+    assert run_campaign(campaign_file(**few | same, name="same"), observer=silent)
+    assert "runs/old" in reasons(Archive(here / "runs/same/archive.db"))["a"]

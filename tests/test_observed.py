@@ -15,7 +15,8 @@ from evomerge.campaign.build import checked
 from evomerge.campaign.estimate import estimate
 from evomerge.campaign.run import run_campaign
 from evomerge.cli.main import main
-from evomerge.errors import BadInput
+from evomerge.environment import cache_folder
+from evomerge.errors import BadInput, EvomergeError
 from evomerge.export.candidates import export_candidate
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import METHODS
@@ -23,6 +24,7 @@ from evomerge.merging.observations import Observations
 from evomerge.merging.observed_curvature import fisher_of
 from evomerge.merging.source_weights import SourceWeights
 from evomerge.node.phases import Steps, heard
+from evomerge.sources.alignment import all_aligned
 from evomerge.sources.digest import digest
 from evomerge.sources.evidence import Evidence, split_evidence
 from evomerge.sources.source import open_source
@@ -285,6 +287,125 @@ def test_observed_inputs_serve_as_the_texts_do(pool, tmp_path):
     assert again.exit_code == 2 and "is there already" in again.output
 
 
+def test_experts_of_a_mixture_have_their_own_curvature(tmp_path):
+    """Which transformers stacks; by the sum over all labels again."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=len(WORDS), hidden_size=16, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1,
+        initializer_range=0.4,
+    )  # fmt: skip
+    torch.manual_seed(4)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    (tmp_path / "t.txt").write_text("w1 w2")
+    known = observations(tmp_path / "m", [f"{tmp_path / 'm'}?texts={tmp_path / 't.txt'}"])
+    ids = torch.tensor([[7]])
+    got, _ = fisher_of(known.fill(0), [ids] * 1500, Steps("", "texts", 1500))
+    model = MixtralForCausalLM.from_pretrained(tmp_path / "m")
+    chances = model(ids).logits[0, 0].softmax(-1)
+    exact = 0.0
+    for label, chance in enumerate(chances.tolist()):
+        model.zero_grad()
+        model(ids).logits[0, 0].log_softmax(-1)[label].backward()
+        exact = exact + chance * model.model.layers[0].mlp.experts.down_proj.grad.double() ** 2
+    for number in (0, 1):
+        name = f"model.layers.0.block_sparse_moe.experts.{number}.w2.weight"
+        wanted = float(exact[number].sum())
+        assert float(got[name].sum()) == pytest.approx(wanted, rel=0.15, abs=1e-12)
+    assert {n for n, t in known._frame.tensors.items() if t.shape} <= set(got) | {"lm_head.weight"}
+
+
+def test_a_damaged_reading_is_made_anew(pool):
+    base, models, texts = pool
+    before = merged("regmean", base, models, texts)
+    for file in cache_folder("observed").glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-100])
+    after = merged("regmean", base, models, texts, ridge=1e-3)  # prepared anew
+    again = merged("regmean", base, models, texts)
+    assert all(torch.equal(before[name], again[name]) for name in before)
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_reading_that_cannot_be_kept_is_told(pool):
+    base, models, texts = pool
+    cache_folder("observed").parent.mkdir(parents=True, exist_ok=True)
+    cache_folder("observed").write_text("in the way")
+    with pytest.raises(EvomergeError, match="observed"):
+        merged("regmean", base, models, texts)
+
+
+def test_inputs_that_somebody_made_know_how_a_weight_lies(tmp_path):
+    """GPT-2's weights are (in, out), which a square one does not tell."""
+    config = GPT2Config(vocab_size=len(WORDS), n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    name, grams, weights, names = "transformer.h.0.attn.c_proj.weight", [], [], []
+    for number in range(3):
+        torch.manual_seed(number)
+        model = GPT2LMHeadModel(config)
+        model.save_pretrained(tmp_path / str(number))
+        tiny_tokenizer().save_pretrained(tmp_path / str(number))
+        rows = torch.randn(40, 16)
+        grams.append((rows.T @ rows / 40).double())
+        weights.append(model.state_dict()[name].double())
+        save_file({name: grams[-1].float()}, tmp_path / f"{number}.safetensors")
+        names.append(f"{tmp_path / str(number)}?inputs={tmp_path / f'{number}.safetensors'}")
+    sources = {key: open_source(key) for key in (str(tmp_path / "0"), *names[1:])}
+    hashes = {key: digest(source).sha256 for key, source in sources.items()}
+    recipe = recipe_of(
+        "regmean", names[1:], str(tmp_path / "0"), options={"correlation": 1.0, "ridge": 0.0}
+    )
+    got = dict(Merger(sources, hashes).stream(recipe))[name].double()
+    # (sum G_i)^-1 sum G_i W_i, as inputs stand before the weights
+    wanted = torch.linalg.solve(grams[1] + grams[2], grams[1] @ weights[1] + grams[2] @ weights[2])
+    assert torch.allclose(got, wanted, atol=1e-4)
+
+
+def test_moments_of_a_padded_vocabulary_fit(tmp_path):
+    base = tiny_llama(tmp_path / "base", 0, dtype="float32")
+    padded = tiny_llama(tmp_path / "more", 1, dtype="float32", words=(*WORDS, "x1", "x2"))
+    tiny_tokenizer().save_pretrained(padded)
+    own = open_source(str(padded)).tensors
+    save_file({n: torch.full(t.shape, 4.0) for n, t in own.items()}, tmp_path / "v.safetensors")
+    names = [f"{padded}?moments={tmp_path / 'v.safetensors'}"]
+    sources = all_aligned({n: open_source(n) for n in (str(base), *names)})
+    hashes = {n: digest(source).sha256 for n, source in sources.items()}
+    got = dict(Merger(sources, hashes).stream(recipe_of("ota", names, str(base))))
+    assert got["model.embed_tokens.weight"].shape == (len(WORDS), 16)
+
+
+@pytest.mark.parametrize("content", [b"no zip", b""])
+def test_no_optimizer_state_is_told_by_check(pool, tmp_path, content):
+    (tmp_path / "optimizer.pt").write_bytes(content)
+    with pytest.raises(BadInput, match=r"moments: '.*' is no optimizer's state"):
+        open_source(f"{pool[0]}?moments={tmp_path / 'optimizer.pt'}")
+
+
+def test_what_a_state_would_run_is_not_run(pool, tmp_path):
+    class Bad:
+        def __reduce__(self):
+            return (tmp_path / "ran").touch, ()
+
+    torch.save({"state": Bad(), "param_groups": []}, tmp_path / "optimizer.pt")
+    known = observations(pool[0], [f"{pool[0]}?moments={tmp_path / 'optimizer.pt'}"])
+    with pytest.raises(BadInput, match="holds more than tensors and plain values") as caught:
+        known.curvature("model.norm.weight")
+    assert "weights_only" not in str(caught.value) and not (tmp_path / "ran").exists()
+
+
+def test_texts_that_give_no_token_are_refused(pool, tmp_path):
+    base = pool[0]
+    (tmp_path / "odd.jsonl").write_text('{"text": "   "}\n')
+    with pytest.raises(BadInput, match="line 1 is no text"):
+        open_source(f"{base}?texts={tmp_path / 'odd.jsonl'}")
+
+
+def test_texts_may_hold_other_separators_of_lines(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "w1\u2028w2"}\r\n{"text": "w3\x85"}\n')
+    found = [text.prompt for text in read_texts(tmp_path / "t.jsonl")]
+    assert found == ["w1\u2028w2", "w3\x85"]
+
+
 def sources_of(pool, texts=True):
     base, models, files = pool
     listed = {}
@@ -353,5 +474,5 @@ def test_inputs_of_another_model_are_refused(pool, tmp_path):
 
 @given(st.lists(st.sampled_from(["texts", "inputs", "moments"]), unique=True, min_size=1))
 def test_names_are_split_as_they_were_put_together(kinds):
-    evidence = Evidence(**{kind: f"/some where/{kind}.file" for kind in kinds})
+    evidence = Evidence(**{kind: f"/R&D where/{kind}#.file" for kind in kinds})
     assert split_evidence(f"org/m@main+lora{evidence.suffix}") == ("org/m@main+lora", evidence)

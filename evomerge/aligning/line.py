@@ -184,9 +184,11 @@ def tokenized(live: Live, texts: Sequence[Passage]) -> Iterator[torch.Tensor]:
     """
     if live.tokenizer is None:
         raise BadInput(Fault("", "the model has no tokenizer to read texts with", "give it one"))
+    positions = getattr(live.model.config, "max_position_embeddings", None) or _LONGEST
+    longest = min(positions, _LONGEST)
     for text in texts:
         found = live.tokenizer(
-            text.prompt, return_tensors="pt", truncation=True, max_length=_LONGEST
+            text.prompt, return_tensors="pt", truncation=True, max_length=longest
         )
         ids: torch.Tensor = found["input_ids"]
         if ids.shape[1] > 1:

@@ -107,6 +107,7 @@ def differing(campaign: Campaign, archive: ArchiveReader) -> Iterator[str]:
     first = next(iter(campaign.labels))
     if archive.sources[0].sha256 != campaign.worker.hashes[first]:
         yield "first source"
+    yield from _differing_labels(campaign, archive)
     ours = _entries(here)
     theirs = _entries(plan)
     for name, entry in ours.items():
@@ -121,6 +122,20 @@ def differing(campaign: Campaign, archive: ArchiveReader) -> Iterator[str]:
     now = _answering(campaign.machine())
     if any(_answering(machine) != now for machine in archive.machines):
         yield "device or library"
+
+
+def _differing_labels(campaign: Campaign, archive: ArchiveReader) -> Iterator[str]:
+    """Yield the labels by which scores depend on a source, where it is another one there.
+
+    An expert's predictions are compared with, and heads that are kept are seen by Python fitnesses.
+    """
+    labels = {section.expert for _, section in campaign.plan.entries if section.expert}
+    if campaign.listed.heads == "keep":
+        labels |= set(campaign.labels.values())
+    theirs = {source.label: source.sha256 for source in archive.sources}
+    for name, label in campaign.labels.items():
+        if label in labels and theirs.get(label) != campaign.worker.hashes[name]:
+            yield f"model '{label}'"
 
 
 def _entries(plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from evomerge.campaign.device_room import (
     read_bytes,
 )
 from evomerge.campaign.learning_texts import learned_text
-from evomerge.campaign.reading import Reading, reading
+from evomerge.campaign.reading import Reading, averaged_note, reading
 from evomerge.config.parts import WorkersSection
 from evomerge.dtypes import CODES, DTYPES, SIZE
 from evomerge.search.guards import Guard
@@ -69,7 +69,7 @@ def estimate(campaign: Campaign) -> Estimate:
     kept = kept_bytes(campaign)
     beside = sum(fitness.bytes for fitness in campaign.fitness.values())
     model = live_bytes(campaign) + kept + beside
-    warnings = [*campaign.warnings, *_shared_gpu(worker.device, workers)]
+    warnings = [*campaign.warnings, *averaged_note(campaign), *_shared_gpu(worker.device, workers)]
     if on_gpu(worker.device, workers) and not is_routed and kept < sources:
         warnings.append(
             f"of the sources' {byte_size(sources)}, {byte_size(kept)} stay on the GPU and"

@@ -54,6 +54,30 @@ def reading(campaign: Campaign) -> Reading:
     return Reading(texts, memory, disk)
 
 
+def averaged_note(campaign: Campaign) -> list[str]:
+    """Return a warning where a method that reads layers' inputs cannot see most of a model's.
+
+    transformers computes the experts of a mixture in one call, of tensors that it stacks.
+
+    >>> from evomerge.testing.campaigns import example_campaign
+    >>> averaged_note(example_campaign())
+    []
+    """
+    methods = set()
+    for recipe in campaign.space.representatives:
+        if isinstance(recipe, ParametersRecipe):
+            known = [METHODS.get(method) for method in recipe.methods]
+            methods |= {method.name for method in known if method.reads in ("inputs", "texts")}
+    tensors = campaign.sources[campaign.worker.frame].tensors
+    experts = [name for name in tensors if ".experts." in name]
+    if not methods or not experts:
+        return []
+    whole = sum(tensor.elements for tensor in tensors.values())
+    share = sum(tensors[name].elements for name in experts) / whole
+    said = f"{', '.join(sorted(methods))}: the experts' {len(experts)} tensors ({share:.0%} of the"
+    return [f"{said} model) are averaged, as their inputs cannot be seen"]
+
+
 def _kept(source: Source, reads: set[str]) -> int:
     """Return the bytes of what one model's reading gives.
 

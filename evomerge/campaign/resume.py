@@ -13,6 +13,7 @@ from evomerge.config.parts import BudgetSection
 from evomerge.config.schema import CampaignPlan
 from evomerge.errors import BadInput, Fault, Faults, placed
 from evomerge.sections import parse
+from evomerge.sources.evidence import split_evidence
 
 # What may change when a campaign is continued; all else is the campaign.
 MAY_CHANGE = tuple(
@@ -167,8 +168,11 @@ def _changed_sources(archive: Archive, campaign: Campaign) -> Iterator[Fault]:
         if now not in (None, source.sha256):
             path = campaign.worker.sources[source.name]
             wrong = f"{path} has changed: sha256 {now[:12]}, and {source.sha256[:12]} before"
-            mend = "restore the model, or start a new campaign"
-            yield Fault(f"sources.{source.label}", wrong, mend)
+            what = "the model"
+            if split_evidence(source.name)[1].suffix:
+                what = "the model and the files beside it"
+            key = "sources.base" if source.label == "base" else f"sources.models.{source.label}"
+            yield Fault(key, wrong, f"restore {what}, or start a new campaign")
 
 
 def _changed_fitness(

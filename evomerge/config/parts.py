@@ -21,7 +21,7 @@ from evomerge.search.controllers import CONTROLLERS, ControllerSection
 from evomerge.search.controllers.cmaes import CmaEsSection
 from evomerge.search.spaces import SPACES, SpaceSection
 from evomerge.sections import Flag, Number, Section, Text, Whole, one_of, option, refuse
-from evomerge.sources.evidence import Evidence
+from evomerge.sources.evidence import Evidence, split_evidence
 from evomerge.sources.named_parts import TRUNK, with_parts
 from evomerge.tracking import TRACKERS, TrackerSection
 
@@ -160,7 +160,8 @@ class SourcesSection(Section):
 
     @staticmethod
     def _named(name: str, wanted: tuple[str, ...]) -> str:
-        return name if "#" in name else with_parts(name, wanted)  # a candidate has its run's
+        is_candidate = "#" in split_evidence(name)[0]
+        return name if is_candidate else with_parts(name, wanted)  # a candidate has its run's
 
     @property
     def labels(self) -> dict[str, str]:

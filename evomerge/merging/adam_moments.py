@@ -20,13 +20,13 @@ from evomerge.sources.source import Source
 _MEND = "write the optimizer.pt of this model's full training by the Trainer, or a .safetensors"
 
 
-def adam_moments(file: Path, frame: Source, live: Callable[[], Live]) -> dict[str, torch.Tensor]:
+def adam_moments(file: Path, source: Source, live: Callable[[], Live]) -> dict[str, torch.Tensor]:
     """Return `exp_avg_sq` (Kingma and Ba 2015, arXiv:1412.6980: v) by tensors' names.
 
     Args:
         file: a safetensors file by names, or an optimizer's state.
-        frame: whose tensors they are.
-        live: gives the frame's model, whose parameters' order numbers an optimizer's state.
+        source: whose tensors they are; of as many rows as it has itself.
+        live: gives a model like it, whose parameters' order numbers an optimizer's state.
 
     Raises:
         BadInput: it is no such state, or not of this model.
@@ -35,11 +35,17 @@ def adam_moments(file: Path, frame: Source, live: Callable[[], Live]) -> dict[st
     Traceback (most recent call last):
     evomerge.errors.BadInput: moments: 'nowhere.pt' cannot be read (...
     """
+    own = (source.unaligned or source).tensors
     if file.suffix == ".safetensors":
-        return load_file(file)
+        held = load_file(file)
+        named = {source.prefix + name: name for name in own} | {name: name for name in own}
+        return {named[key]: moment for key, moment in held.items() if key in named}
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:  # torch advises to run what it holds
+        wrong = f"'{file}' holds more than tensors and plain values, and is not read"
+        raise BadInput(Fault("moments", wrong, _MEND)) from None
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
         wrong = f"'{file}' cannot be read ({one_line(error)})"
         raise BadInput(Fault("moments", wrong, _MEND)) from None
     numbered = _numbered(file, state)
@@ -50,13 +56,27 @@ def adam_moments(file: Path, frame: Source, live: Callable[[], Live]) -> dict[st
         raise BadInput(Fault("moments", wrong, _MEND))
     moments = {}
     for name, moment in zip(names, numbered, strict=True):
-        if name and tuple(moment.shape) != tuple(frame.tensors[name].shape):
+        if name and tuple(moment.shape) != tuple(own[name].shape):
             wrong = f"'{file}': {name} is {tuple(moment.shape)} there, and"
-            wrong += f" {frame.tensors[name].shape} in the model"
+            wrong += f" {own[name].shape} in the model"
             raise BadInput(Fault("moments", wrong, _MEND))
         if name:
             moments[name] = moment
     return moments
+
+
+def with_rows(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor with as many rows as a merge has: without its last, or with zeros.
+
+    >>> with_rows(torch.ones(3, 2), (4, 2)).sum(1)
+    tensor([2., 2., 2., 0.])
+    """
+    if tuple(tensor.shape) == tuple(shape):
+        return tensor
+    fitting = torch.zeros(shape, dtype=tensor.dtype)
+    rows = min(len(tensor), shape[0])
+    fitting[:rows] = tensor[:rows]
+    return fitting
 
 
 def _numbered(file: Path, state: Any) -> list[torch.Tensor]:

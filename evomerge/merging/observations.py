@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from evomerge.cache.eviction import make_room
 from evomerge.cache.holding import hold
 from evomerge.canonical import canonical_json
 from evomerge.environment import cache_folder
-from evomerge.errors import BadInput, Fault
-from evomerge.merging.adam_moments import adam_moments
+from evomerge.errors import BadInput, EvomergeError, Fault, one_line
+from evomerge.merging.adam_moments import adam_moments, with_rows
 from evomerge.merging.live_model import Live, open_live_model
 from evomerge.merging.observed_curvature import fisher_of
-from evomerge.merging.observed_inputs import inputs_of
+from evomerge.merging.observed_inputs import inputs_of, transposed_weights
 from evomerge.node.once import one_at_a_time
 from evomerge.node.phases import Steps, phase
+from evomerge.sources.safetensors_file import read_header
 from evomerge.sources.source import Source
 from evomerge.sources.texts import read_texts
 from evomerge.whole_files import written_beside
@@ -99,7 +100,8 @@ class Observations:
         self._frame_name = frame.name if frame_name is None else frame_name
         self._live: Live | None = None
         self._files: dict[Path, Any] = {}  # as safetensors opens them; it has no types
-        self._moments: list[dict[str, torch.Tensor]] | None = None
+        self._moments: dict[int, dict[str, torch.Tensor]] = {}
+        self._transposed: set[str] | None = None  # weights that are (in, out)
 
     def inputs(self, name: str) -> LinearInputs | None:
         """Return what each model's linear layer of one weight took in; None of other tensors.
@@ -109,20 +111,23 @@ class Observations:
         Raises:
             BadInput: the texts cannot be read by the frame.
         """
-        grams, transposed = [], False
+        grams = []
         for i, source in enumerate(self._sources):
             given = source.evidence.files.get("inputs")
             file = self._file(given) if given else self._observed(i, "inputs", inputs_of)
             about = json.loads((file.metadata() or {}).get("evomerge", "{}"))
             # safetensors' object knows no `in`
-            key = about.get("same", {}).get(name, name)
-            if key not in file.keys():  # noqa: SIM118
+            held = set(file.keys())
+            keys = [about.get("same", {}).get(key, key) for key in (name, source.prefix + name)]
+            key = next((key for key in keys if key in held), None)
+            if key is None:
                 return None
-            transposed = transposed or name in about.get("transposed", ())
             grams.append(file.get_tensor(key).float())
         if len({gram.dim() for gram in grams}) > 1:  # of some models the diagonal is all there is
             grams = [gram if gram.dim() == 1 else gram.diagonal().clone() for gram in grams]
-        return LinearInputs(grams, transposed)
+        if self._transposed is None:
+            self._transposed = transposed_weights(self._frame)
+        return LinearInputs(grams, name in self._transposed)
 
     def observed_inputs(self, i: int) -> KeptInputs:
         """Return the file of what a model's layers take in of its texts.
@@ -203,6 +208,9 @@ class Observations:
             )
             if encoded.input_ids.shape[1]:
                 found.append(encoded.input_ids.to(live.model.device))
+        if not found:
+            wrong = f"the tokenizer makes no token of '{source.evidence.files['texts']}'"
+            raise BadInput(Fault("texts", wrong, "write texts that it knows"))
         return found
 
     def _observed(
@@ -217,15 +225,29 @@ class Observations:
             return self._files[path]
         hold(path)
         doing = f"reading the texts of '{self._models[i]}' for {kind}"
-        with one_at_a_time(path.with_suffix(".lock"), doing):
-            if not path.is_file():
-                phase(doing)
-                live, tokens = self.fill(i), self.tokens(i)
-                tensors, about = observe(live, tokens, Steps(doing, "texts", len(tokens)))
-                make_room(sum(tensor.nbytes for tensor in tensors.values()))
-                with written_beside(path) as temporary:
-                    save_file(tensors, temporary, {"evomerge": json.dumps(about)})
+        try:
+            with one_at_a_time(path.with_suffix(".lock"), doing):
+                if not _is_whole(path):
+                    self._observe(i, observe, path, doing)
+        except (OSError, SafetensorError) as error:  # a full disk is either
+            wrong = f"what models read cannot be kept in {path.parent}: {one_line(error)}"
+            raise EvomergeError(wrong) from error
         return self._file(path)
+
+    def _observe(
+        self,
+        i: int,
+        observe: Callable[[Live, Sequence[torch.Tensor], Steps], _Observed],
+        path: Path,
+        doing: str,
+    ) -> None:
+        """Let a model read its texts; keep what that gives."""
+        phase(doing)
+        live, tokens = self.fill(i), self.tokens(i)
+        tensors, about = observe(live, tokens, Steps(doing, "texts", len(tokens)))
+        make_room(sum(tensor.nbytes for tensor in tensors.values()))
+        with written_beside(path) as temporary:
+            save_file(tensors, temporary, {"evomerge": json.dumps(about)})
 
     def _path(self, i: int, kind: str) -> Path:
         model, frame = self._hashes[self._models[i]], self._hashes[self._frame_name]
@@ -234,14 +256,28 @@ class Observations:
         return cache_folder("observed") / f"{named}.safetensors"
 
     def _moments_of(self, i: int) -> dict[str, torch.Tensor]:
-        if self._moments is None:
-            self._moments = [{} for _ in self._models]
-        if not self._moments[i]:
-            file = self._sources[i].evidence.files["moments"]
-            self._moments[i] = adam_moments(file, self._frame, self.live)
+        if i not in self._moments:
+            source = self._sources[i]
+            held = adam_moments(source.evidence.files["moments"], source, self.live)
+            shapes = {name: tensor.shape for name, tensor in self._frame.tensors.items()}
+            fitting = {name: with_rows(held[name], shapes[name]) for name in shapes if name in held}
+            self._moments[i] = fitting
         return self._moments[i]
 
     def _file(self, path: Path) -> Any:
         if path not in self._files:
-            self._files[path] = safe_open(path, "pt")
+            try:
+                self._files[path] = safe_open(path, "pt")
+            except (OSError, SafetensorError) as error:
+                wrong = f"'{path}' cannot be read ({one_line(error)})"
+                raise EvomergeError(wrong) from error
         return self._files[path]
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a kept file is there, and can be read; a damaged one is made anew."""
+    try:
+        read_header(path)
+    except (OSError, ValueError):
+        return False
+    return True

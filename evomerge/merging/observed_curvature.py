@@ -1,12 +1,16 @@
 """The diagonal of a model's Fisher information, over texts that it reads."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from evomerge.merging.live_model import Live
 from evomerge.node.phases import Steps
+from evomerge.sources.transformers_loading import as_saved
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _SEED = 20250911  # of the labels that the model draws
 
@@ -27,19 +31,14 @@ def fisher_of(
         steps: hears of how many texts are read.
 
     Returns:
-        Name -> float32 of the weight's shape, of those that the checkpoint has as they are.
+        Name -> float32 of the weight's shape, by the checkpoint's names.
 
     >>> from evomerge.testing.observed import example_filled
     >>> fisher, _ = fisher_of(example_filled(), [torch.tensor([[1, 2, 3]])], Steps("", "texts", 1))
     >>> fisher["model.norm.weight"].shape, bool((fisher["model.norm.weight"] >= 0).all())
     (torch.Size([16]), True)
     """
-    parameters = {p.data_ptr(): p for p in live.model.parameters()}
-    asked: dict[str, torch.nn.Parameter] = {}
-    for name, tensor in live.direct.items():
-        parameter = parameters.get(tensor.data_ptr())
-        if parameter is not None and parameter.is_floating_point():
-            asked[name] = parameter
+    asked = {n: p for n, p in live.model.named_parameters() if p.is_floating_point()}
     sums = {name: torch.zeros_like(parameter) for name, parameter in asked.items()}
     draws, count = torch.Generator().manual_seed(_SEED), 0
     for parameter in asked.values():
@@ -57,7 +56,15 @@ def fisher_of(
         for parameter in asked.values():
             parameter.requires_grad_(False)
             parameter.grad = None
-    return {name: (total / max(1, count)).cpu() for name, total in sums.items()}, {}
+    means = {name: (total / max(1, count)).cpu() for name, total in sums.items()}
+    # squares are taken apart and renamed as the weights are
+    model = cast("PreTrainedModel", live.model)  # as it has a tokenizer
+    found = {name: tensor.contiguous() for name, tensor in as_saved(model, means).items()}
+    by_memory = {asked[name].data_ptr(): mean for name, mean in means.items()}
+    for name, tensor in live.direct.items():  # by the checkpoint's own names
+        if tensor.data_ptr() in by_memory:
+            found[name] = by_memory[tensor.data_ptr()]
+    return found, {}
 
 
 def _likelihood(logits: torch.Tensor, draws: torch.Generator) -> torch.Tensor:

@@ -7,6 +7,9 @@ import torch
 
 from evomerge.merging.live_model import Live
 from evomerge.node.phases import Steps
+from evomerge.sources.model_class import class_of
+from evomerge.sources.source import Source
+from evomerge.sources.transformers_loading import conversions
 
 # Wider inputs are described by the diagonal alone: one of 16,384 would take a gigabyte.
 WIDEST = 8192
@@ -27,7 +30,7 @@ def inputs_of(
 
     Returns:
         Weight's name -> (in, in) float32, or (in,) where there are more than `WIDEST`; and {"same":
-        name -> the name that stands for it, "transposed": names of (in, out) weights}.
+        name -> the name that stands for it}.
 
     >>> from evomerge.testing.observed import example_filled
     >>> live = example_filled()
@@ -41,9 +44,8 @@ def inputs_of(
         for number, ids in enumerate(tokens):
             steps.done(number)
             live.model(input_ids=ids, use_cache=False)
-    transposed = [name for name, layer in layers.items() if is_transposed(layer)]
     same = {name: first for name, first in gatherer.same.items() if name != first}
-    return gatherer.grams(), {"same": same, "transposed": transposed}
+    return gatherer.grams(), {"same": same}
 
 
 def linear_layers(live: Live) -> dict[str, torch.nn.Module]:
@@ -73,6 +75,30 @@ def is_transposed(layer: torch.nn.Module) -> bool:
     False
     """
     return not isinstance(layer, torch.nn.Linear)
+
+
+def transposed_weights(frame: Source) -> set[str]:
+    """Return the names of weights that are (in, out), as of GPT-2's layers.
+
+    Asked of an empty model of the class; none of a source that has no class.
+
+    >>> from evomerge.sources.source import open_source
+    >>> from evomerge.testing.campaigns import example_folder
+    >>> transposed_weights(open_source(str(example_folder() / "base")))
+    set()
+    """
+    if not frame.class_name:
+        return set()
+    class_, config = class_of(frame.config, frame.path, remote_code=False)
+    with torch.device("meta"):
+        model = class_._from_config(config)
+    modules = dict(model.named_modules())
+    found = set()
+    for name, conversion in conversions(model, frame.tensors).items():
+        module = modules.get(conversion.target.removesuffix(".weight"))
+        if type(module).__name__ == "Conv1D":
+            found.add(name)
+    return found
 
 
 class Gatherer:

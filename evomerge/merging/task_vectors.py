@@ -20,7 +20,7 @@ from evomerge.cache.eviction import make_room
 from evomerge.cache.holding import hold
 from evomerge.canonical import canonical_json
 from evomerge.environment import cache_folder
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, one_line
 from evomerge.kernels.magnitude_histogram import kth_largest
 from evomerge.kernels.signs import Signs
 from evomerge.kernels.task_vector import task_vector
@@ -150,7 +150,7 @@ def prepared(
             _make_once(folder, frame, method, vectors, own)
             directions = _read(folder, frame, len(models), method.name)
     except OSError as error:
-        wrong = f"the prepared sources cannot be written to {folder}: {error.strerror}"
+        wrong = f"the prepared sources cannot be written to {folder}: {one_line(error)}"
         raise EvomergeError(wrong) from error
     return directions
 

@@ -95,7 +95,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     evomerge.errors.BadInput: there is no file 'nowhere.jsonl'; write a path to a JSONL file
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # by line feeds alone: texts of the web hold other separators, which JSON leaves as they are
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         mend = "write a path to a JSONL file"
         raise BadInput(Fault("", f"there is no file '{path}'", mend)) from None

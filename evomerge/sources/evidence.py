@@ -12,6 +12,7 @@ Such a source is written `MODEL?texts=FILE`, in a campaign file `{model: MODEL, 
 """
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,8 @@ from evomerge.errors import BadInput, Fault, one_line, placed
 from evomerge.sources.safetensors_file import Tensor, read_header
 from evomerge.sources.texts import read_texts
 
-_SUFFIX = re.compile(r"\?((?:texts|inputs|moments)=[^&]+(?:&(?:texts|inputs|moments)=[^&]+)*)$")
+_SUFFIX = re.compile(r"\?((?:texts|inputs|moments)=.+)$")
+_NEXT = re.compile(r"&(?=(?:texts|inputs|moments)=)")
 
 
 class Evidence(NamedTuple):
@@ -75,7 +77,7 @@ def split_evidence(name: str) -> tuple[str, Evidence]:
     match = _SUFFIX.search(name)
     if match is None:
         return name, NOTHING
-    given = dict(part.split("=", 1) for part in match[1].split("&"))
+    given = dict(part.split("=", 1) for part in _NEXT.split(match[1]))
     return name[: match.start()], Evidence(**given)
 
 
@@ -88,12 +90,15 @@ def moved_place(place: str, name: str) -> str:
     return place if split_evidence(place)[1].suffix else place + split_evidence(name)[1].suffix
 
 
-def check_evidence(evidence: Evidence, tensors: Mapping[str, Tensor]) -> None:
+def check_evidence(
+    evidence: Evidence, tensors: Mapping[str, Tensor], *, is_part: bool = False
+) -> None:
     """See that the files are there and are what they should be, by their headers.
 
     Args:
         evidence: of a model.
-        tensors: the model's.
+        tensors: the model's, by the names that the files may have for them.
+        is_part: whether the files may tell of more, as of a head.
 
     Raises:
         BadInput: one is not.
@@ -110,13 +115,13 @@ def check_evidence(evidence: Evidence, tensors: Mapping[str, Tensor]) -> None:
             with placed("texts"):
                 read_texts(file)
         elif kind == "inputs" or file.suffix == ".safetensors":
-            _check_header(kind, file, tensors)
-        elif file.suffix not in (".pt", ".bin"):
+            _check_header(kind, file, tensors, is_part)
+        elif file.suffix not in (".pt", ".bin") or not zipfile.is_zipfile(file):
             mend = "write the Trainer's optimizer.pt, or a .safetensors file by weights' names"
             raise BadInput(Fault(kind, f"'{file}' is no optimizer's state", mend))
 
 
-def _check_header(kind: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
+def _check_header(kind: str, file: Path, tensors: Mapping[str, Tensor], is_part: bool) -> None:
     """Refuse a safetensors file whose tensors do not belong to the model's.
 
     Raises:
@@ -128,6 +133,8 @@ def _check_header(kind: str, file: Path, tensors: Mapping[str, Tensor]) -> None:
     except (ValueError, OSError) as error:
         raise BadInput(Fault(kind, f"'{file}' cannot be read ({one_line(error)})", mend)) from None
     for name, tensor in held.items():
+        if name not in tensors and is_part:
+            continue
         if name not in tensors:
             raise BadInput(Fault(kind, f"'{file}' tells of {name}, which the model lacks", mend))
         shape = tensors[name].shape

@@ -67,7 +67,8 @@ def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> So
     model, evidence = split_evidence(name)
     if evidence.suffix:
         source = open_source(model, trust, weights=weights)
-        check_evidence(evidence, source.tensors)
+        known = source.tensors | {source.prefix + n: t for n, t in source.tensors.items()}
+        check_evidence(evidence, known, is_part=bool(source.parts))
         return replace(source, name=name, evidence=evidence)
     if factory := parse_factory(name):
         if not trust.functions:

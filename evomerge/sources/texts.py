@@ -41,7 +41,8 @@ def read_texts(file: Path | str) -> list[Passage]:
     if not file.is_file():  # a pipe may never end
         raise BadInput(Fault("", f"there is no file '{file}'", "write a path to a file of texts"))
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # by line feeds alone: texts of the web hold other separators, which JSON leaves as they are
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         wrong = f"'{file}' cannot be read ({one_line(error)})"
         raise BadInput(Fault("", wrong, "check the file")) from None
@@ -49,6 +50,7 @@ def read_texts(file: Path | str) -> list[Passage]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        line = line.rstrip("\r")
         text = Passage(line) if file.suffix == ".txt" else _of_json(line)
         if text is None:
             raise BadInput(Fault("", f"{file}, line {number} is no text", _MEND))
@@ -68,5 +70,5 @@ def _of_json(line: str) -> Passage | None:
         return None
     prompt = data.get("text", data.get("prompt"))
     answer = data.get("answer", data.get("target", ""))
-    is_text = isinstance(prompt, str) and prompt and isinstance(answer, str | int | float)
+    is_text = isinstance(prompt, str) and prompt.strip() and isinstance(answer, str | int | float)
     return Passage(prompt, str(answer)) if is_text else None

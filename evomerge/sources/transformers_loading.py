@@ -178,9 +178,31 @@ def saved_names(model: "PreTrainedModel") -> list[str]:
     >>> "transformer.h.0.attn.c_attn.weight" in names
     True
     """
+    return list(as_saved(model, model.state_dict()))
+
+
+def as_saved(
+    model: "PreTrainedModel", tensors: "Mapping[str, torch.Tensor]"
+) -> "dict[str, torch.Tensor]":
+    """Return tensors of a model's names and shapes as `save_pretrained` would write them.
+
+    Args:
+        model: a transformers model.
+        tensors: some of its own, or others like them: stacked ones are taken apart.
+
+    >>> from transformers import MixtralConfig, MixtralForCausalLM
+    >>> config = MixtralConfig(
+    ...     vocab_size=8, hidden_size=8, intermediate_size=4, num_hidden_layers=1,
+    ...     num_attention_heads=1, num_key_value_heads=1, num_local_experts=2)
+    >>> model = MixtralForCausalLM(config)
+    >>> stacked = {"model.layers.0.mlp.experts.down_proj": torch.zeros(2, 8, 4)}
+    >>> {name: tuple(tensor.shape) for name, tensor in as_saved(model, stacked).items()}
+    {'model.layers.0.block_sparse_moe.experts.0.w2.weight': (8, 4), \
+'model.layers.0.block_sparse_moe.experts.1.w2.weight': (8, 4)}
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
-    return list(revert_weight_conversion(model, model.state_dict()))
+    return dict(revert_weight_conversion(model, dict(tensors)))
 
 
 def kept_in_float32(model: "PreTrainedModel") -> "list[torch.Tensor]":
