@@ -68,7 +68,8 @@ def recipe(method: str, names: Sequence[str]) -> ParametersRecipe:
 
 def unprepared() -> list[str]:
     """Return the methods that merge the sources themselves, not what was made of them before."""
-    return [name for name in sorted(METHODS.all()) if METHODS.get(name).prepare is None]
+    known = METHODS.all().items()
+    return sorted(name for name, method in known if method.of_weights and not method.prepare)
 
 
 def bits(options: argparse.Namespace, folder: Path) -> None:

@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["25M", "135M"])
     parser.add_argument("--methods", nargs="+", default=every)
     parser.add_argument("--one", nargs=2, metavar=("FOLDER", "METHOD"), help="as it calls itself")
-    options = common.parsed(parser, sizes=["0.2M"], methods=["wudi", "regmean"])
+    options = common.parsed(parser, sizes=["0.2M"], methods=["regmean"])
     if options.one:
         prepare_one(Path(options.one[0]), options.one[1])
         return

@@ -44,7 +44,7 @@ def test_sources_that_are_streamed_are_merged_as_those_that_stay(
     models = ["a", "b", "c"][: METHODS.get(method).models or 3]
     recipe = replace(recipe_of(method, models, "base", density=0.4), dtype="bfloat16")
     names = merger.shapes(recipe)
-    size = sum(source.bytes for source in merger.sources.values())
+    size = sum(merger.sources[source].bytes for source in recipe.sources)
     made = []
     for room in (None, size // 2, 0):
         own = Merger(merger.sources, merger.hashes, device, room)

@@ -95,6 +95,7 @@ def test_they_are_listed_with_their_package(installed, here):
         "spaces": {"dial"},
         "fitness": {"norm_of"},
         "trackers": set(),
+        "learners": set(),
     }
     text = warm.run(["-m", "evomerge", "list", "spaces"], env=env, cwd=here).stdout
     assert "of the package evomerge-example 0.3" in text

@@ -107,7 +107,7 @@ def from_texts(source: Source, file: Path, trust: Trust = NOBODY) -> list[Asked]
 
     Args:
         source: the mixture, which is loaded, in its own dtype (of float64, in float32).
-        file: of texts, one a line.
+        file: of texts.
         trust: what code of the model may run.
 
     Raises:
@@ -117,7 +117,7 @@ def from_texts(source: Source, file: Path, trust: Trust = NOBODY) -> list[Asked]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     from_texts(Source("a", Path(folder), {}, {}, {}), Path(folder, "texts.txt"))
     Traceback (most recent call last):
-    evomerge.errors.BadInput: ...texts.txt: is no file of texts; write one text a line, in UTF-8
+    evomerge.errors.BadInput: there is no file '...texts.txt'; write a path to a file of texts
     """
     from evomerge.merging.source_weights import SourceWeights
 

@@ -75,7 +75,7 @@ def gather(
         source: of whose architecture both are.
         models: the tensors of each, their units in one order.
         names: of the matrices.
-        file: of texts, one a line.
+        file: of texts.
         merged: what becomes of both models' inputs, or outputs, of a matrix.
 
     Raises:
@@ -83,7 +83,7 @@ def gather(
 
     >>> gather(Source("a", Path("a"), {}, {}, {}), [], [], Path("nowhere.txt"), max)
     Traceback (most recent call last):
-    evomerge.errors.BadInput: nowhere.txt: is no file of texts; write one text a line, in UTF-8
+    evomerge.errors.BadInput: there is no file 'nowhere.txt'; write a path to a file of texts
     """
     texts = read_texts(file)
     lives = []

@@ -65,7 +65,7 @@ def listing(what: str | None = None) -> dict[str, list[Entry]]:
     """Return the entries of all that can be named, methods and the rest, or of one kind.
 
     >>> [entry["name"] for entry in listing("fitness")["fitness"]][:2]
-    ['cost', 'function']
+    ['agreement', 'cost']
     """
     every: dict[str, Callable[[], list[Entry]]] = {
         "methods": _methods,
