@@ -154,7 +154,7 @@ def test_a_changed_source_is_refused_by_name_and_hash(campaign_file, silent, her
     run_campaign(campaign_file(budget__evaluations=2), observer=silent)
     shutil.rmtree(here / "a")
     tiny_llama(here / "a", 99, near=world / "base")
-    with pytest.raises(BadInput, match=r"sources.a: .*a has changed: sha256"):
+    with pytest.raises(BadInput, match=r"sources.models.a: .*a has changed: sha256"):
         run_campaign(campaign_file(), observer=silent)
 
 

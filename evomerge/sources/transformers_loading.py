@@ -195,10 +195,10 @@ def as_saved(
     ...     vocab_size=8, hidden_size=8, intermediate_size=4, num_hidden_layers=1,
     ...     num_attention_heads=1, num_key_value_heads=1, num_local_experts=2)
     >>> model = MixtralForCausalLM(config)
+    >>> import torch
     >>> stacked = {"model.layers.0.mlp.experts.down_proj": torch.zeros(2, 8, 4)}
     >>> {name: tuple(tensor.shape) for name, tensor in as_saved(model, stacked).items()}
-    {'model.layers.0.block_sparse_moe.experts.0.w2.weight': (8, 4), \
-'model.layers.0.block_sparse_moe.experts.1.w2.weight': (8, 4)}
+    {'...experts.0.w2.weight': (8, 4), '...experts.1.w2.weight': (8, 4)}
     """
     from transformers.core_model_loading import revert_weight_conversion
 
