@@ -55,12 +55,11 @@ def linear_layers(live: Live) -> dict[str, torch.nn.Module]:
     >>> len(linear_layers(example_filled()))  # seven in each of two layers, and the head
     15
     """
-    from transformers.pytorch_utils import Conv1D  # linear with (in, out) weights, as GPT-2 has
-
     by_weight: dict[int, torch.nn.Module] = {}
     for module in live.model.modules():
-        if isinstance(module, torch.nn.Linear | Conv1D):
-            by_weight[module.weight.data_ptr()] = module
+        if isinstance(module, torch.nn.Linear) or is_transposed(module):
+            weight: torch.Tensor = module.get_parameter("weight")
+            by_weight[weight.data_ptr()] = module
     layers = {}
     for name, tensor in live.direct.items():
         if tensor.data_ptr() in by_weight:
@@ -69,12 +68,14 @@ def linear_layers(live: Live) -> dict[str, torch.nn.Module]:
 
 
 def is_transposed(layer: torch.nn.Module) -> bool:
-    """Tell whether a linear layer's weight is (in, out).
+    """Tell whether a module is a linear layer whose weight is (in, out), as GPT-2 has them.
 
     >>> is_transposed(torch.nn.Linear(2, 3))
     False
     """
-    return not isinstance(layer, torch.nn.Linear)
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(layer, Conv1D)
 
 
 def transposed_weights(frame: Source) -> set[str]:
@@ -96,7 +97,7 @@ def transposed_weights(frame: Source) -> set[str]:
     found = set()
     for name, conversion in conversions(model, frame.tensors).items():
         module = modules.get(conversion.target.removesuffix(".weight"))
-        if type(module).__name__ == "Conv1D":
+        if module is not None and is_transposed(module):
             found.add(name)
     return found
 
