@@ -15,6 +15,7 @@ from evomerge.archive.archive import Archive
 from evomerge.cache.eviction import empty
 from evomerge.campaign.build import checked
 from evomerge.campaign.run import run_campaign
+from evomerge.campaign.warm_start import candidates_of
 from evomerge.cli.main import main
 from evomerge.environment import cache_folder
 from evomerge.errors import BadInput, EvomergeError
@@ -216,6 +217,14 @@ def test_beginnings_are_known_by_their_models_not_by_names(first, campaign_file,
         adopted.recipe_json["groups"], theirs.recipe_json["groups"], strict=True
     ):
         assert ours["weight"] == pytest.approx(original["weight"][::-1])
+
+
+def test_where_a_source_is_best_a_search_begins_at_the_best_that_was_found(first):
+    found = best(first)
+    change(first, "UPDATE outcomes SET value = 9.0 WHERE candidate_id = 1")
+    assert best(first) == 1 != found
+    (named,) = candidates_of(["runs/first#best"], "parameters")
+    assert named.label == f"runs/first#{found}"
 
 
 def test_beginnings_that_will_not_do(first, campaign_file, silent):

@@ -95,7 +95,7 @@ def test_wrong_answers_are_told_at_once_and_asked_again(here):
         "", "tasks/nothing.yaml", "tasks/maths_ja.yaml", "brevity.py", "",
         "most", "40 %",
         "two", "front",
-        "tise", "ties",
+        "tise", "lora_lego", "ties",
         "my merge", "mine",
         "many", "10", "20000",
     ]  # fmt: skip
@@ -112,6 +112,7 @@ def test_wrong_answers_are_told_at_once_and_asked_again(here):
         "  'most' is no share",
         "  'two' is neither",
         "  there is no merge method 'tise'; did you mean 'ties'?",
+        "  lora_lego merges LoRA adapters alone",
         "  'my merge' is no plain name",
         "  'many' is no budget",
         "  budget.items: 10 items do not pay for the baselines",

@@ -75,7 +75,7 @@ def candidates_of(entries: Sequence[str], kind: str | None) -> list[Named]:
     """Return the candidates that entries mean.
 
     Args:
-        entries: `RUN#front`, `RUN#best` or `RUN#NUMBER`.
+        entries: `RUN#front`, `RUN#best` (that is no baseline) or `RUN#NUMBER`.
         kind: of the recipes; None for any.
 
     Raises:
@@ -108,6 +108,8 @@ def _candidates(entry: str, key: str) -> list[Named]:
         chosen: list[Candidate] = [first]
         if which == "front":
             chosen = [archive.candidate(number) for number in archive.front()]
+        elif which == "best" and (number := archive.best_found()) is not None:
+            chosen = [archive.candidate(number)]  # a source may be better than all that was found
         hashes = {source.name: source.sha256 for source in archive.sources}
         rows = []
         for candidate in chosen:

@@ -20,6 +20,7 @@ class Models:
         count: of the models that are merged.
         has_base: whether there is a base beside them.
         layers: of each.
+        adapters: whether all models are LoRA adapters.
 
     >>> Models(3, True, 6).count
     3
@@ -28,6 +29,7 @@ class Models:
     count: int
     has_base: bool
     layers: int
+    adapters: bool = False
 
 
 def recommended_method(models: Models) -> tuple[str, str]:
@@ -64,6 +66,8 @@ def known_method(answer: str, models: Models) -> str:
     if method.models and method.models != models.count:
         wrong = f"{answer} merges {method.models} models, and there are {models.count}"
         raise BadInput(Fault("", wrong, "take another method"))
+    if method.family == "factored" and not models.adapters:
+        raise BadInput(Fault("", f"{answer} merges LoRA adapters alone", "take another method"))
     if method.reads:
         wrong = f"{answer} reads texts of each model, which are not asked for here"
         raise BadInput(Fault("", wrong, "take another, and write method and texts into the file"))

@@ -70,7 +70,8 @@ class FirstCampaign:
     def models(self) -> Models:
         """What advice depends on."""
         layers = min((source.layers for source in self.opened.values()), default=0)
-        return Models(len(self.merged), self.base is not None, layers)
+        adapters = all(self.opened[name].adapter for name in self.merged)
+        return Models(len(self.merged), self.base is not None, layers, adapters)
 
     def draft(self) -> Draft:
         """Return the campaign file, with comments that say why it is so."""
