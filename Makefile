@@ -35,7 +35,7 @@ test: $(VENV)/installed
 
 test-gpu: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 0 -m gpu
-	$(BIN)/python -m pytest --numprocesses 0 tests/test_fused.py
+	$(BIN)/python -m pytest --numprocesses 0 tests/test_fused.py tests/test_signs.py
 
 # Its own torchvision and others are built for another torch than it brings on a processor.
 $(VLLM_VENV)/installed: pyproject.toml

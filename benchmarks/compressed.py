@@ -2,14 +2,16 @@
 
     python benchmarks/compressed.py sizes --sizes 135M --experts 40
     python benchmarks/compressed.py sizes --sizes 500M --methods bitdelta --drawn 1 --no-dense
+    python benchmarks/compressed.py sizes --device cuda
     python benchmarks/compressed.py scores
 
 `sizes`: a Llama of random bfloat16 weights and experts that are it plus noise are prepared by
 compeft and bitdelta: a few experts, of whose files the others are copies. One candidate of each is
 merged again and again into a live model, in turn with the same directions written densely and with
 a copy of as many bytes as the merge must move. Held is what the resident set grows by when base and
-directions are opened and merged (it is mapped files, nearly all of it). A row's `same` says whether
-packed and dense directions gave the same digests. Rows are appended to benchmarks/compressed.csv.
+directions are opened and merged (it is mapped files, nearly all of it); on a GPU, what its memory
+grows by. A row's `same` says whether it gave the digests of the packed directions' merge by eager
+torch on the processor. Rows are appended to benchmarks/compressed.csv.
 
 `scores`: held-out scores, a mean over the tasks of search_spaces/many-experts.yaml, of experts that
 are merged whole (task_arithmetic) and compressed: each alone on its base, judged by the task that
@@ -37,6 +39,7 @@ from models import SHAPES, live_tensors, make_model, seconds_of
 from rows import Rows
 
 from evomerge.kernels.backends import Kernels
+from evomerge.kernels.eager import EagerKernels
 from evomerge.kernels.merge_plan import MergePlan, WeightedSums
 from evomerge.kernels.signs import Signs
 from evomerge.merging.direction_files import DirectionFile, read_directions
@@ -94,8 +97,10 @@ def prepare(method: str, base: Source, drawn: int, count: int, folder: Path, den
             shutil.copyfile(folder / kind / str(i % drawn), folder / kind / str(i))
 
 
-def resident() -> int:
-    """Return the bytes of this process that are in memory, mapped files included."""
+def held_on(device: str) -> int:
+    """Return the bytes of a GPU, or of this process' memory, mapped files included, in use."""
+    if device != "cpu":
+        return torch.cuda.memory_allocated()
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) * 1024
@@ -105,13 +110,20 @@ def resident() -> int:
 class Merges:
     """One candidate over the base and the directions of a folder."""
 
-    def __init__(self, base: Source, folder: Path, count: int, live: Mapping[str, torch.Tensor]):
-        opened, self._live, self._kernels = {"base": base}, live, Kernels()
+    def __init__(
+        self,
+        base: Source,
+        folder: Path,
+        count: int,
+        live: Mapping[str, torch.Tensor],
+        device: str = "cpu",
+    ):
+        opened, self._live, self._kernels = {"base": base}, live, Kernels(device)
         for i in range(count):
             held = read_directions(folder / str(i), base.tensors)
             opened[str(i)] = Source(str(i), folder, {}, held.tensors, {}, signs=held.signs)
         reads = dict.fromkeys(base.tensors, tuple(opened))
-        operands = SourceWeights(opened, torch.device("cpu")).operands(reads, keep=False)
+        operands = SourceWeights(opened, torch.device(device)).operands(reads, keep=False)
         coefficients = np.concatenate([[1.0], np.linspace(-0.3, 1.0, count)])
         sums = WeightedSums(tuple(base.tensors), coefficients)
         self._plan = MergePlan(operands, torch.bfloat16, (sums,))
@@ -122,22 +134,29 @@ class Merges:
         """Overwrite the live tensors; return their digests."""
         return self._kernels.merge(self._plan, self._live)
 
+    def merge_by_eager_torch(self) -> dict[str, np.ndarray]:
+        """Merge by torch's operations, one after the other; return the digests."""
+        return EagerKernels().merge(self._plan, self._live)
 
-def measured(folder: Path, count: int, times: int, threads: int) -> list[dict[str, Any]]:
+
+def measured(
+    folder: Path, count: int, times: int, threads: int, device: str
+) -> list[dict[str, Any]]:
     """Return a row for each folder of directions, merged in turn."""
     torch.set_num_threads(threads)
     base = open_source(str(folder / "base"))
-    live = live_tensors(base)
+    live = live_tensors(base, device)
     kinds = [path for path in (folder / "packed", folder / "dense") if path.exists()]
-    source, target = (torch.ones(1 << 27, dtype=torch.uint8) for _ in range(2))
+    source, target = (torch.ones(1 << 27, dtype=torch.uint8, device=device) for _ in range(2))
     copy = partial(target.copy_, source)
+    wanted = Merges(base, kinds[0], count, live_tensors(base)).merge_by_eager_torch()
     rows, merges, digests = [], [], []
     for kind in kinds:
-        before = resident()
-        one = Merges(base, kind, count, live)
+        before = held_on(device)
+        one = Merges(base, kind, count, live, device)
         digests.append(one.merge())
         merges.append(one)
-        held = resident() - before
+        held = held_on(device) - before
         rows.append({"form": kind.name, "disk_mb": one.disk / 1e6, "held_mb": held / 1e6})
     times_of: list[list[float]] = [[] for _ in kinds]
     copies = []
@@ -145,20 +164,20 @@ def measured(folder: Path, count: int, times: int, threads: int) -> list[dict[st
         for seconds, one in zip(times_of, merges, strict=True):
             seconds.append(seconds_of(one.merge))
         copies.append(seconds_of(copy, 3) / (2 * (1 << 27)))
-    for row, seconds, one in zip(rows, times_of, merges, strict=True):
+    for row, seconds, one, made in zip(rows, times_of, merges, digests, strict=True):
         row["merge_s"] = statistics.median(seconds)
         of_copy = [s / (one.moved * c) for s, c in zip(seconds, copies, strict=True)]
         row["of_copy"] = statistics.median(of_copy)  # times as long as to copy what it moves
         of_dense = [s / d for s, d in zip(seconds, times_of[-1], strict=True)]
         row["of_dense"] = statistics.median(of_dense) if "dense" in kinds[-1].name else ""
-        same = [np.array_equal(digests[0][name], digests[-1][name]) for name in base.tensors]
-        row["same"] = all(same) if len(kinds) > 1 else ""
+        row["same"] = all(np.array_equal(made[name], wanted[name]) for name in base.tensors)
     return rows
 
 
 def sizes(options: argparse.Namespace, rows: Rows) -> None:
     """Print and keep what the directions of each size and method take."""
     context = multiprocessing.get_context("spawn")  # a process that holds nothing else yet
+    place = torch.cuda.get_device_name() if options.device == "cuda" else options.device
     for size in options.sizes:
         for method in options.methods:
             with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
@@ -167,12 +186,19 @@ def sizes(options: argparse.Namespace, rows: Rows) -> None:
                 drawn = min(options.drawn, options.experts)
                 prepare(method, base, drawn, options.experts, folder, options.dense)
                 with ProcessPoolExecutor(1, mp_context=context) as pool:
-                    work = (measured, folder, options.experts, options.times, options.threads)
+                    work = (
+                        measured,
+                        folder,
+                        options.experts,
+                        options.times,
+                        options.threads,
+                        options.device,
+                    )
                     found = pool.submit(*work).result()
             of_size = {"size": size, "experts": options.experts, "method": method}
             for row in found:
                 rounded = {k: round(v, 4) if type(v) is float else v for k, v in row.items()}
-                rows.append({**of_size, "threads": options.threads, **rounded})
+                rows.append({**of_size, "threads": options.threads, **rounded, "device": place})
 
 
 def scores(options: argparse.Namespace, rows: Rows) -> None:
@@ -214,6 +240,7 @@ def main() -> None:
     parser.add_argument("--no-dense", dest="dense", action="store_false")
     parser.add_argument("--times", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--folder", type=Path, help="where directions are written, then deleted")
     parser.add_argument("--kept", type=float, nargs="+", default=[0.05, 0.2, 0.5])
     parser.add_argument("--weights", type=float, nargs="+", default=[0.125, 0.3, 1.0])

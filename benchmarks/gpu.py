@@ -16,11 +16,15 @@ they merge then is a weighted sum.
 `campaign`  a search in which models of 135M parameters answer the tiny models' prompts, in this
             process: candidates a minute, where their time goes (see overhead.py), whether the best
             one's exported weights carry the checksum that was archived when they were scored.
+`learned`   merges of those models that are learned by gradient (docs/learned-starts.md), and
+            fitness without labels: seconds here and on the processor, and how far coefficients and
+            scores of the uniform merge lie apart.
 `engines`   answers a second by transformers' `generate`, in batches, and by its continuous
             batching, to 200 prompts of mixed length; models of random weights never stop early.
 """
 
 import argparse
+import json
 import os
 import shutil
 import tempfile
@@ -31,20 +35,31 @@ from functools import partial
 from pathlib import Path
 
 import common
+import numpy as np
 import torch
 import yaml
 from materialize import bandwidth
 from models import live_tensors, make_expert, make_model, merger_of, seconds_of
 from overhead import measure
 
+from evomerge.archive.summary import open_run
+from evomerge.campaign.observer import Silent
+from evomerge.campaign.run import run_campaign
 from evomerge.export.candidates import export_candidate
 from evomerge.kernels.eager import EagerKernels
 from evomerge.merging.methods import METHODS
 from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.recipes.recipe import Recipe
 from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
 
-SECTIONS = ("bits", "merges", "campaign", "engines")
+SECTIONS = ("bits", "merges", "campaign", "learned", "engines")
+LEARNERS = (  # and what bounds each
+    ("adamerging", "steps"),
+    ("expert_merging", "steps"),
+    ("self_positioning", "steps"),
+    ("fw_merging", "iterations"),
+)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXPERTS = 3
 CAMPAIGN = Path("search_spaces/crosslingual-maths.yaml")
@@ -164,6 +179,72 @@ def campaign(options: argparse.Namespace, folder: Path) -> None:
     print(measure(file, options.candidates, options.threads, fewer), flush=True)
 
 
+class Clock(Silent):
+    """Takes the time that each learner takes, by what a campaign says."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def say(self, line: str) -> None:
+        """See `Observer.say`."""
+        what, _, rest = line.partition(" ")
+        now = time.perf_counter()
+        if what == "learning":
+            self._began = now
+        elif what == "learned":
+            self.seconds[rest.split()[0]] = now - self._began
+
+
+def learned(options: argparse.Namespace, folder: Path) -> None:
+    """Learn merges and score without labels, on the device and on the processor."""
+    file = campaign_file(options, folder)
+    plan = yaml.safe_load(file.read_text())
+    prompts = folder / "prompts.jsonl"
+    asked = [json.dumps({"prompt": f"{n} + {n % 7} ="}) for n in range(2 * options.texts)]
+    prompts.write_text("\n".join(asked))
+    plan["learned"] = [
+        {"kind": k, "count": options.texts, how_long: options.steps} for k, how_long in LEARNERS
+    ]
+    without = {"prompts": str(prompts), "max_tokens": 4}
+    unlabelled = [
+        {"name": "entropy", "entropy": "answer", **without},
+        {"name": "agreement", "agreement": "e0", **without},
+        {"name": "hidden", "agreement": "e1", "measure": "hidden", "layers": [3], **without},
+    ]
+    plan["fitness"] += unlabelled
+    plan |= {"budget": {"evaluations": 1}, "compute_dtype": "float32"}
+    file.write_text(yaml.safe_dump(plan))
+    seconds, weights, means = [], [], []
+    for device in (DEVICE, "cpu"):
+        clock, run = Clock(), folder / f"run-{len(seconds)}"
+        settings = [f"workers={{pool: inline, threads: {options.threads}, device: {device}}}"]
+        settings += [f"fitness.{i}.items={options.texts}" for i in range(len(plan["fitness"]))]
+        run_campaign(file, directory=run, settings=["finals=0", *settings], observer=clock)
+        archive = open_run(run)
+        baselines = {str(one.label): one for one in archive.baselines()}
+        seconds.append(clock.seconds)
+        weights.append({k: weights_of(baselines[k].recipe) for k, _ in LEARNERS})
+        means.append(archive.means(baselines["uniform"].id))
+    print(f"\n{options.model}, {options.texts} texts, {options.steps} steps each")
+    rows = []
+    for kind, _ in LEARNERS:
+        apart = float(np.abs(weights[0][kind] - weights[1][kind]).max())
+        rows.append([kind, seconds[0][kind], seconds[1][kind], apart])
+    headers = ("learned", "seconds", "by the processor", "largest difference")
+    print(common.table(headers, rows, ("", ".1f", ".1f", ".1e")))
+    scores = [[e["name"], *(score[e["name"]] for score in means)] for e in unlabelled]
+    print()
+    print(
+        common.table(("score", "here", "by the processor"), scores, ("", ".5f", ".5f")), flush=True
+    )
+
+
+def weights_of(recipe: Recipe) -> np.ndarray:
+    """Return a recipe's weights: (groups, models) float64."""
+    assert isinstance(recipe, ParametersRecipe)
+    return np.array([group.values["weight"] for group in recipe.groups])
+
+
 def engines(options: argparse.Namespace, folder: Path) -> None:
     """Time batches and continuous batching on one live model."""
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -222,13 +303,22 @@ def main() -> None:
     parser.add_argument("--room", type=float, default=4.0, help="GB of sources on the device")
     parser.add_argument("--candidates", type=int, default=12)
     parser.add_argument("--times", type=int, default=7)
+    parser.add_argument("--texts", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=10, help="of each learner")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=min(8, os.cpu_count() or 1))
     tiny = {"size": "0.2M", "small": "0.2M", "model": "0.2M", "room": 0.001}
-    options = common.parsed(parser, **tiny, candidates=2, times=1, threads=1, prompts=4, tokens=2)
+    tiny |= {"candidates": 2, "times": 1, "threads": 1, "texts": 8, "steps": 1}
+    options = common.parsed(parser, **tiny, prompts=4, tokens=2)
     print(torch.cuda.get_device_name() if DEVICE == "cuda" else f"no GPU; {common.hardware()}")
-    sections = {"bits": bits, "merges": merges, "campaign": campaign, "engines": engines}
+    sections = {
+        "bits": bits,
+        "merges": merges,
+        "campaign": campaign,
+        "learned": learned,
+        "engines": engines,
+    }
     for section in options.sections or SECTIONS:
         with tempfile.TemporaryDirectory() as folder:
             sections[section](options, Path(folder))

@@ -2,14 +2,15 @@
 
     python benchmarks/preparing.py --sizes 25M 135M
     python benchmarks/preparing.py --sizes 25M --methods regmean fisher
+    python benchmarks/preparing.py --sizes 135M --device cuda
 
 A base and three experts of random weights in the shape of a Llama. Each method is prepared in a
 process and a cache of its own, on one thread, as a worker does it before the first candidate;
 methods that read texts read 256 of 64 random tokens of each expert.
 
 Prints the seconds from opened sources to directions on disk, the peak of anonymous memory (RssAnon:
-what the page cache does not hold) beyond that of a process that has opened them, the peak of
-page-cached memory aside, and what is kept on disk.
+what the page cache does not hold) beyond that of a process that has opened them, and what is kept
+on disk. With `--device cuda` the peak is that of the GPU's memory.
 """
 
 import json
@@ -66,7 +67,7 @@ class Peak:
         return self._highest - self._first
 
 
-def prepare_one(folder: Path, method: str) -> None:
+def prepare_one(folder: Path, method: str, device: str) -> None:
     """Prepare a method in this process; print its figures as JSON."""
     import torch
 
@@ -74,13 +75,14 @@ def prepare_one(folder: Path, method: str) -> None:
     models = [str(folder / f"expert-{number}") for number in range(3)]
     if METHODS.get(method).reads:
         models = [f"{model}?texts={folder}/texts-{n}.txt" for n, model in enumerate(models)]
-    merger = merger_of([str(folder / "base"), *models])
+    merger = merger_of([str(folder / "base"), *models], device)
     merger.prepare([])  # compiles the kernels
     started = time.perf_counter()
     with Peak() as peak:
         merger.prepare([recipe_of(method, models, str(folder / "base"))])
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "peak": peak.bytes}))
+    highest = peak.bytes if device == "cpu" else torch.cuda.max_memory_allocated()
+    print(json.dumps({"seconds": seconds, "peak": highest}))
 
 
 def kept(cache: Path) -> int:
@@ -99,8 +101,8 @@ def make_sources(folder: Path, size: str) -> None:
         (folder / f"texts-{number}.txt").write_text("\n".join(map(" ".join, words)))
 
 
-def rows_of(size: str, methods: list[str]) -> list[list[object]]:
-    """Return a row a method."""
+def rows_of(size: str, methods: list[str], device: str) -> list[list[object]]:
+    """Return a row a method, which is printed as it comes."""
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -109,6 +111,7 @@ def rows_of(size: str, methods: list[str]) -> list[list[object]]:
             cache = folder / f"cache-{method}"
             environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
             command = [sys.executable, __file__, "--one", str(folder), method]
+            command += ["--device", device]
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, check=False
             )
@@ -117,6 +120,7 @@ def rows_of(size: str, methods: list[str]) -> list[list[object]]:
             found = json.loads(done.stdout.splitlines()[-1])
             peak, disk = found["peak"] / MEGABYTE, kept(cache) / MEGABYTE
             rows.append([size, method, found["seconds"], peak, disk])
+            print(size, method, *(f"{figure:.2f}" for figure in rows[-1][2:]), flush=True)
     return rows
 
 
@@ -125,12 +129,14 @@ def main() -> None:
     every = [name for name, method in METHODS.all().items() if method.prepare]
     parser.add_argument("--sizes", nargs="+", default=["25M", "135M"])
     parser.add_argument("--methods", nargs="+", default=every)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--one", nargs=2, metavar=("FOLDER", "METHOD"), help="as it calls itself")
     options = common.parsed(parser, sizes=["0.2M"], methods=["regmean"])
     if options.one:
-        prepare_one(Path(options.one[0]), options.one[1])
+        prepare_one(Path(options.one[0]), options.one[1], options.device)
         return
-    rows = [row for size in options.sizes for row in rows_of(size, options.methods)]
+    rows = [row for size in options.sizes for row in rows_of(size, options.methods, options.device)]
+    print()
     print(common.table(list(HEADERS), rows, ("", "", ".1f", ".0f", ".0f")))
 
 

@@ -29,6 +29,7 @@ from evomerge.sources.safetensors_file import read_header
 from evomerge.sources.source import open_source
 from evomerge.testing import recipe_of
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(), (0,), (1,), (7,), (8,), (15,), (16,), (17,), (63,), (64,), (65,), (33, 65), (3, 5, 7)]
 DTYPES = [torch.bfloat16, torch.float32, torch.float16]
 SIGNED = sorted(name for name, method in METHODS.all().items() if method.signs)
@@ -162,11 +163,10 @@ def test_the_kernels_take_sixty_four_operands():
 
 def same_when_fused(operands, weights, dtype, block=128):
     """Merge by the program for a GPU (in Triton's interpreter without one) and by eager torch."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     moved = []
     for one in operands:
         is_signs = isinstance(one, Signs)
-        moved.append(replace(one, codes=one.codes.to(device)) if is_signs else one.to(device))
+        moved.append(replace(one, codes=one.codes.to(DEVICE)) if is_signs else one.to(DEVICE))
     plain = {"v": (moved[0],)}
     groups = (WeightedSums(("w",), np.array(weights)), WeightedSums(("v",), np.ones(1)))
     plan = MergePlan(Operands({"w": tuple(moved), **plain}), dtype, groups)
@@ -202,9 +202,11 @@ def test_a_gpus_program_takes_forty_experts_and_tells_what_is_not_finite():
     base = some((300,), 0)
     experts = [Signs.of(some((300,), i, 0.3), 0.01) for i in range(1, 42)]
     assert same_when_fused([base, *experts], np.linspace(-1, 1, 42), torch.float32)
-    plan = plan_of([base, Signs.of(some((300,), 1), 3e38)], [1.0, 2.0], torch.float32)
+    large = Signs.of(some((300,), 1), 3e38)
+    moved = [base.to(DEVICE), replace(large, codes=large.codes.to(DEVICE))]
+    plan = plan_of(moved, [1.0, 2.0], torch.float32)
     with pytest.raises(CandidateFailure, match="merged tensor w is not finite"):
-        fused.FusedKernels(128).merge(plan, {"w": torch.empty(300)})
+        fused.FusedKernels(128).merge(plan, {"w": torch.empty(300, device=DEVICE)})
 
 
 def test_only_weighted_sums_are_of_signs():
