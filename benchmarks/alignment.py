@@ -141,14 +141,14 @@ def stranger(model: Path, folder: Path) -> Path:
     return folder
 
 
-def decoders(sizes: list[str]) -> None:
+def decoders(sizes: list[str], streams: list[bool]) -> None:
     """Print what aligning two random Llamas takes."""
     table = []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             one = make_model(size, Path(folder) / "one")
             models = one, stranger(one, Path(folder) / "other")
-            for options in ([], ["--stream"]):
+            for options in (["--stream"] if stream else [] for stream in streams):
                 out = f"{folder}/out{len(options)}"
                 words = [sys.executable, "-m", "evomerge", "align", *map(str, models), out]
                 before = sum(os.times()[2:4])  # of processes that have ended
@@ -170,7 +170,7 @@ def main() -> None:
     options = common.parsed(parser, seeds=1, passes=20, steps=3, sizes=["0.2M"])
     torch.set_num_threads(1)
     if options.part == "decoders":
-        decoders(options.sizes)
+        decoders(options.sizes, [True] if options.short else [False, True])
         return
     if options.part == "language":
         with tempfile.TemporaryDirectory() as folder:

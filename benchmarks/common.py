@@ -7,19 +7,23 @@ seconds. It shows that the command works; its figures say nothing else.
 import argparse
 import atexit
 import contextlib
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from evomerge.archive.reader import ArchiveReader
 from evomerge.archive.summary import open_run
 from evomerge.errors import EvomergeError, placed
+
+Task, Result = TypeVar("Task"), TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -88,6 +92,23 @@ def run_silently(file: Path, directory: Path, settings: Sequence[str]) -> Archiv
     if not finished:
         raise SystemExit("interrupted; the same command goes on")
     return open_run(directory)
+
+
+def done_of(run: Callable[[Task], Result], tasks: Sequence[Task], jobs: int) -> Iterator[Result]:
+    """Yield what a function returns of each task, as it comes: so many processes at once, or this.
+
+    Args:
+        run: of a module, as processes must find it.
+        tasks: each its one argument.
+        jobs: processes; one task after the other in this one if it is 1.
+    """
+    if jobs == 1:
+        yield from map(run, tasks)
+        return
+    # torch's threads do not outlive a fork
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run, task) for task in tasks]):
+            yield done.result()
 
 
 def table(

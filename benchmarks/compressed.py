@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the rows; benchmarks/ by default")
     short = {
         "sizes": ["0.2M"],
+        "methods": ["compeft"],
         "experts": 5,
         "drawn": 2,
         "times": 1,

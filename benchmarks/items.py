@@ -25,9 +25,7 @@ then means over the seeds with 95 % intervals.
 """
 
 import argparse
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,10 +160,8 @@ def main() -> None:
         if not rows.has(task.campaign, task.search, task.limit, task.amount, task.seed)
     ]
     # processes of their own, so that each has its thread; begun anew, as torch may have threads
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-        for done in as_completed([pool.submit(run, task) for task in tasks]):
-            rows.append(done.result())
+    for row in common.done_of(run, tasks, options.jobs):
+        rows.append(row)
     groups = {"campaign": "campaign", "search": "search", "limit": "limit", "amount": "amount"}
     columns = ("mean", "search_mean", "hypervolume")
     print(rows.table(groups, columns, interval_of_mean))

@@ -20,11 +20,9 @@ random factors of a larger model.
 """
 
 import argparse
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +161,8 @@ def main() -> None:
         return
     rows = Rows(options.out / CSV.name if options.out else CSV, ("method", "amount", "seed"))
     tasks = [t for t in tasks_of(options) if not rows.has(t.method, t.amount, t.seed)]
-    context = multiprocessing.get_context("spawn")  # as in items.py
-    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-        for done in as_completed([pool.submit(run, task) for task in tasks]):
-            rows.append(done.result())
+    for row in common.done_of(run, tasks, options.jobs):
+        rows.append(row)
     groups = {"method": "method", "amount": "items"}
     columns = ("prepared_s", "merge_s", "default", "found")
     print(rows.table(groups, columns, interval_of_mean))

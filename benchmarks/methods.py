@@ -17,8 +17,6 @@ which is no baseline, and the seconds of the search; then means over the seeds w
 """
 
 import argparse
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -169,10 +167,8 @@ def main() -> None:
         options.out / CSV.name if options.out else CSV, ("campaign", "method", "amount", "seed")
     )
     tasks = [t for t in tasks_of(options) if not rows.has(t.campaign, t.method, t.amount, t.seed)]
-    context = multiprocessing.get_context("spawn")  # as in items.py
-    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
-        for done in as_completed([pool.submit(run, task) for task in tasks]):
-            rows.append(done.result())
+    for row in common.done_of(run, tasks, options.jobs):
+        rows.append(row)
     groups = {"campaign": "campaign", "method": "method", "amount": "items"}
     print(rows.table(groups, ("alone", "found", "hypervolume"), interval_of_mean))
 

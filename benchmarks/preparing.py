@@ -15,6 +15,7 @@ on disk. With `--device cuda` the peak is that of the GPU's memory.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ import common
 import numpy as np
 from models import make_expert, make_model, merger_of
 
+from evomerge.environment import cache_folder
+from evomerge.kernels.native_library import library
 from evomerge.merging.methods import METHODS
 from evomerge.testing import recipe_of
 from evomerge.testing.tiny import WORDS, tiny_tokenizer
@@ -70,6 +73,7 @@ class Peak:
 def prepare_one(folder: Path, method: str, device: str) -> None:
     """Prepare a method in this process; print its figures as JSON."""
     import torch
+    from transformers import LlamaForCausalLM  # noqa: F401  # before the clock starts
 
     torch.set_num_threads(1)
     models = [str(folder / f"expert-{number}") for number in range(3)]
@@ -107,8 +111,10 @@ def rows_of(size: str, methods: list[str], device: str) -> list[list[object]]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_sources(folder, size)
+        library()  # compiled once, for all caches
         for method in methods:
             cache = folder / f"cache-{method}"
+            shutil.copytree(cache_folder("native"), cache / "evomerge" / "native")
             environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
             command = [sys.executable, __file__, "--one", str(folder), method]
             command += ["--device", device]

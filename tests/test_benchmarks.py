@@ -129,13 +129,16 @@ def test_overhead(desk: Path) -> None:
 
 def test_gpu(desk: Path) -> None:
     output = run(desk, "benchmarks/gpu.py --short")
-    same, merges, shares, engines = tables(output)
+    same, merges, shares, learned, unlabelled, engines = tables(output)
     for row in same:
         assert row["same bits"] == row["tensors"], row["method"]
     assert {row["sources"] for row in merges} == {"resident", "eager", "0.001 GB"}
     assert float(first(r"([\d.]+) a minute", output)) > 0
     assert re.search(r"exported, as scored: weights [0-9a-f]{32}", output)
     assert shares[-1][""] == "whole"
+    assert all(float(row["largest difference"]) == 0 for row in learned)  # both by the processor
+    assert {row["score"] for row in unlabelled} == {"entropy", "agreement", "hidden"}
+    assert all(row["here"] == row["by the processor"] for row in unlabelled)
     assert all(float(row["answers a second"]) > 0 for row in engines)
 
 
@@ -214,10 +217,10 @@ def test_compressed(desk: Path, what: str) -> None:
         assert len(rows) == 10 and all(0 <= float(row[-1]) <= 1 for row in rows)
         return
     forms = [(row[2], row[4]) for row in rows]
-    assert forms == [(m, f) for m in ("bitdelta", "compeft") for f in ("packed", "dense")]
+    assert forms == [("compeft", "packed"), ("compeft", "dense")]
     assert all(row[-2:] == ["True", "cpu"] for row in rows)  # the same digests
     disk = [float(row[5]) for row in rows]
-    assert disk[0] < 0.3 * disk[1] and disk[2] < 0.3 * disk[3]
+    assert disk[0] < 0.3 * disk[1]
 
 
 def test_memory(desk: Path) -> None:
@@ -312,7 +315,7 @@ def test_alignment_of_language_models(desk: Path) -> None:
 
 def test_alignment_of_decoders(desk: Path) -> None:
     rows = table(run(desk, "benchmarks/alignment.py decoders --short"))
-    assert [row["matched"] for row in rows] == ["neurons, heads", "neurons, heads, stream"]
+    assert [row["matched"] for row in rows] == ["neurons, heads, stream"]
     assert all(float(row["s"]) > 0 and float(row["GB"]) > 0 for row in rows)
 
 
