@@ -77,10 +77,14 @@ class Answer(Uploads):
             return
         folder = self.server.folder / repository
         if parts[2:3] == ["tree"]:
+            within = folder.joinpath(*parts[4:])
+            is_deep = "recursive=true" in self.path.lower()
             listed = []
-            for file in sorted(folder.iterdir()):
-                oid, size = commit(file.name), file.stat().st_size
-                listed.append({"type": "file", "path": file.name, "size": size, "oid": oid})
+            for file in sorted(within.rglob("*") if is_deep else within.iterdir()):
+                place = file.relative_to(folder).as_posix()
+                about = {"path": place, "oid": commit(place)}
+                about |= {"type": "directory"} if file.is_dir() else {"type": "file"}
+                listed.append(about | {"size": file.stat().st_size})
             self.send(200, json.dumps(listed).encode())
         else:
             self.send(200, json.dumps({"id": repository, "sha": commit(repository)}).encode())

@@ -20,6 +20,7 @@ from conftest import FITNESS, cache_with_kernels
 from hub_stand_in import Hub, save_adapter
 from hub_uploads import TOKEN
 from safetensors.torch import load_file, save_file
+from tiny_images import tiny_pipeline
 from transformers import AutoModelForCausalLM
 
 from evomerge.errors import BadInput
@@ -27,6 +28,8 @@ from evomerge.sources.source import open_source
 from evomerge.testing import tiny_llama
 
 pytestmark = pytest.mark.xdist_group("hub")  # one server, whose log is read between commands
+
+WEIGHT = {"low": 0.0, "high": 1.0}
 
 SESSION = """
 import json, sys
@@ -115,7 +118,7 @@ class Evomerge:
             "space": {
                 "kind": "parameters",
                 "method": "task_arithmetic",
-                "axes": {"weight": {"low": 0.0, "high": 1.0}},
+                "axes": {"weight": WEIGHT},
             },
             "controller": {"kind": "random"},
             "fitness": [{"name": "likely", "function": str(fitness)}],
@@ -198,6 +201,96 @@ def test_check_reads_headers_and_run_fetches_the_weights(hub, evomerge, folder):
     offline.close()
     assert again.code == 0, again.errors
     assert hub.served == {}
+
+
+BRIGHT = """
+import torch
+
+
+def items():
+    return list(range(8))
+
+
+@torch.no_grad()
+def score(model, tokenizer, items):
+    unet = getattr(model, "unet", model)
+    found = []
+    for seed in items:
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+        text = torch.zeros(1, 3, unet.config.cross_attention_dim)
+        found.append(unet(noise, 10, text).sample.mean().item())
+    return found
+"""
+
+
+def test_diffusers_models_are_fetched_in_their_folders(hub, evomerge, folder):
+    """A pipeline's headers by `check`, its weights by `run`; nothing again; a bare UNet too."""
+    pytest.importorskip("diffusers")
+    first = tiny_pipeline(hub.folder / "org/drawn", 1)
+    tiny_pipeline(hub.folder / "org/photo", 2, near=first)
+    for name in ("drawn", "photo"):
+        shutil.copytree(hub.folder / "org" / name / "unet", hub.folder / "org" / f"{name}-unet")
+    (hub.folder / "org/drawn/drawn.safetensors").write_bytes(b"the same in one file, not taken")
+    (folder / "bright.py").write_text(BRIGHT)
+
+    def write(a, b):
+        plan = {
+            "name": "images",
+            "sources": {"models": {"a": a, "b": b}},
+            "space": {"kind": "parameters", "method": "linear", "axes": {"weight": WEIGHT}},
+            "controller": {"kind": "random"},
+            "fitness": [{"name": "bright", "function": str(folder / "bright.py")}],
+            "budget": {"evaluations": 2},
+        }
+        (folder / "images.yaml").write_text(yaml.safe_dump(plan))
+        return str(folder / "images.yaml")
+
+    files = {
+        f"org/{name}/{file.relative_to(hub.folder / 'org' / name)}": file
+        for name in ("drawn", "photo")
+        for file in (hub.folder / "org" / name).rglob("*/*.safetensors")
+    }
+    assert len(files) == 6  # UNet, decoder and text encoder
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    file = write("org/drawn@v2", "org/photo:unet")
+    hub.served.clear()
+    checked = evomerge.say("check", file, "--json")
+    assert checked.code == 0, checked.errors
+    assert json.loads(checked.output)["download_bytes"] == sum(sizes.values())
+    assert hub.weights_served() == headers_of(files)
+    ran = evomerge.say("run", file, "--run", "pictures")
+    assert ran.code == 0, ran.errors
+    assert hub.weights_served() == sizes
+    unets = evomerge.say("run", write("org/drawn-unet", "org/photo-unet"), "--run", "unets")
+    assert unets.code == 0, unets.errors
+    assert len(hub.weights_served()) == 2
+    offline = Evomerge(folder, hub, offline=True)
+    again = offline.say("run", write("org/drawn@v2", "org/photo:unet"), "--run", "again")
+    exported = offline.say("export", "pictures", "out", "--pick", "3")  # the average
+    offline.close()
+    assert again.code == 0 == exported.code, again.errors + exported.errors
+    assert hub.served == {}
+    decoder = "vae/diffusion_pytorch_model.safetensors"
+    kept = (folder / "out" / decoder).read_bytes()
+    assert kept == (hub.folder / "org/drawn" / decoder).read_bytes()
+
+
+def test_the_modules_behind_a_sentence_embedder_are_fetched_too(hub, evomerge, folder):
+    pytest.importorskip("sentence_transformers")
+    from test_sentence_embedders import recipe_of, tiny_embedder
+
+    for seed, name in enumerate(("ea", "eb")):
+        near = hub.folder / "ea" / "bert" if seed else None
+        (hub.folder / name).mkdir()
+        tiny_embedder(hub.folder / name, seed, near).rename(hub.folder / "org" / name)
+    recipe = recipe_of(["org/ea", "org/eb"], (0.0, 1.0))
+    (folder / "embedders.json").write_text(json.dumps(recipe.to_json()))
+    done = evomerge.say("merge", str(folder / "embedders.json"), str(folder / "embedder"))
+    assert done.code == 0, done.errors
+    for place in ("model.safetensors", "2_Dense/model.safetensors"):
+        ours, theirs = (load_file(f / place) for f in (folder / "embedder", hub.folder / "org/eb"))
+        assert ours.keys() == theirs.keys()
+        assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
 def test_a_found_model_is_pushed_to_where_the_environment_says(hub, evomerge):

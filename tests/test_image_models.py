@@ -486,7 +486,7 @@ def test_what_image_models_do_not_have_is_refused(tmp_path):
     assert "a source is a module of its own" in refused(fitness=task)
     assert "are scored as they are merged" in refused(workers={"quantize": "int8"})
     save_file({"x": torch.zeros(1)}, tmp_path / "a" / "adapter_model.safetensors")
-    with pytest.raises(BadInput, match="leave out an adapter"):
+    with pytest.raises(BadInput, match="fuse the adapter into its model"):
         open_source(f"{tmp_path / 'a'}+{tmp_path / 'a'}")
 
 

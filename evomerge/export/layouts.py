@@ -15,6 +15,7 @@ from evomerge.merging.merger import Merger
 from evomerge.merging.source_weights import read_stored
 from evomerge.recipes.recipe import Recipe
 from evomerge.sources.diffusers_models import STEM
+from evomerge.sources.home import Home
 from evomerge.sources.opened import Source
 from evomerge.sources.pipelines import INDEX, read_pipeline
 from evomerge.sources.safetensors_file import Tensor
@@ -142,7 +143,7 @@ def write_rest(frame: Source, folder: Path) -> None:
     """
     if frame.form != "pipeline":
         return
-    pipeline = read_pipeline(frame.path, frame.parts)
+    pipeline = read_pipeline(Home(frame.path), frame.parts)
     shutil.copyfile(frame.path / INDEX, folder / INDEX)
     for name, component in pipeline.components.items():
         (folder / name).mkdir(exist_ok=True)

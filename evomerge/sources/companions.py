@@ -81,11 +81,30 @@ def _modules(path: Path) -> list[str]:
     return folders
 
 
+def whole_of(path: Path) -> Path:
+    """Return the directory in which what a model's directory links to may lie.
+
+    That is itself; in the hub's cache the repository's, as each file is a link to a blob there.
+
+    Args:
+        path: of a model, or of a component of one in a folder of its own.
+
+    >>> whole_of(Path("/hub/models--org--sdxl/snapshots/c0ffee/unet")).as_posix()
+    '/hub/models--org--sdxl'
+    >>> whole_of(Path("/models/sdxl/unet")).as_posix()
+    '/models/sdxl/unet'
+    """
+    home = path.resolve()
+    for snapshot in (home, home.parent):
+        if snapshot.parent.name == "snapshots":
+            return snapshot.parent.parent
+    return home
+
+
 def link_faults(path: Path, has_code: bool = False) -> list[Fault]:
     """Return the files that a merged model would get and that lie elsewhere, by a link.
 
     A stranger's directory could name any file of this machine so, and an export would publish it.
-    The hub's cache, in which each file is a link to its blob, is a directory as a whole.
 
     Args:
         path, has_code: see `companions`.
@@ -93,9 +112,7 @@ def link_faults(path: Path, has_code: bool = False) -> list[Fault]:
     >>> link_faults(Path("nowhere"))
     []
     """
-    home = path.resolve()
-    if home.parent.name == "snapshots":
-        home = home.parent.parent
+    home = whole_of(path)
     faults = []
     for name in (Path("config.json"), *companions(path, has_code)):
         target = (path / name).resolve()

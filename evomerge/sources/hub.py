@@ -46,30 +46,34 @@ def fetch(name: str, patterns: Sequence[str]) -> Path:
 
 
 class Repository:
-    """The files of a repository at one commit, whose weights are not here.
+    """The files of a repository's folder at one commit, whose weights are not here.
 
     >>> Repository("nobody/no--thing", Path("snapshots/c0ffee"))
     Traceback (most recent call last):
     evomerge.errors.BadInput: 'nobody/no--thing' is no directory, and the hub does not have ...
     """
 
-    def __init__(self, name: str, path: Path):
+    def __init__(self, name: str, path: Path, folder: str = ""):
         """
         Args:
             name: org/name[@revision].
             path: its directory in the cache, called as the commit is.
+            folder: of the repository; "" is the repository itself.
 
         Raises:
             BadInput: its files cannot be listed.
         """
         from huggingface_hub import HfApi, RepoFile, hf_hub_url
 
-        self._name, self._path = name, path
+        self._name, self._path = name, path / folder
         repository = name.partition("@")[0]
         with _asking(name):
-            listed = HfApi().list_repo_tree(repository, revision=path.name)
-            self.sizes = {file.path: file.size for file in listed if isinstance(file, RepoFile)}
-        self._url = functools.partial(hf_hub_url, repository, revision=path.name)
+            listed = HfApi().list_repo_tree(repository, folder or None, revision=path.name)
+            files = [file for file in listed if isinstance(file, RepoFile)]
+        self.sizes = {file.path.rpartition("/")[2]: file.size for file in files}
+        self._url = functools.partial(
+            hf_hub_url, repository, subfolder=folder or None, revision=path.name
+        )
 
     @property
     def names(self) -> Sequence[str]:
@@ -91,7 +95,7 @@ class Repository:
         return list(map(parse_header, texts, files, sizes))
 
     def missing(self, tensors: Mapping[str, Tensor]) -> dict[Path, int]:
-        """Return the files that tensors lie in and that are not here yet, with their bytes."""
+        """See `WeightFiles.missing`."""
         files = sorted({tensor.file for tensor in tensors.values()})
         return {file: self.sizes[file.name] for file in files if not file.exists()}
 

@@ -18,6 +18,7 @@ _SETTINGS = [
     "*.txt",
     "*.tiktoken",
     "tokenizer*",
+    "[1-9]_*/model.safetensors",  # small ones, of the modules behind a sentence embedder
     "LICENSE*",
     "README.md",
 ]

@@ -6,14 +6,17 @@ of diffusers and transformers are taken; what would run other code is refused.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evomerge.errors import BadInput, Fault, Faults, nearest
+from evomerge.sources.companions import whole_of
 from evomerge.sources.diffusers_models import STEM, class_named
-from evomerge.sources.safetensors_file import Tensor, read_header, read_json
-from evomerge.sources.weight_files import PICKLES, Folder, shards
+from evomerge.sources.home import Home
+from evomerge.sources.safetensors_file import Tensor, read_json
+from evomerge.sources.weight_files import PICKLES, Folder, WeightFiles, shards
 
 INDEX = "model_index.json"
 
@@ -34,6 +37,7 @@ class Component(NamedTuple):
         class_name: of the component.
         weights: its files of weights; none of a scheduler or a tokenizer.
         files: its other files that an export gets.
+        held: where its weights are read.
 
     >>> Component("diffusers", "DDIMScheduler", (), ()).weights
     ()
@@ -43,6 +47,7 @@ class Component(NamedTuple):
     class_name: str
     weights: tuple[Path, ...]
     files: tuple[Path, ...]
+    held: WeightFiles = Folder(Path())
 
     @property
     def stem(self) -> str:
@@ -86,11 +91,22 @@ class Pipeline(NamedTuple):
         Raises:
             ValueError: a file of theirs is not whole.
         """
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, component in self.rest.items():
-            for file in component.weights:
-                for key, tensor in read_header(file).items():
-                    found[f"{name}.{key}"] = tensor
+            for tensors in component.held.headers([file.name for file in component.weights]):
+                found |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+        return found
+
+    def missing(self, carried: Mapping[str, Tensor]) -> dict[Path, int]:
+        """Return the files of the rest's weights that are not here yet, with their bytes.
+
+        Args:
+            carried: the rest's tensors, see `carried`.
+        """
+        found: dict[Path, int] = {}
+        for name, component in self.rest.items():
+            own = {key: t for key, t in carried.items() if key.startswith(f"{name}.")}
+            found |= component.held.missing(own)
         return found
 
 
@@ -103,20 +119,21 @@ def is_pipeline(path: Path) -> bool:
     return (path / INDEX).is_file()
 
 
-def read_pipeline(path: Path, parts: Sequence[str] = ()) -> Pipeline:
+def read_pipeline(home: Home, parts: Sequence[str] = ()) -> Pipeline:
     """Return what a pipeline's folder holds, by its index and the names of its files.
 
     Args:
-        path: the folder.
+        home: the folder.
         parts: components that are merged; by default the denoiser, as the index calls it.
 
     Raises:
         BadInput: with every fault of the folder.
 
-    >>> read_pipeline(Path("nowhere"))
+    >>> read_pipeline(Home(Path("nowhere")))
     Traceback (most recent call last):
     evomerge.errors.BadInput: nowhere: model_index.json is no index of a pipeline; ...
     """
+    path = home.path
     index = read_json(path / INDEX)
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         wrong = f"{path}: {INDEX} is no index of a pipeline"
@@ -126,7 +143,7 @@ def read_pipeline(path: Path, parts: Sequence[str] = ()) -> Pipeline:
     for name, entry in index.items():
         if isinstance(entry, list) and len(entry) == 2 and entry != [None, None]:
             with faults.gather():
-                components[name] = _component(path / name, entry)
+                components[name] = _component(home.within(name), entry)
     faults.check()
     with_weights = [name for name, component in components.items() if component.weights]
     chosen = tuple(parts) or tuple(name for name in _DENOISERS if name in with_weights)
@@ -141,26 +158,26 @@ def read_pipeline(path: Path, parts: Sequence[str] = ()) -> Pipeline:
     return Pipeline(index["_class_name"], components, chosen)
 
 
-def _component(folder: Path, entry: list[Any]) -> Component:
+def _component(home: Home, entry: list[Any]) -> Component:
     """Return a component by its folder and what the index says of it."""
-    library, class_name = entry
+    folder, (library, class_name) = home.path, entry
     if library not in _LIBRARIES or not isinstance(class_name, str):
         wrong = f"{folder}: is of {library!r:.60}, whose code is not run"
         raise BadInput(Fault("", wrong, f"take a pipeline of {' and '.join(_LIBRARIES)} alone"))
     if folder.name in ("..", ".") or folder.parent / folder.name != folder or not folder.is_dir():
         raise BadInput(Fault("", f"{folder}: is named in {INDEX}, and is no folder", _SAVE))
-    home = folder.resolve().parent
-    if home.parent.name == "snapshots":  # of the hub's cache, whose blobs lie beside it
-        home = home.parent.parent
+    whole = whole_of(folder.parent)
     files = sorted(file for file in folder.iterdir() if file.is_file())
     others = tuple(f for f in files if f.suffix in _KINDS and not f.name.endswith(".index.json"))
     stem = STEM if library == "diffusers" else "model"
+    held = home.files(stem)
     weights: tuple[Path, ...] = ()
     try:
-        weights = tuple(shards(folder, Folder(folder), stem))
+        weights = tuple(shards(folder, held, stem))
     except FileNotFoundError:
-        pickled = sorted(f.name for kind in PICKLES for f in folder.glob(kind))
-        half = sorted(f.name for f in folder.glob(f"{stem}.*.safetensors"))
+        names = sorted(held.names)
+        pickled = [name for name in names if any(fnmatch(name, kind) for kind in PICKLES)]
+        half = [name for name in names if fnmatch(name, f"{stem}.*.safetensors")]
         if pickled or half:
             what = f"a variant of its weights, {half[0]}" if half else f"pickles, {pickled[0]}"
             raise BadInput(Fault("", f"{folder}: holds only {what}", _SAVE)) from None
@@ -168,7 +185,7 @@ def _component(folder: Path, entry: list[Any]) -> Component:
         raise BadInput(Fault("", f"{folder}: {error}", "download or save it again")) from None
     for file in (*others, *weights):
         target = file.resolve()
-        if not target.is_relative_to(home):
+        if not target.is_relative_to(whole):
             wrong = f"{file}: is a link to {target}, out of the model's directory"
             raise BadInput(Fault("", wrong, "put the file itself there"))
-    return Component(library, class_name, weights, others)
+    return Component(library, class_name, weights, others, held)

@@ -18,7 +18,8 @@ from evomerge.sources.companions import link_faults
 from evomerge.sources.config_file import TRUST_MEND, read_config
 from evomerge.sources.evidence import check_evidence, split_evidence
 from evomerge.sources.factory import Factory, build, parse_factory, state_of, weights_file
-from evomerge.sources.hub import Repository, fetch
+from evomerge.sources.home import Home
+from evomerge.sources.hub import fetch
 from evomerge.sources.image_models import is_component, open_component, open_file, open_pipeline
 from evomerge.sources.locate import local_directory, locate
 from evomerge.sources.lora import Adapter, open_adapter
@@ -33,7 +34,7 @@ from evomerge.sources.stored_tensors import read_tensors
 from evomerge.sources.tokenizer import vocabulary
 from evomerge.sources.trunk import Trunk, trunk_of
 from evomerge.sources.trust import NOBODY, Trust
-from evomerge.sources.weight_files import Folder, WeightFiles, lacks_weights
+from evomerge.sources.weight_files import Folder, WeightFiles
 from evomerge.tensor_names import canonical_order
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -78,8 +79,8 @@ def open_source(name: str, trust: Trust = NOBODY, *, weights: bool = True) -> So
     if not weights or not source.to_fetch:
         return source
     repository = split_adapter(split_parts(name)[0])[0].partition("@")[0]  # at the commit seen
-    weights_of_it = [glob.escape(file.name) for file in source.to_fetch]
-    fetch(f"{repository}@{source.path.name}", weights_of_it)
+    places = [file.relative_to(source.path).as_posix() for file in source.to_fetch]
+    fetch(f"{repository}@{source.path.name}", [glob.escape(place) for place in places])
     return replace(_by_headers(source.place, trust), name=name)
 
 
@@ -89,30 +90,32 @@ def _by_headers(name: str, trust: Trust) -> Source:
     if is_single_file(named):
         return open_file(name, Path(named).expanduser(), parts)
     model, adapter_name = split_adapter(named)
-    path = locate(model)
-    is_another = is_pipeline(path) or is_component(path)
-    if is_another and (adapter_name or local_directory(model) is None):
-        wrong = f"'{name}' is a model of diffusers, which is merged as a local folder"
-        mend = "fetch it with `hf download ID --local-dir FOLDER`; leave out an adapter"
-        raise BadInput(Fault("", wrong, mend))
-    if is_pipeline(path):
-        return open_pipeline(name, path, parts, lambda place: _by_headers(place, trust))
-    if is_another:
-        return open_component(name, path, parts)
-    return _open_transformers(name, path, parts, trust)
+    home = Home(locate(model), model if local_directory(model) is None else "")
+    if adapter_name and (is_pipeline(home.path) or is_component(home.path)):
+        wrong = f"'{name}' is a model of diffusers, whose adapters are not merged"
+        raise BadInput(Fault("", wrong, "fuse the adapter into its model (fuse_lora)"))
+    if is_pipeline(home.path):
+        return open_pipeline(name, home, parts, lambda part: _open(str(part.path), part, (), trust))
+    return _open(name, home, parts, trust)
 
 
-def _open_transformers(name: str, path: Path, parts: tuple[str, ...], trust: Trust) -> Source:
+def _open(name: str, home: Home, parts: tuple[str, ...], trust: Trust) -> Source:
+    """Open a model in a folder of its own."""
+    if is_component(home.path):
+        return open_component(name, home, parts)
+    return _open_transformers(name, home, parts, trust)
+
+
+def _open_transformers(name: str, home: Home, parts: tuple[str, ...], trust: Trust) -> Source:
     """Open a transformers model, alone or in sentence-transformers' layout."""
     model, adapter_name = split_adapter(split_parts(name)[0])
-    faults = Faults()
+    faults, path = Faults(), home.path
     config = read_config(path, trust, faults)
     files: WeightFiles = Folder(path)
     stored: dict[str, Tensor] = {}
     modules: dict[str, dict[str, Tensor]] = {}
     with faults.gather():
-        if local_directory(model) is None and lacks_weights(path):
-            files = Repository(model, path)
+        files = home.files()
         stored = read_tensors(path, files, faults)
     known: dict[str, int] = {}
     try:
@@ -151,7 +154,7 @@ def _open_transformers(name: str, path: Path, parts: tuple[str, ...], trust: Tru
         class_name=checkpoint.class_name,
         carried=carried,
         notes=notes,
-        to_fetch=files.missing(stored) if isinstance(files, Repository) else {},
+        to_fetch=files.missing(stored),
         form="sentence" if is_sentence_model(path) else "transformers",
         parts=parts,
         prefix=prefix,

@@ -1,6 +1,6 @@
 """Which files hold a model's weights, in a directory or in a repository of the hub."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,10 @@ class WeightFiles(Protocol):
 
     def headers(self, names: Sequence[str]) -> list[dict[str, Tensor]]:
         """Return what some files hold, as `read_header` does."""
+        ...
+
+    def missing(self, tensors: Mapping[str, Tensor]) -> dict[Path, int]:
+        """Return the files that tensors lie in and that are not here yet, with their bytes."""
         ...
 
 
@@ -48,6 +52,10 @@ class Folder:
     def headers(self, names: Sequence[str]) -> list[dict[str, Tensor]]:
         """Return what some of its files hold, as `read_header` does."""
         return [read_header(self._path / name) for name in names]
+
+    def missing(self, tensors: Mapping[str, Tensor]) -> dict[Path, int]:
+        """Return none: all are here."""
+        return {}
 
 
 def lacks_weights(path: Path, stem: str = "model") -> bool:
