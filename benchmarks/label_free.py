@@ -3,6 +3,7 @@
     python benchmarks/label_free.py demo many     # appends rows to label_free.csv
     python benchmarks/label_free.py table         # of the rows that are there
     python benchmarks/label_free.py kept          # how exact predictions are that are kept small
+    python benchmarks/label_free.py searches --seeds 3   # rows of label_free_searches.csv
 
 `demo` is search_spaces/crosslingual-maths.yaml, `many` search_spaces/many-experts.yaml. Of each,
 60 random merges of its space, and 60 along a search by CMA-ES on the real score (every other one of
@@ -12,6 +13,9 @@ prompts. For comparison, the exact match on few of the search's items, with thei
 
 Prints Spearman's rank correlation with the held-out exact match (entropy is turned round, so that
 more is better throughout), and its 95 % interval by a bootstrap over merges.
+
+`searches`: CMA-ES of both pools, told of each candidate the mean agreement on the prompts, or the
+exact match on as many of the search's items; then the best of those told, on all held-out items.
 """
 
 import argparse
@@ -25,7 +29,7 @@ from typing import Any, NamedTuple
 import common
 import numpy as np
 import torch
-from rows import Rows
+from rows import Rows, interval_of_mean
 from scipy.stats import rankdata
 
 from evomerge.campaign.build import checked
@@ -40,6 +44,8 @@ from evomerge.workers.worker import Worker
 CSV = Path(__file__).with_suffix(".csv")
 ANSWER = 4  # tokens, as the tasks have it
 LABELLED = (5, 20, 50)  # items of each task, whose labels are known
+LABELS = "labels"  # what a search is told that knows those of the prompts
+SEARCHES = "label_free_searches.csv"
 
 
 class Pool(NamedTuple):
@@ -83,17 +89,18 @@ MEASURES = list(entries_of("", "", ""))
 class Bench:
     """A pool's worker, which scores merges on the tasks and without labels."""
 
-    def __init__(self, pool: Pool, prompts: int, heldout: int, folder: Path):
+    def __init__(self, pool: Pool, prompts: int, heldout: int, folder: Path, seed: int = 7):
         """
         Args:
             pool: what is merged.
             prompts: of each task, taken from its search items.
             heldout: items of each task.
             folder: of the files of prompts.
+            seed: by which items are held out; the campaigns' own, if it is not given.
         """
         self._most = {"search": LABELLED[-1], "heldout": heldout}
         with common.errors_as_lines(pool.file):
-            (plain,) = checked(pool.file)
+            (plain,) = checked(pool.file, [f"seed={seed}"])
             fitness = [entry.model_dump(exclude_none=True) for entry in plain.plan.fitness]
             self._entries = {}
             for task, expert in pool.experts.items():
@@ -101,7 +108,8 @@ class Bench:
                 file.write_text("".join(asked_of(plain, task, prompts)), encoding="utf-8")
                 self._entries[task] = entries_of(task, expert, str(file))
                 fitness += self._entries[task].values()
-            (campaign,) = checked(pool.file, [f"fitness={json.dumps(fitness)}"])
+            settings = [f"seed={seed}", f"fitness={json.dumps(fitness)}"]
+            (campaign,) = checked(pool.file, settings)
             self.campaign = hash_sources(campaign)
         self._worker = Worker(self.campaign.worker)
         self._tasks = list(pool.experts)
@@ -114,6 +122,22 @@ class Bench:
             few = {task: scores[:count] for task, scores in scored.items()}
             found[f"{count} labels a task"] = mean_of(few)
         return found
+
+    def told(self, genome: np.ndarray, name: str, count: int) -> float:
+        """Return a candidate's mean over tasks of a measure, or of the exact match on few items."""
+        if name != LABELS:
+            entries = [self._entries[task][name]["name"] for task in self._tasks]
+            hashes = self.campaign.fitness[entries[0]].hashes
+            return mean_of(self._scores(genome, dict.fromkeys(entries, tuple(range(len(hashes))))))
+        splits = self.campaign.splits
+        return mean_of(
+            self._scores(genome, {task: splits[task].search[:count] for task in self._tasks})
+        )
+
+    def exact_match(self, genome: np.ndarray) -> float:
+        """Return the mean exact match on all held-out items."""
+        splits = self.campaign.splits
+        return mean_of(self._scores(genome, {task: splits[task].heldout for task in self._tasks}))
 
     def heldout(self, genome: np.ndarray) -> dict[str, float]:
         """Return the mean exact match on held-out items, and the scores without labels."""
@@ -179,6 +203,38 @@ def searched_genomes(bench: Bench, count: int) -> Iterator[tuple[np.ndarray, dic
         controller.tell(Feedback(ordinal, proposal.genome, value, (value,), candidate=ordinal))
         if ordinal % 2:
             yield proposal.genome, scores
+
+
+def search(pool: str, told: str, seed: int, options: argparse.Namespace) -> dict[str, object]:
+    """Search by what is told; return a row of the best, and of where the search began."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(POOLS[pool], options.prompts, options.items, Path(folder), seed)
+        section, space = bench.campaign.search.controller, bench.campaign.space
+        assert isinstance(section, CmaEsSection)
+        controller = make_controller(Problem(space.dimension, seed, space.start), section)
+        best, highest = space.start, -np.inf
+        for ordinal in range(options.searched):
+            (proposal,) = controller.ask(1)
+            value = bench.told(proposal.genome, told, options.prompts)
+            controller.tell(Feedback(ordinal, proposal.genome, value, (value,), candidate=ordinal))
+            if value > highest:
+                best, highest = proposal.genome, value
+        found = {"began": bench.exact_match(space.start), "found": bench.exact_match(best)}
+    key = {"pool": pool, "told": told, "prompts": options.prompts}
+    key |= {"candidates": options.searched, "seed": seed}
+    return key | {name: round(value, 4) for name, value in found.items()}
+
+
+def searches(options: argparse.Namespace, folder: Path) -> str:
+    """Make the rows of searches that are not there yet; return their table."""
+    rows = Rows(folder / SEARCHES, ("pool", "told", "prompts", "candidates", "seed"))
+    for seed in range(1, 1 + options.seeds):
+        for pool in POOLS:
+            for told in (MEASURES[0], LABELS):
+                if not rows.has(pool, told, options.prompts, options.searched, seed):
+                    rows.append(search(pool, told, seed, options))
+    groups = {"pool": "pool", "told": "told", "prompts": "prompts", "candidates": "candidates"}
+    return rows.table(groups, ("began", "found"), interval_of_mean)
 
 
 MERGES = {"random": random_genomes, "search": searched_genomes}
@@ -267,12 +323,14 @@ def kept_table(short: bool) -> str:
 
 def main() -> None:
     parser = common.command_line(__doc__)
-    parser.add_argument("what", nargs="+", choices=[*POOLS, "table", "kept"])
+    parser.add_argument("what", nargs="+", choices=[*POOLS, "table", "kept", "searches"])
     parser.add_argument("--candidates", type=int, default=60, help="merges of each set")
     parser.add_argument("--items", type=int, default=100, help="held-out ones of each task")
     parser.add_argument("--prompts", type=int, default=25, help="of each task")
+    parser.add_argument("--searched", type=int, default=200, help="candidates of each search")
+    parser.add_argument("--seeds", type=int, default=3, help="of searches, from 1 on")
     common.with_out(parser, CSV, Path("runs"))
-    options = common.parsed(parser, candidates=3, prompts=4, items=10)
+    options = common.parsed(parser, candidates=3, prompts=4, items=10, searched=2, seeds=1)
     torch.set_num_threads(1)
     rows = Rows(
         options.out / CSV.name if options.out else CSV,
@@ -281,12 +339,14 @@ def main() -> None:
     for what in options.what:
         if what == "kept":
             print(kept_table(options.short), end="\n\n")
+        elif what == "searches":
+            print(searches(options, options.out or CSV.parent))
         elif what != "table":
             started = time.perf_counter()
             measure(what, options, rows)
             seconds = time.perf_counter() - started
             print(f"{what}: {seconds:.0f} s, of which {time.process_time():.0f} s of a core")
-    if options.what != ["kept"]:
+    if set(options.what) - {"kept", "searches"}:
         print(table(rows))
 
 
