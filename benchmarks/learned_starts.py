@@ -1,6 +1,7 @@
 """Learned starts on the two embedded pools: each learner alone, and as the start of CMA-ES.
 
     python benchmarks/learned_starts.py alone searches --seeds 3
+    python benchmarks/learned_starts.py searches --pools many --budget 20000   # items, not 46000
 
 `alone` learns every merge once a seed and scores it on search and held-out items beside the other
 baselines: rows of benchmarks/learned_starts.csv. `searches` runs the pools' own campaigns
@@ -18,7 +19,8 @@ from pathlib import Path
 
 import common
 import numpy as np
-from rows import Rows, deviation
+import yaml
+from rows import Rows, interval_of_mean
 
 CSV = Path(__file__).with_suffix(".csv")
 SEARCHES = "learned_starts_searches.csv"
@@ -100,19 +102,22 @@ def seconds_of(label: str, log: list[str]) -> float | str:
 
 def search(pool: str, seed: int, start: str, options: object, rows: Rows) -> None:
     """Run a pool's campaign from a start, if its row is not there yet."""
-    if rows.has(pool, seed, start):
-        return
     file, _ = POOLS[pool]
-    settings = settings_of(pool, seed, options)
+    own = yaml.safe_load(file.read_text(encoding="utf-8"))["budget"]["items"]
+    items = options.budget or own
+    if rows.has(pool, items, seed, start):
+        return
+    settings = [*settings_of(pool, seed, options), f"budget={{items: {items}}}"]
     if options.evaluations:
         settings += [f"budget={{evaluations: {options.evaluations}}}"]
     if start != "default":
         learned = [entry(start, pool, options.steps)]
         settings += [f"learned={json.dumps(learned)}", "start_from_learned=true"]
-    archive = common.run_silently(file, options.out / f"{start}-{pool}-{seed}", settings)
+    directory = options.out / f"{start}-{pool}-{items}-{seed}"
+    archive = common.run_silently(file, directory, settings)
     best = archive.best_found()
     assert best is not None, "a finished campaign has found a candidate"
-    row: dict[str, object] = {"pool": pool, "seed": seed, "start": start}
+    row: dict[str, object] = {"pool": pool, "items": items, "seed": seed, "start": start}
     row["search"] = round(float(np.mean(list(archive.means(best).values()))), 4)
     row["heldout"] = round(float(np.mean(list(archive.means(best, "heldout").values()))), 4)
     rows.append(row)
@@ -126,7 +131,8 @@ def main() -> None:
     parser.add_argument("--starts", nargs="+", choices=["default", *LEARNED], default=[*STARTS])
     parser.add_argument("--seeds", type=int, default=3, help="so many, from 1 on")
     parser.add_argument("--steps", type=int, help="of each learner; its own number")
-    parser.add_argument("--evaluations", type=int, help="of a search; its campaign's budget")
+    parser.add_argument("--budget", type=int, help="items of a search; its campaign's")
+    parser.add_argument("--evaluations", type=int, help="of a search, and no budget of items")
     parser.add_argument("--items", type=int, help="of a task, held-out ones included; all of them")
     parser.add_argument("--workers", default="{pool: inline, threads: 1}")
     common.with_out(parser, CSV, RUNS)
@@ -135,7 +141,7 @@ def main() -> None:
     folder = options.out or CSV.parent
     options.out = options.out or RUNS
     learned = Rows(folder / CSV.name, ("pool", "seed", "baseline"))
-    searched = Rows(folder / SEARCHES, ("pool", "seed", "start"))
+    searched = Rows(folder / SEARCHES, ("pool", "items", "seed", "start"))
     for seed in range(1, 1 + options.seeds):
         for pool in options.pools:
             if "alone" in options.parts:
@@ -144,10 +150,11 @@ def main() -> None:
                 search(pool, seed, start, options, searched)
     columns = ("search", "heldout")
     if learned.read():
-        print(learned.table({"pool": "pool", "baseline": "baseline"}, columns, deviation))
+        print(learned.table({"pool": "pool", "baseline": "baseline"}, columns, interval_of_mean))
         print()
     if searched.read():
-        print(searched.table({"pool": "pool", "start": "start"}, columns, deviation))
+        groups = {"pool": "pool", "items": "items", "start": "start"}
+        print(searched.table(groups, columns, interval_of_mean))
 
 
 if __name__ == "__main__":
