@@ -14,8 +14,9 @@ prompts. For comparison, the exact match on few of the search's items, with thei
 Prints Spearman's rank correlation with the held-out exact match (entropy is turned round, so that
 more is better throughout), and its 95 % interval by a bootstrap over merges.
 
-`searches`: CMA-ES of both pools, told of each candidate the mean agreement on the prompts, or the
-exact match on as many of the search's items; then the best of those told, on all held-out items.
+`searches`: CMA-ES of both pools, or of those that are named too, told of each candidate the mean
+agreement on the prompts, or the exact match on as many of the search's items; then the best of
+those told, on all held-out items.
 """
 
 import argparse
@@ -134,10 +135,11 @@ class Bench:
             self._scores(genome, {task: splits[task].search[:count] for task in self._tasks})
         )
 
-    def exact_match(self, genome: np.ndarray) -> float:
-        """Return the mean exact match on all held-out items."""
+    def exact_match(self, genome: np.ndarray, most: int | None) -> float:
+        """Return the mean exact match on so many held-out items a task, or on all."""
         splits = self.campaign.splits
-        return mean_of(self._scores(genome, {task: splits[task].heldout for task in self._tasks}))
+        held_out = {task: splits[task].heldout[:most] for task in self._tasks}
+        return mean_of(self._scores(genome, held_out))
 
     def heldout(self, genome: np.ndarray) -> dict[str, float]:
         """Return the mean exact match on held-out items, and the scores without labels."""
@@ -219,7 +221,9 @@ def search(pool: str, told: str, seed: int, options: argparse.Namespace) -> dict
             controller.tell(Feedback(ordinal, proposal.genome, value, (value,), candidate=ordinal))
             if value > highest:
                 best, highest = proposal.genome, value
-        found = {"began": bench.exact_match(space.start), "found": bench.exact_match(best)}
+        most = options.items if options.short else None
+        found = {"began": bench.exact_match(space.start, most)}
+        found |= {"found": bench.exact_match(best, most)}
     key = {"pool": pool, "told": told, "prompts": options.prompts}
     key |= {"candidates": options.searched, "seed": seed}
     return key | {name: round(value, 4) for name, value in found.items()}
@@ -228,8 +232,9 @@ def search(pool: str, told: str, seed: int, options: argparse.Namespace) -> dict
 def searches(options: argparse.Namespace, folder: Path) -> str:
     """Make the rows of searches that are not there yet; return their table."""
     rows = Rows(folder / SEARCHES, ("pool", "told", "prompts", "candidates", "seed"))
+    pools = [what for what in options.what if what in POOLS] or [*POOLS]
     for seed in range(1, 1 + options.seeds):
-        for pool in POOLS:
+        for pool in pools:
             for told in (MEASURES[0], LABELS):
                 if not rows.has(pool, told, options.prompts, options.searched, seed):
                     rows.append(search(pool, told, seed, options))
@@ -340,7 +345,7 @@ def main() -> None:
         if what == "kept":
             print(kept_table(options.short), end="\n\n")
         elif what == "searches":
-            print(searches(options, options.out or CSV.parent))
+            print(searches(options, options.out or CSV.parent), end="\n\n")
         elif what != "table":
             started = time.perf_counter()
             measure(what, options, rows)

@@ -164,8 +164,8 @@ def test_label_free(desk: Path) -> None:
     out.mkdir()
     command = f"benchmarks/label_free.py demo kept searches --out {out} --short"
     kept, searches, correlations = tables(run(desk, command))
-    assert [row["told"] for row in searches] == ["agreement, answer", "labels"] * 2
-    assert all(0 < float(row["found"]) < 1 for row in searches)
+    assert [row["told"] for row in searches] == ["agreement, answer", "labels"]
+    assert all(0 <= float(row["found"]) <= 1 for row in searches)
     errors = {(row["temperature"], row["kept"]): float(row["largest error"]) for row in kept}
     assert len(errors) == 8 and all(0 < error < 0.3 for error in errors.values())
     assert errors["3", "512"] < 0.1
