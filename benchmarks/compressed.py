@@ -149,7 +149,6 @@ def measured(
     kinds = [path for path in (folder / "packed", folder / "dense") if path.exists()]
     source, target = (torch.ones(1 << 27, dtype=torch.uint8, device=device) for _ in range(2))
     copy = partial(target.copy_, source)
-    wanted = Merges(base, kinds[0], count, live_tensors(base)).merge_by_eager_torch()
     rows, merges, digests = [], [], []
     for kind in kinds:
         before = held_on(device)
@@ -158,6 +157,7 @@ def measured(
         merges.append(one)
         held = held_on(device) - before
         rows.append({"form": kind.name, "disk_mb": one.disk / 1e6, "held_mb": held / 1e6})
+    wanted = Merges(base, kinds[0], count, live_tensors(base)).merge_by_eager_torch()
     times_of: list[list[float]] = [[] for _ in kinds]
     copies = []
     for _ in range(times):

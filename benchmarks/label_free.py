@@ -90,7 +90,9 @@ MEASURES = list(entries_of("", "", ""))
 class Bench:
     """A pool's worker, which scores merges on the tasks and without labels."""
 
-    def __init__(self, pool: Pool, prompts: int, heldout: int, folder: Path, seed: int = 7):
+    def __init__(
+        self, pool: Pool, prompts: int, heldout: int, folder: Path, seed: int | None = None
+    ):
         """
         Args:
             pool: what is merged.
@@ -101,7 +103,8 @@ class Bench:
         """
         self._most = {"search": LABELLED[-1], "heldout": heldout}
         with common.errors_as_lines(pool.file):
-            (plain,) = checked(pool.file, [f"seed={seed}"])
+            own = [] if seed is None else [f"seed={seed}"]
+            (plain,) = checked(pool.file, own)
             fitness = [entry.model_dump(exclude_none=True) for entry in plain.plan.fitness]
             self._entries = {}
             for task, expert in pool.experts.items():
@@ -109,8 +112,7 @@ class Bench:
                 file.write_text("".join(asked_of(plain, task, prompts)), encoding="utf-8")
                 self._entries[task] = entries_of(task, expert, str(file))
                 fitness += self._entries[task].values()
-            settings = [f"seed={seed}", f"fitness={json.dumps(fitness)}"]
-            (campaign,) = checked(pool.file, settings)
+            (campaign,) = checked(pool.file, [*own, f"fitness={json.dumps(fitness)}"])
             self.campaign = hash_sources(campaign)
         self._worker = Worker(self.campaign.worker)
         self._tasks = list(pool.experts)

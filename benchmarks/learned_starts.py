@@ -1,7 +1,7 @@
 """Learned starts on the two embedded pools: each learner alone, and as the start of CMA-ES.
 
     python benchmarks/learned_starts.py alone searches --seeds 3
-    python benchmarks/learned_starts.py searches --pools many --budget 20000   # items, not 46000
+    python benchmarks/learned_starts.py searches --pools many --budget 22000   # items, not 46000
 
 `alone` learns every merge once a seed and scores it on search and held-out items beside the other
 baselines: rows of benchmarks/learned_starts.csv. `searches` runs the pools' own campaigns

@@ -464,6 +464,17 @@ def test_links_of_the_hubs_cache_are_its_own(three, tmp_path):
         open_source(str(home))
 
 
+@pytest.mark.parametrize("place", ["snapshots/stranger", "snapshots/org/stranger"])
+def test_a_folder_that_is_only_called_as_the_hubs_cache_is_none(three, tmp_path, place):
+    _, a, _ = three
+    stranger = shutil.copytree(a, tmp_path / place)
+    (tmp_path / "secret").write_text((a / "tokenizer.json").read_text())
+    (stranger / "tokenizer.json").unlink()
+    (stranger / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(BadInput, match=r"tokenizer.json is a link to .*secret, out of"):
+        open_source(str(stranger))
+
+
 # No code of strangers.
 
 

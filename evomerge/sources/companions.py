@@ -91,13 +91,14 @@ def whole_of(path: Path) -> Path:
 
     >>> whole_of(Path("/hub/models--org--sdxl/snapshots/c0ffee/unet")).as_posix()
     '/hub/models--org--sdxl'
-    >>> whole_of(Path("/models/sdxl/unet")).as_posix()
-    '/models/sdxl/unet'
+    >>> whole_of(Path("/home/me/snapshots/sdxl/unet")).as_posix()  # anybody's folder
+    '/home/me/snapshots/sdxl/unet'
     """
     home = path.resolve()
     for snapshot in (home, home.parent):
-        if snapshot.parent.name == "snapshots":
-            return snapshot.parent.parent
+        repository = snapshot.parent.parent
+        if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
+            return repository
     return home
 
 
