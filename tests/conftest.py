@@ -14,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A thread of torch that waits for another sleeps: tests share the cores with each other, and on
 # models so small the waits are most of the work. Read when torch is imported, here and below.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, which spin; read likewise
 
 import pytest
 import torch

@@ -30,10 +30,11 @@ def directions(
 
     With U S V^T of what the models before add up to, and P = U^T tau_t V, the diagonal of P and its
     block of the first k directions are set to zero, k those whose values have the share `used` of
-    all: U P V^T is added (Tang et al. 2025, arXiv:2501.09522). All is divided by one number, so
-    that the whole is as long as the task vectors are on average; the paper does that after each
-    model, which comes to the same. Tensors that are no matrices are added as they are. The order of
-    the models matters: the first is kept whole.
+    all: U P V^T, which is tau_t less what was set to zero, is added (Tang et al. 2025,
+    arXiv:2501.09522). All is divided by one number, so that the whole is as long as the task
+    vectors are on average; the paper does that after each model, which comes to the same. Tensors
+    that are no matrices are added as they are. The order of the models matters: the first is kept
+    whole.
 
     >>> from evomerge.testing import merge_arrays
     >>> model = np.diag([2.0, 1.0]).astype(np.float32)
@@ -65,13 +66,14 @@ def _freed(taus: "list[torch.Tensor]", used: float) -> "list[torch.Tensor]":
         return taus
     total, added = taus[0], [taus[0]]
     for tau in taus[1:]:
-        left, sizes, right = torch.linalg.svd(total)
+        # what is set to zero lies in the first min(out, in) directions of both sides
+        left, sizes, right = torch.linalg.svd(total, full_matrices=False)
         projected = left.T @ tau @ right.T
-        projected.diagonal().zero_()
         reached = sizes.cumsum(0) > used * sizes.sum()
         first = int(reached.int().argmax()) if bool(reached.any()) else 0
-        projected[:first, :first] = 0.0
-        added.append(left @ projected @ right)
+        gone = torch.diag(projected.diagonal())
+        gone[:first, :first] = projected[:first, :first]
+        added.append(tau - left @ gone @ right)
         total = total + added[-1]
     return added
 
