@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--fewer", type=int, help="items of each objective, held-out ones included")
     parser.add_argument("--set", action="append", default=[], help="a.b=YAML, as evomerge run")
     common.with_out(parser, CSV, RUNS)
-    options = common.parsed(parser, seeds=1, items=[700], jobs=1, fewer=160, evaluations=None)
+    options = common.parsed(parser, seeds=1, items=[350], jobs=1, fewer=80, evaluations=None)
     rows = Rows(
         options.out / CSV.name if options.out else CSV,
         ("campaign", "search", "limit", "amount", "seed"),

@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--fewer", type=int, help="items of each objective, held-out ones included")
     parser.add_argument("--sizes", nargs="+", default=[], choices=SHAPES)
     common.with_out(parser, CSV, RUNS)
-    options = common.parsed(parser, methods=["knots_ties"], items=300, seeds=1, jobs=1, fewer=160)
+    options = common.parsed(parser, methods=["knots_ties"], items=150, seeds=1, jobs=1, fewer=80)
     torch.set_num_threads(1)
     for size in ["0.2M"] if options.short else options.sizes:
         print_costs(size, 4, options.methods)

@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="searches at once")
     parser.add_argument("--fewer", type=int, help="items of each objective, held-out ones included")
     common.with_out(parser, CSV, RUNS)
-    options = common.parsed(parser, methods=["regmean"], items=300, seeds=1, jobs=1, fewer=160)
+    options = common.parsed(parser, methods=["regmean"], items=150, seeds=1, jobs=1, fewer=80)
     rows = Rows(
         options.out / CSV.name if options.out else CSV, ("campaign", "method", "amount", "seed")
     )

@@ -379,8 +379,8 @@ def test_items(desk: Path) -> None:
     with open(folder / "items.csv", newline="") as stream:
         made = {row["search"]: row for row in csv.DictReader(stream)}
     assert int(made["cmaes"]["candidates"]) > int(made["random-full"]["candidates"]) > 0
-    # 700 and what the baselines take: five, or with sums of task vectors as many, of 128 items
-    assert all(int(row["scored"]) <= 700 + 5 * 128 for row in made.values())
+    # 350 and what the baselines take: five, or with sums of task vectors as many, of 64 items
+    assert all(int(row["scored"]) <= 350 + 5 * 64 for row in made.values())
     before = (folder / "items.csv").read_text()
     run(desk, f"{command} --out {folder}")
     assert (folder / "items.csv").read_text() == before
@@ -536,6 +536,6 @@ def test_methods(desk: Path) -> None:
 def test_lora_methods(desk: Path) -> None:
     ((cost,), (row,)) = tables(run(desk, "benchmarks/lora_methods.py --short"))
     assert cost["method"] == "knots_ties" and float(cost["preparing (s)"]) > 0
-    assert (row["method"], row["items"], row["seeds"]) == ("knots_ties", "300", "1")
+    assert (row["method"], row["items"], row["seeds"]) == ("knots_ties", "150", "1")
     assert 0 < float(row["default"]) < 1 and 0 < float(row["found"]) < 1
     assert float(row["merge_s"]) > 0

@@ -375,6 +375,7 @@ def test_weights_that_are_no_numbers(here, value):
     tensors[FIRST][0, 0] = value
     save_file(tensors, here / "bad" / "model.safetensors")
     plan = damaged(WITHOUT_TASK, ("sources", "models", "b"), "bad")
+    plan = damaged(plan, ("workers",), {"pool": "inline"})  # a cluster starts before that is seen
     Path("bad.yaml").write_text(yaml.safe_dump(plan))
     (line,) = refused(["run", "bad.yaml"], "bad.yaml")
     assert f"hold NaN or infinity: {FIRST}" in line
