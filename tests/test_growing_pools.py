@@ -7,6 +7,8 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.archive.archive import Archive
 from evomerge.archive.summary import front, status
+from evomerge.campaign.build import checked
+from evomerge.campaign.estimate import estimate
 from evomerge.campaign.run import run_campaign
 from evomerge.report.report import report
 
@@ -112,6 +114,13 @@ def test_what_the_old_run_scored_is_taken_over(old, campaign_file, here, silent,
     assert status(here / "runs/new")["state"] == "finished"
     assert "scored as" not in report(here / "runs/new")[0]  # it is no failure
     assert {row["label"] for row in front(here / "runs/new")} >= {"base", "a", "b", "c"}
+
+
+def test_a_check_says_that_baselines_are_taken_over(old, campaign_file):
+    init = ["runs/old#front", "runs/old#best"]
+    (campaign,) = checked(campaign_file(**NEW, name="new", init=init))
+    said = estimate(campaign)["summary"]["candidates"]
+    assert said == "150 and 5 baselines; baselines that runs/old scored alike are taken over"
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,9 @@ def limits_text(campaign: Campaign) -> str:
     if not proposals:
         many = "as many as there is time for"
     until = f", until {' or '.join(ends)}" if ends else ""
-    return f"{many} and {baseline_count(campaign)} baselines{until}"
+    runs = ", ".join(campaign.plan.earlier_runs)
+    taken = f"; baselines that {runs} scored alike are taken over" if runs else ""
+    return f"{many} and {baseline_count(campaign)} baselines{until}{taken}"
 
 
 def amount_faults(campaign: Campaign) -> Iterable[Fault]:

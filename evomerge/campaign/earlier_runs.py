@@ -34,9 +34,7 @@ class EarlierRuns:
 
     def __init__(self, campaign: Campaign):
         self._campaign = campaign
-        entries = campaign.plan.init
-        # in their order, each once
-        self._runs = list(dict.fromkeys(entry.rpartition("#")[0] for entry in entries))
+        self._runs = campaign.plan.earlier_runs
         self._is_alike: dict[str, bool] = {}
 
     def outcome_of(self, recipe_id: str, side: Side = "search") -> Outcome | None:

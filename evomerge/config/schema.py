@@ -177,6 +177,11 @@ class CampaignPlan(Section):
         return [*found, *((f"guard.{n}", section) for n, section in enumerate(self.guard))]
 
     @property
+    def earlier_runs(self) -> list[str]:
+        """The runs that `init` names, in their order, each once."""
+        return list(dict.fromkeys(entry.rpartition("#")[0] for entry in self.init))
+
+    @property
     def hours(self) -> float | None:
         """Wall time over all starts, where it is limited."""
         return self.budget.hours if self.budget else None
