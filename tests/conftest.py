@@ -32,11 +32,19 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_turn)  # what is in order stays so
     if not torch.cuda.is_available():
         skipped = pytest.mark.skip(reason="there is no GPU")
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skipped)
+
+
+def _turn(item) -> int:
+    """Tell what runs first: Ray's tests, one after the other for minutes, and other groups."""
+    group = item.get_closest_marker("xdist_group")
+    return 2 if group is None else 0 if group.args == ("ray",) else 1
 
 
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=40)
