@@ -15,6 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # models so small the waits are most of the work. Read when torch is imported, here and below.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, which spin; read likewise
+# Ray's 15 leaves its workers next to nothing beside other tests.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """The diagonal of a model's Fisher information, over texts that it reads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -40,23 +40,22 @@ def fisher_of(
     """
     asked = {n: p for n, p in live.model.named_parameters() if p.is_floating_point()}
     sums = {name: torch.zeros_like(parameter) for name, parameter in asked.items()}
-    draws, count = torch.Generator().manual_seed(_SEED), 0
-    for parameter in asked.values():
+    draws, count, hooks = torch.Generator().manual_seed(_SEED), 0, []
+    for name, parameter in asked.items():
         parameter.requires_grad_(True)
+        hooks.append(parameter.register_post_accumulate_grad_hook(_squared_into(sums[name])))
     try:
         for number, ids in enumerate(tokens):
             steps.done(number)
             _likelihood(live.model(input_ids=ids, use_cache=False).logits, draws).backward()
-            for name, parameter in asked.items():
-                if parameter.grad is not None:
-                    sums[name].addcmul_(parameter.grad, parameter.grad)
-                    parameter.grad = None
             count += ids.shape[1]
     finally:
+        for hook in hooks:
+            hook.remove()
         for parameter in asked.values():
             parameter.requires_grad_(False)
             parameter.grad = None
-    means = {name: (total / max(1, count)).cpu() for name, total in sums.items()}
+    means = {name: sums.pop(name).div_(max(1, count)).cpu() for name in asked}
     # squares are taken apart and renamed as the weights are
     model = cast("PreTrainedModel", live.model)  # as it has a tokenizer
     found = {name: tensor.contiguous() for name, tensor in as_saved(model, means).items()}
@@ -65,6 +64,17 @@ def fisher_of(
         if tensor.data_ptr() in by_memory:
             found[name] = by_memory[tensor.data_ptr()]
     return found, {}
+
+
+def _squared_into(total: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    """Return a hook that adds a parameter's squared gradient, whole by then, and frees it."""
+
+    def add(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None, "the hook is called when it is there"
+        total.addcmul_(parameter.grad, parameter.grad)
+        parameter.grad = None
+
+    return add
 
 
 def _likelihood(logits: torch.Tensor, draws: torch.Generator) -> torch.Tensor:

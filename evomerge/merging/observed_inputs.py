@@ -152,9 +152,14 @@ class Gatherer:
         self._last = name, taken  # kept alive, so that no other tensor can be taken for it
         rows = taken.reshape(-1, taken.shape[-1]).float()
         width = rows.shape[1]
-        gram = rows.T @ rows if width <= WIDEST else rows.square().sum(0)
-        self._sums[name] = self._sums[name] + gram if name in self._sums else gram
-        self._counts[name] = self._counts.get(name, 0) + len(rows)
+        if name not in self._sums:
+            self._sums[name] = rows.new_zeros((width, width) if width <= WIDEST else width)
+            self._counts[name] = 0
+        if width <= WIDEST:
+            self._sums[name].addmm_(rows.T, rows)
+        else:
+            self._sums[name].add_(rows.square().sum(0))
+        self._counts[name] += len(rows)
 
     def _is_same(self, name: str) -> bool:
         """Tell whether a layer took in what the last one did whenever it was asked before."""
@@ -162,5 +167,9 @@ class Gatherer:
         return name not in self._sums and self.same.get(name, self._last[0]) == self._last[0]
 
     def grams(self) -> dict[str, torch.Tensor]:
-        """Return X^T X / n by name, on the processor; of those that took the same in, the first."""
-        return {name: (total / self._counts[name]).cpu() for name, total in self._sums.items()}
+        """Return X^T X / n by name, on the processor; of those that took the same in, the first.
+
+        What was added up is no longer kept then.
+        """
+        names = list(self._sums)
+        return {name: (self._sums.pop(name) / self._counts[name]).cpu() for name in names}

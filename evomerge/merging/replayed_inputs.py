@@ -1,7 +1,7 @@
 """Texts read layer by layer, each layer of a model fed by what the merged layers before it gave."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -10,6 +10,9 @@ from evomerge.merging.live_model import Live
 from evomerge.merging.observations import LinearInputs, Observations
 from evomerge.merging.observed_inputs import Gatherer, is_transposed, linear_layers
 from evomerge.tensor_names import before_layer, place
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Replay:
@@ -40,9 +43,10 @@ class Replay:
             tokens = known.tokens(i)
             live = known.fill(i)
             live.load(merged.items())
+            body = cast("PreTrainedModel", live.model).base_model  # the head is not asked
             with first[i], torch.inference_mode():
                 for ids in tokens:
-                    live.model(input_ids=ids, use_cache=False)
+                    body(input_ids=ids, use_cache=False)
             first[i].check()
         self._layers, self._live = layers, live
         self._linear = linear_layers(live)
