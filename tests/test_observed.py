@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from evomerge.campaign.build import checked
 from evomerge.campaign.estimate import estimate
+from evomerge.campaign.reading import reading
 from evomerge.campaign.run import run_campaign
 from evomerge.cli.main import main
 from evomerge.environment import cache_folder
@@ -440,6 +441,24 @@ def test_check_tells_what_is_read(pool):
     said = estimate(example_campaign(sources=sources_of(pool), space=space))
     assert said["summary"]["texts"].startswith("24 are read once, for which a model takes ")
     assert "of what the models read" in said["summary"]["disk"]
+
+
+def test_check_counts_the_states_that_are_replayed(pool):
+    """Of every text one state a token, of some four bytes; beside one model in float32."""
+    space = {"kind": "parameters", "axes": AXES}
+    told = {
+        name: reading(example_campaign(sources=sources_of(pool), space=space | {"method": name}))
+        for name in ("fisher", "regmean_plus_plus")
+    }
+    base, _, files = pool
+    frame = open_source(str(base))
+    weights = 4 * sum(tensor.elements for tensor in frame.tensors.values())
+    assert told["fisher"].memory_bytes == 2 * weights  # the model, and its sums
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    tokens = sum(len(line["text"]) // 4 for line in lines)
+    assert tokens > len(lines)
+    states = tokens * frame.config["hidden_size"] * 4
+    assert told["regmean_plus_plus"].memory_bytes == weights + states
 
 
 def test_what_a_method_reads_must_be_there(pool):

@@ -18,9 +18,7 @@ from evomerge.errors import BadInput, Fault
 from evomerge.merging.live_model import Live, open_live_model
 from evomerge.scoring.fitness import FunctionSection, Scorable
 from evomerge.scoring.function import FunctionFitness
-from evomerge.sources.texts import Passage, read_texts
-
-_LONGEST = 1024  # tokens of a text that are read
+from evomerge.sources.texts import LONGEST, Passage, read_texts
 
 
 class Judge(Protocol):
@@ -184,8 +182,8 @@ def tokenized(live: Live, texts: Sequence[Passage]) -> Iterator[torch.Tensor]:
     """
     if live.tokenizer is None:
         raise BadInput(Fault("", "the model has no tokenizer to read texts with", "give it one"))
-    positions = getattr(live.model.config, "max_position_embeddings", None) or _LONGEST
-    longest = min(positions, _LONGEST)
+    positions = getattr(live.model.config, "max_position_embeddings", None) or LONGEST
+    longest = min(positions, LONGEST)
     for text in texts:
         found = live.tokenizer(
             text.prompt, return_tensors="pt", truncation=True, max_length=longest

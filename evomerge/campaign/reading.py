@@ -1,15 +1,18 @@
 """What a campaign's models read before the search, for methods that merge by data."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from evomerge.campaign.campaign import Campaign
 from evomerge.dtypes import CODES, SIZE
 from evomerge.merging.methods import METHODS
 from evomerge.recipes.parameters import ParametersRecipe
+from evomerge.sources.architectures import effective
 from evomerge.sources.source import Source
-from evomerge.sources.texts import read_texts
+from evomerge.sources.texts import LONGEST, Passage, read_texts
 
 _FLOAT32 = SIZE[CODES["float32"]]
+_BYTES = 4  # of a token: English in the usual vocabularies
 
 
 class Reading(NamedTuple):
@@ -41,17 +44,20 @@ def reading(campaign: Campaign) -> Reading:
         if isinstance(recipe, ParametersRecipe):
             reads |= {METHODS.get(method).reads for method in recipe.methods}
     reads.discard("")
-    texts, memory, disk = 0, 0, 0
+    texts, memory, disk, states = 0, 0, 0, 0
     for name in campaign.space.shapes.models:
         source = campaign.sources[name]
         if not reads or "texts" not in source.evidence.files:
             continue
-        texts += len(read_texts(source.evidence.files["texts"]))
+        passages = read_texts(source.evidence.files["texts"])
+        texts += len(passages)
+        if "texts" in reads:  # layer by layer: what enters the next one, of all models at once
+            states += _states(source, passages)
         kept = _kept(source, reads)
         disk += kept
         model = _FLOAT32 * sum(tensor.elements for tensor in source.tensors.values())
         memory = max(memory, model + kept)
-    return Reading(texts, memory, disk)
+    return Reading(texts, memory + states, disk)
 
 
 def averaged_note(campaign: Campaign) -> list[str]:
@@ -76,6 +82,14 @@ def averaged_note(campaign: Campaign) -> list[str]:
     share = sum(tensors[name].elements for name in experts) / whole
     said = f"{', '.join(sorted(methods))}: the experts' {len(experts)} tensors ({share:.0%} of the"
     return [f"{said} model) are averaged, as their inputs cannot be seen"]
+
+
+def _states(source: Source, passages: Sequence[Passage]) -> int:
+    """Return about the bytes of one hidden state a token; a token is some four bytes of a text."""
+    config = effective(source.config)
+    width = int(config.get("hidden_size") or config.get("n_embd") or 0)
+    sizes = (len(passage.prompt.encode()) // _BYTES for passage in passages)
+    return sum(min(size, LONGEST) for size in sizes) * width * _FLOAT32
 
 
 def _kept(source: Source, reads: set[str]) -> int:

@@ -27,11 +27,10 @@ from evomerge.node.once import one_at_a_time
 from evomerge.node.phases import Steps, phase
 from evomerge.sources.safetensors_file import read_header
 from evomerge.sources.source import Source
-from evomerge.sources.texts import read_texts
+from evomerge.sources.texts import LONGEST, read_texts
 from evomerge.whole_files import written_beside
 
 _VERSION = 1  # of what is observed and of the files
-_LONGEST = 1024  # tokens of a text that are read; the rest tells no more of a layer's inputs
 
 _Observed = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors by name, and what to know
 
@@ -200,11 +199,11 @@ class Observations:
             raise BadInput(Fault("", f"'{source.name}' comes without texts", mend))
         live = self.live()
         assert live.tokenizer is not None, "`live` has seen to it"
-        longest = getattr(live.model.config, "max_position_embeddings", None) or _LONGEST
+        longest = getattr(live.model.config, "max_position_embeddings", None) or LONGEST
         found = []
         for text in read_texts(source.evidence.files["texts"]):
             encoded = live.tokenizer(
-                text.prompt, return_tensors="pt", truncation=True, max_length=min(longest, _LONGEST)
+                text.prompt, return_tensors="pt", truncation=True, max_length=min(longest, LONGEST)
             )
             if encoded.input_ids.shape[1]:
                 found.append(encoded.input_ids.to(live.model.device))
@@ -251,7 +250,7 @@ class Observations:
 
     def _path(self, i: int, kind: str) -> Path:
         model, frame = self._hashes[self._models[i]], self._hashes[self._frame_name]
-        key = canonical_json([_VERSION, kind, model, frame, _LONGEST])
+        key = canonical_json([_VERSION, kind, model, frame, LONGEST])
         named = hashlib.sha256(key.encode()).hexdigest()[:32]
         return cache_folder("observed") / f"{named}.safetensors"
 

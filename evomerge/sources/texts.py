@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from evomerge.errors import BadInput, Fault, one_line
 
+LONGEST = 1024  # tokens of a text that are read; the rest tells no more of what layers take in
 _MEND = 'write lines such as {"text": "3 + 4 =", "answer": "7"}, the answer only if it is known'
 
 
