@@ -101,6 +101,7 @@ def test_there_are_protocols():
     assert len(FILES) == 6
 
 
+@pytest.mark.xdist_group("index")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_tasks_and_metrics_are_those_of_lm_eval(file, task_manager):
     index = task_manager().task_index

@@ -33,30 +33,35 @@ def solved(
     """
     if inputs is None or taus[0].dim() != 2:
         return [tau / len(taus) for tau in taus]
-    wide = [(tau.T if inputs.transposed else tau).double() for tau in taus]
-    if inputs.grams[0].dim() == 1 or correlation == 0.0:
-        found = _by_diagonals(wide, inputs.grams, ridge)
+    grams = [gram.to(taus[0].device) for gram in inputs.grams]
+    if grams[0].dim() == 1 or correlation == 0.0:
+        shares = _by_diagonals(grams, ridge)
     else:
-        found = _by_matrices(wide, inputs.grams, correlation, ridge)
-    return [(d.T if inputs.transposed else d).float() for d in found]
+        shares = _by_matrices(grams, correlation, ridge)
+    found = []
+    for tau, share in zip(taus, shares, strict=True):
+        wide = (tau.T if inputs.transposed else tau).double()
+        direction = wide @ share if share.dim() == 2 else wide * share
+        found.append((direction.T if inputs.transposed else direction).float())
+    return found
 
 
-def _by_diagonals(
-    taus: Sequence[torch.Tensor], grams: Sequence[torch.Tensor], ridge: float
-) -> list[torch.Tensor]:
-    squares = [(g if g.dim() == 1 else g.diagonal()).double().to(taus[0].device) for g in grams]
+def _by_diagonals(grams: Sequence[torch.Tensor], ridge: float) -> list[torch.Tensor]:
+    """Return (G_i + r I) (sum_j (G_j + r I))^-1 of each model, the diagonal, (in,) float64."""
+    squares = [(g if g.dim() == 1 else g.diagonal()).double() for g in grams]
     pull = max(ridge * float(torch.stack(squares).sum(0).mean()), _SMALLEST)
     squares = [square + pull for square in squares]
     total = torch.stack(squares).sum(0)
-    return [tau * (square / total) for tau, square in zip(taus, squares, strict=True)]
+    return [square / total for square in squares]
 
 
 def _by_matrices(
-    taus: Sequence[torch.Tensor], grams: Sequence[torch.Tensor], correlation: float, ridge: float
+    grams: Sequence[torch.Tensor], correlation: float, ridge: float
 ) -> list[torch.Tensor]:
+    """Return (G_i + r I) (sum_j (G_j + r I))^-1 of each model, (in, in) float64."""
     wide = []
     for gram in grams:
-        double = gram.double().to(taus[0].device)
+        double = gram.double()
         diagonal = double.diagonal().clone()
         double = double * correlation  # off the diagonal, as RegMean reduces it
         double.diagonal().copy_(diagonal)
@@ -69,8 +74,5 @@ def _by_matrices(
     factor, failed = torch.linalg.cholesky_ex(total)
     if int(failed):  # ridge 0 and inputs that do not span the space
         inverse = torch.linalg.pinv(total, hermitian=True)
-        return [tau @ gram @ inverse for tau, gram in zip(taus, wide, strict=True)]
-    found = []
-    for tau, gram in zip(taus, wide, strict=True):
-        found.append(torch.cholesky_solve((tau @ gram).T, factor).T)
-    return found
+        return [gram @ inverse for gram in wide]
+    return [torch.cholesky_solve(gram, factor).T for gram in wide]  # all are symmetric
