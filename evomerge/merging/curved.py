@@ -29,15 +29,20 @@ def by_curvature(
     """
     if curvature is None:
         return [tau / len(taus) for tau in taus]
-    device = taus[0].device
-    held = [one.double().to(device) for one in curvature]
-    kept = [_grafted(tau, one, keep) for tau, one in zip(taus, held, strict=True)]
-    weights = [one.clamp(min=0.0) ** power for one in held]
-    total = torch.stack(weights).sum(0)
+
+    def weight(one: torch.Tensor) -> torch.Tensor:
+        return one.to(taus[0].device).clamp(min=0.0).double() ** power
+
+    total = weight(curvature[0])  # an embedding is large, so no model's is kept beside it
+    for one in curvature[1:]:
+        total += weight(one)
     floor = max(_FLOOR * float(total.mean()), torch.finfo(torch.float64).tiny)
-    total = total + floor * len(taus)
-    shares = [(weight + floor) / total for weight in weights]
-    return [(tau * share).float() for tau, share in zip(kept, shares, strict=True)]
+    total += floor * len(taus)
+    found = []
+    for tau, one in zip(taus, curvature, strict=True):
+        share = (weight(one) + floor).div_(total)
+        found.append(share.mul_(_grafted(tau, one.to(tau.device), keep)).float())
+    return found
 
 
 def _grafted(tau: torch.Tensor, curvature: torch.Tensor, keep: float) -> torch.Tensor:
@@ -45,8 +50,8 @@ def _grafted(tau: torch.Tensor, curvature: torch.Tensor, keep: float) -> torch.T
     count = int(keep * tau.numel())
     if count >= tau.numel():
         return tau
-    salience = (curvature * tau.double().square()).float()
     if count == 0:
         return torch.zeros_like(tau)
+    salience = tau.double().square().mul_(curvature).float()
     least = kth_largest(lambda: iter([salience]), count)
     return torch.where(salience >= least, tau, torch.zeros_like(tau))
