@@ -16,11 +16,11 @@ POINTS = [
     f"{name}:{when}:{count}"
     for name, counts in {
         "begin": (1,),
-        "add_baseline": (1, 3),
+        "add_baseline": (3,),
         "propose": (1, 7),
-        "record": (1, 6, 14),
+        "record": (1, 14),
         "submit": (1, 6),
-        "score": (3, 20),
+        "score": (20,),
         "record_final": (1, 3),
     }.items()
     for when in ("before", "after")
