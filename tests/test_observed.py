@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tiny_images import tiny_pipeline
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from evomerge.campaign.build import checked
@@ -33,6 +34,7 @@ from evomerge.sources.texts import read_texts
 from evomerge.testing import merge_arrays, recipe_of, tiny_llama
 from evomerge.testing.campaigns import example_campaign, example_campaign_file
 from evomerge.testing.tiny import WORDS, tiny_tokenizer
+from evomerge.text import byte_size
 
 READS = sorted(name for name, method in METHODS.all().items() if method.reads)
 AXES = {"weight": {"low": 0.0, "high": 1.5}}
@@ -438,8 +440,10 @@ def test_other_texts_are_another_source(pool, tmp_path):
 
 def test_check_tells_what_is_read(pool):
     space = {"kind": "parameters", "method": "regmean", "axes": AXES}
-    said = estimate(example_campaign(sources=sources_of(pool), space=space))
-    assert said["summary"]["texts"].startswith("24 are read once, for which a model takes ")
+    campaign = example_campaign(sources=sources_of(pool), space=space)
+    said = estimate(campaign)
+    told = byte_size(reading(campaign).memory_bytes)
+    assert said["summary"]["texts"] == f"24 are read once, which takes {told} of memory or more"
     assert "of what the models read" in said["summary"]["disk"]
 
 
@@ -459,6 +463,22 @@ def test_check_counts_the_states_that_are_replayed(pool):
     assert tokens > len(lines)
     states = tokens * frame.config["hidden_size"] * 4
     assert told["regmean_plus_plus"].memory_bytes == weights + states
+
+
+def test_what_transformers_does_not_know_is_told_too(tmp_path):
+    """A UNet has no model type, and no states of texts to count."""
+    pytest.importorskip("diffusers")
+    drawn = tiny_pipeline(tmp_path / "drawn", 1)
+    photo = tiny_pipeline(tmp_path / "photo", 2, near=drawn)
+    (tmp_path / "texts.txt").write_text("a cat\n")
+    models = {"photo": {"model": str(photo), "texts": str(tmp_path / "texts.txt")}}
+    campaign = example_campaign(
+        sources={"base": str(drawn), "models": models},
+        space={"kind": "parameters", "method": "regmean_plus_plus", "axes": AXES},
+    )
+    told = reading(campaign)
+    tensors = campaign.sources[campaign.worker.frame].tensors.values()
+    assert (told.texts, told.memory_bytes) == (1, 4 * sum(t.elements for t in tensors))
 
 
 def test_what_a_method_reads_must_be_there(pool):

@@ -305,10 +305,14 @@ def test_svc_counts_what_all_share_once():
 
 
 @settings(max_examples=10)
-@given(seed=SEEDS, used=st.sampled_from([0.3, 0.5, 0.9]))
-def test_opcm_is_its_papers_step_by_step(seed, used):
+@given(
+    seed=SEEDS,
+    used=st.sampled_from([0.3, 0.5, 0.9]),
+    shape=st.sampled_from([(9, 12), (12, 9), (10, 10)]),
+)
+def test_opcm_is_its_papers_step_by_step(seed, used, shape):
     """As the paper has it: the merge is brought to the average length after each model."""
-    base, models, taus = arrays(seed, (9, 12), 3)
+    base, models, taus = arrays(seed, shape, 3)
     merged, grown, lengths = taus[0], 1.0, [np.linalg.norm(taus[0])]
     for tau in taus[1:]:
         u, s, v = np.linalg.svd(merged)

@@ -18,7 +18,7 @@ POINTS = [
         "begin": (1,),
         "add_baseline": (3,),
         "propose": (1, 7),
-        "record": (1, 14),
+        "record": (1, 6, 14),  # a baseline, the first candidate, a later one
         "submit": (1, 6),
         "score": (20,),
         "record_final": (1, 3),

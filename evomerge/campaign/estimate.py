@@ -129,7 +129,8 @@ def estimate(campaign: Campaign) -> Estimate:
 
 
 def _read_text(read: Reading) -> str:
-    return f"{read.texts} are read once, for which a model takes {byte_size(read.memory_bytes)}"
+    size = byte_size(read.memory_bytes)
+    return f"{read.texts} are read once, which takes {size} of memory or more"
 
 
 def _kept(guard: Guard) -> str:

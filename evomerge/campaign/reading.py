@@ -7,7 +7,6 @@ from evomerge.campaign.campaign import Campaign
 from evomerge.dtypes import CODES, SIZE
 from evomerge.merging.methods import METHODS
 from evomerge.recipes.parameters import ParametersRecipe
-from evomerge.sources.architectures import effective
 from evomerge.sources.source import Source
 from evomerge.sources.texts import LONGEST, Passage, read_texts
 
@@ -20,7 +19,8 @@ class Reading(NamedTuple):
 
     Attributes:
         texts: of all models together.
-        memory_bytes: beside the weights of a worker, once.
+        memory_bytes: beside the weights of a worker, once; at least, as a text's activations and
+            gradients come on top.
         disk_bytes: of what is kept of it.
 
     >>> Reading(0, 0, 0).texts
@@ -86,8 +86,8 @@ def averaged_note(campaign: Campaign) -> list[str]:
 
 def _states(source: Source, passages: Sequence[Passage]) -> int:
     """Return about the bytes of one hidden state a token; a token is some four bytes of a text."""
-    config = effective(source.config)
-    width = int(config.get("hidden_size") or config.get("n_embd") or 0)
+    config = source.config.get("text_config") or source.config  # a part of several
+    width = config.get("hidden_size") or config.get("n_embd") or 0  # 0: of no language model
     sizes = (len(passage.prompt.encode()) // _BYTES for passage in passages)
     return sum(min(size, LONGEST) for size in sizes) * width * _FLOAT32
 
